@@ -1,0 +1,48 @@
+# One environment, filled only as far as a target needs it.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+ARGS   ?=
+
+.PHONY: fig4 table2 test lint format bench clean
+
+fig4: $(VENV)/.studies  ## Figure 4: solve, check against Feynman-Kac paths, draw
+	$(BIN)/python studies/fig4_diffusion.py $(ARGS)
+
+table2: $(VENV)/.netkit  ## Table 2: train, attack, print beside the paper's numbers
+	$(BIN)/python studies/table2.py $(ARGS)
+
+test: $(VENV)/.tests  ## all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.tests  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.tests
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.tests  ## benchmarks; nothing in the tests depends on speed
+	$(BIN)/python -m pytest -s --override-ini="addopts=" tests/benchmarks $(ARGS)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.studies: setup.cfg | $(VENV)/bin/python
+	$(PIP) --editable ".[studies]"
+	@touch $@
+
+$(VENV)/.netkit: setup.cfg | $(VENV)/bin/python
+	$(PIP) --editable ".[studies,netkit]"
+	@touch $@
+
+$(VENV)/.tests: setup.cfg | $(VENV)/bin/python
+	$(PIP) --editable ".[tests]"
+	@touch $@ $(VENV)/.studies $(VENV)/.netkit
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

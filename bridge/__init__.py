@@ -1,0 +1,1 @@
+"""The neural ensemble as a Monte Carlo estimate of the PDE solution."""

@@ -1,0 +1,67 @@
+"""What every study shares: where results go, how they are stamped, and one terminal to print on."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parent.parent
+console = Console()
+
+_PACKAGES = ("itoflow", "numpy", "scipy", "numba", "rocket-fft", "xarray", "torch", "scikit-learn")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def provenance(config: Mapping[str, Any], *, device: str = "cpu") -> dict[str, Any]:
+    """The stamp a stored result carries: what ran, with which versions, where and when (UTC)."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "config": dict(config),
+        "commit": _commit(),
+        "versions": {p: v for p in _PACKAGES if (v := _version(p))} | {"python": platform.python_version()},
+        "device": device,
+        "cpu": f"{_cpu()}, {os.cpu_count()} cores",
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write through a temporary file, so that an interrupted study never leaves half a result."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
