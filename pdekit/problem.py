@@ -1,0 +1,165 @@
+"""The convection-diffusion problem, apart from any way of solving it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pdekit.splines import spline_table
+from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity, check_nodes, node_points
+
+Velocity = GridVelocity | RedrawnVelocity | CompiledVelocity | Callable[[NDArray, float], NDArray]
+Terminal = NDArray | Callable[[NDArray], NDArray]
+
+
+@dataclass(frozen=True, eq=False)
+class ConvectionDiffusion:
+    """∂u/∂t + F(x,t)·∇u + ½σ²Δu = 0 on the periodic unit box, u(x, T) = f(x)   (Eq. 10).
+
+    Its solution at t = 0 is the Feynman-Kac expectation u(x, 0) = E[f(X_T) | X_0 = x] over the paths of
+    dX = F(X, t) dt + σ dB   (Eq. 14).
+
+    velocity: node values (d, N, ..., N), continued trigonometrically; or one of `GridVelocity`,
+        `RedrawnVelocity`, `CompiledVelocity`; or a callable (x, t) -> F with x and F of shape (..., d).
+    terminal: node values (N,)*d, continued trigonometrically; or a callable x -> f with x (..., d), f (...).
+    sigma: noise of the paths, >= 0, in box lengths per square root of time; the diffusivity is sigma**2 / 2.
+    dim: number of space dimensions; needed only where both velocity and terminal are plain callables.
+    horizon: the final time T.
+
+    Raises ValueError for a negative or non-finite sigma, a non-positive horizon, wrong shapes, non-finite
+    values, or a dimension that cannot be told or does not agree.
+    """
+
+    velocity: Velocity | ArrayLike
+    terminal: Terminal | ArrayLike
+    sigma: float
+    dim: int | None = None
+    horizon: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (np.isscalar(self.sigma) and np.isfinite(self.sigma) and self.sigma >= 0):  # type: ignore[arg-type]
+            raise ValueError(f"sigma: expected a finite number >= 0, got {self.sigma!r}")
+        if not (np.isfinite(self.horizon) and self.horizon > 0):
+            raise ValueError(f"horizon: expected a positive time, got {self.horizon}")
+        velocity = self.velocity if callable(self.velocity) else GridVelocity(np.asarray(self.velocity))
+        terminal = self.terminal
+        if not callable(terminal):
+            terminal = check_nodes("terminal", terminal)
+            if len(set(terminal.shape)) != 1:
+                raise ValueError(f"terminal: expected node values of shape (N, ..., N), got {terminal.shape}")
+        known = {
+            "velocity": getattr(velocity, "dim", None),
+            "terminal": None if callable(terminal) else terminal.ndim,
+            "dim": self.dim,
+        }
+        dims = {name: d for name, d in known.items() if d is not None}
+        if not dims:
+            raise ValueError(
+                "dim: expected the number of space dimensions, as velocity and terminal are callables"
+            )
+        if len(set(dims.values())) != 1:
+            raise ValueError(f"dimensions do not agree: {', '.join(f'{n} has {d}' for n, d in dims.items())}")
+        object.__setattr__(self, "velocity", velocity)
+        object.__setattr__(self, "terminal", terminal)
+        object.__setattr__(self, "sigma", float(self.sigma))
+        object.__setattr__(self, "dim", next(iter(dims.values())))
+
+    @property
+    def diffusivity(self) -> float:
+        """½σ², the coefficient of the Laplacian."""
+        return 0.5 * self.sigma**2
+
+    @property
+    def continuation(self) -> str:
+        """How F is continued between its nodes; "exact" where it is given as a function."""
+        return getattr(self.velocity, "continuation", "exact")
+
+    @property
+    def autonomous(self) -> bool:
+        """Whether F is known not to depend on time."""
+        return isinstance(self.velocity, GridVelocity)
+
+    @cached_property
+    def _terminal_table(self):  # type: ignore[no-untyped-def]
+        return spline_table(np.asarray(self.terminal)[None], "trigonometric")
+
+    def evaluate_velocity(self, x: NDArray, t: float) -> NDArray[np.float64]:
+        """F at points (..., d), checked for shape and finiteness."""
+        out = np.asarray(self.velocity(x, t), dtype=np.float64)  # type: ignore[operator]
+        if out.shape != x.shape:
+            raise ValueError(
+                f"velocity(x, t): expected shape {x.shape} for points of that shape, got {out.shape}"
+            )
+        if not np.isfinite(out).all():
+            raise ValueError(
+                f"velocity(x, t): expected finite values, got {out[~np.isfinite(out)][0]} at t = {t:g}"
+            )
+        return out
+
+    def evaluate_terminal(self, x: NDArray) -> NDArray[np.float64]:
+        """f at points (..., d), checked for shape and finiteness."""
+        if callable(self.terminal):
+            out = np.asarray(self.terminal(x), dtype=np.float64)
+        else:
+            out = self._terminal_table(x)[..., 0]
+        if out.shape != x.shape[:-1]:
+            raise ValueError(
+                f"terminal(x): expected shape {x.shape[:-1]} for points {x.shape}, got {out.shape}"
+            )
+        if not np.isfinite(out).all():
+            raise ValueError(f"terminal(x): expected finite values, got {out[~np.isfinite(out)][0]}")
+        return out
+
+    def terminal_nodes(self, num_points: int) -> NDArray[np.float64]:
+        """f on the nodes of a grid, (N,)*d; node values given on another grid are resampled."""
+        from pdekit.spectral import resample
+
+        if callable(self.terminal):
+            return self.evaluate_terminal(node_points(num_points, self.dim))  # type: ignore[arg-type]
+        return resample(self.terminal, num_points)
+
+    def velocity_nodes(self, num_points: int, t: float) -> NDArray[np.float64]:
+        """F on the nodes of a grid at time t, (d, N, ..., N); exact for the trigonometric continuation."""
+        from pdekit.spectral import resample
+
+        velocity = self.velocity
+        if isinstance(velocity, RedrawnVelocity):
+            velocity = velocity.field(velocity.index(t))
+        if isinstance(velocity, GridVelocity):
+            if velocity.continuation == "trigonometric" and num_points >= velocity.num_points:
+                return resample(velocity.values, num_points, axes=tuple(range(1, velocity.dim + 1)))
+            if num_points == velocity.num_points:
+                return velocity.values
+        points = node_points(num_points, self.dim)  # type: ignore[arg-type]
+        return np.ascontiguousarray(np.moveaxis(self.evaluate_velocity(points, t), -1, 0))
+
+    @classmethod
+    def from_initial_value(
+        cls,
+        velocity: Callable[[NDArray, float], NDArray] | ArrayLike,
+        initial: Terminal | ArrayLike,
+        sigma: float,
+        *,
+        dim: int | None = None,
+        horizon: float = 1.0,
+    ) -> ConvectionDiffusion:
+        """The terminal-value problem whose u(x, 0) is v(x, T) of the initial-value problem (Eq. 12, Remark 1)
+
+            ∂v/∂t + G(x,t)·∇v = ½σ²Δv,   v(x, 0) = v_0(x).
+
+        With u(x, t) = v(x, T - t) the velocity becomes F(x, t) = -G(x, T - t), and f = v_0.
+        """
+        if isinstance(velocity, GridVelocity):
+            return cls(GridVelocity(-velocity.values, velocity.continuation), initial, sigma, dim, horizon)
+        if not callable(velocity):
+            return cls(-np.asarray(velocity, dtype=float), initial, sigma, dim, horizon)
+        forward = velocity
+
+        def reversed_velocity(x: NDArray, t: float) -> NDArray:
+            return -np.asarray(forward(x, horizon - t))
+
+        return cls(reversed_velocity, initial, sigma, dim or getattr(velocity, "dim", None), horizon)
