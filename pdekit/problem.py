@@ -58,9 +58,7 @@ class ConvectionDiffusion:
         }
         dims = {name: d for name, d in known.items() if d is not None}
         if not dims:
-            raise ValueError(
-                "dim: expected the number of space dimensions, as velocity and terminal are callables"
-            )
+            raise ValueError("dim: expected the number of space dimensions, as velocity and terminal are callables")
         if len(set(dims.values())) != 1:
             raise ValueError(f"dimensions do not agree: {', '.join(f'{n} has {d}' for n, d in dims.items())}")
         object.__setattr__(self, "velocity", velocity)
@@ -91,13 +89,9 @@ class ConvectionDiffusion:
         """F at points (..., d), checked for shape and finiteness."""
         out = np.asarray(self.velocity(x, t), dtype=np.float64)  # type: ignore[operator]
         if out.shape != x.shape:
-            raise ValueError(
-                f"velocity(x, t): expected shape {x.shape} for points of that shape, got {out.shape}"
-            )
+            raise ValueError(f"velocity(x, t): expected shape {x.shape} for points of that shape, got {out.shape}")
         if not np.isfinite(out).all():
-            raise ValueError(
-                f"velocity(x, t): expected finite values, got {out[~np.isfinite(out)][0]} at t = {t:g}"
-            )
+            raise ValueError(f"velocity(x, t): expected finite values, got {out[~np.isfinite(out)][0]} at t = {t:g}")
         return out
 
     def evaluate_terminal(self, x: NDArray) -> NDArray[np.float64]:
@@ -107,9 +101,7 @@ class ConvectionDiffusion:
         else:
             out = self._terminal_table(x)[..., 0]
         if out.shape != x.shape[:-1]:
-            raise ValueError(
-                f"terminal(x): expected shape {x.shape[:-1]} for points {x.shape}, got {out.shape}"
-            )
+            raise ValueError(f"terminal(x): expected shape {x.shape[:-1]} for points {x.shape}, got {out.shape}")
         if not np.isfinite(out).all():
             raise ValueError(f"terminal(x): expected finite values, got {out[~np.isfinite(out)][0]}")
         return out

@@ -45,9 +45,7 @@ def five_point_symbol(num_points: int, dim: int) -> NDArray[np.float64]:
     exp(t Δ_h) is a non-negative matrix for every t >= 0, so it obeys the maximum principle exactly; the
     exact heat kernel truncated to the grid does not.
     """
-    total = -sum(
-        (2.0 * num_points * np.sin(k / (2.0 * num_points))) ** 2 for k in wavenumbers(num_points, dim)
-    )
+    total = -sum((2.0 * num_points * np.sin(k / (2.0 * num_points))) ** 2 for k in wavenumbers(num_points, dim))
     return np.asarray(total, dtype=np.float64)
 
 
@@ -59,9 +57,7 @@ def gradient(u: ArrayLike) -> NDArray[np.float64]:
     return np.stack([fft.irfftn(1j * k * u_hat, s=field.shape) for k in ks])
 
 
-def resample(
-    values: ArrayLike, num_points: int, *, axes: tuple[int, ...] | None = None
-) -> NDArray[np.float64]:
+def resample(values: ArrayLike, num_points: int, *, axes: tuple[int, ...] | None = None) -> NDArray[np.float64]:
     """Trigonometric interpolant of periodic node values on a grid of another size.
 
     Towards a coarser grid the modes that it cannot hold are dropped. The unpaired Nyquist mode of an even grid

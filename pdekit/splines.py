@@ -14,13 +14,15 @@ Points outside the box are wrapped into it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import floor
 from typing import Literal, get_args
 
 import numpy as np
-from numba import njit, prange
+from numba import int32, njit, prange, types
+from numba.extending import intrinsic, overload
+from numba.np.arrayobj import make_array
 from numpy.typing import ArrayLike, NDArray
 
+from pdekit.fastmath import lane
 from pdekit.spectral import resample
 
 Continuation = Literal["trigonometric", "bicubic", "bilinear"]
@@ -28,6 +30,7 @@ CONTINUATIONS: tuple[str, ...] = get_args(Continuation)
 
 _OVERSAMPLING = 8  # grid points per node for the trigonometric continuation
 _GHOST = 1  # table index of node 0: one ghost layer below, two above, so that kernels never wrap indices
+_BLOCK = 256  # points that a kernel works on at a time
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class SplineTable:
             raise ValueError(f"points: expected shape (..., {self.dim}), got {points.shape}")
         flat = points.reshape(-1, self.dim)
         out = np.empty((len(flat), self.coefficients.shape[-1]))
-        _EVALUATE[self.dim, self.degree](self.coefficients, flat, out)
-        return out.reshape(points.shape[:-1] + (-1,))
+        _evaluate(self.coefficients, self.degree, flat, out)
+        return out.reshape((*points.shape[:-1], -1))
 
 
 def spline_table(values: ArrayLike, continuation: str) -> SplineTable:
@@ -93,20 +96,20 @@ def cubic_coefficients(nodes: NDArray[np.float64], axes: tuple[int, ...]) -> NDA
     return np.fft.irfftn(hat, s=[nodes.shape[a] for a in axes], axes=axes)
 
 
-# Kernels. `locate` wraps a coordinate and splits it into a table index and a fraction; the weights follow.
+# Kernels. They work on lanes: x (d, L) holds one coordinate a row, and the loop over the L points is innermost, so
+# that it becomes SIMD code with gathers. `locate` wraps a coordinate and splits it into a table index and a fraction.
 
 
-@njit(inline="always")
-def locate(x: float, num_cells: int) -> tuple[int, float]:
-    s = (x - floor(x)) * num_cells
-    i = int(s)
-    if i >= num_cells:  # x a rounding error below an integer
-        i = num_cells - 1
-    return i, s - i
+@lane
+def locate(x, num_cells):  # type: ignore[no-untyped-def]
+    s = (x - np.floor(x)) * num_cells
+    i = int32(s)
+    i = i if i < num_cells else int32(num_cells - 1)  # x a rounding error below an integer
+    return np.intp(i), s - i
 
 
-@njit(inline="always")
-def cubic_weights(r: float) -> tuple[float, float, float, float]:
+@lane
+def cubic_weights(r):  # type: ignore[no-untyped-def]
     q = 1.0 - r
     rr = r * r
     return (
@@ -117,98 +120,163 @@ def cubic_weights(r: float) -> tuple[float, float, float, float]:
     )
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
-def _linear_1d(table: NDArray, x: NDArray, out: NDArray) -> None:
-    m = table.shape[0] - 3
-    for p in prange(x.shape[0]):
-        i, r = locate(x[p, 0], m)
-        for c in range(out.shape[1]):
-            out[p, c] = (1.0 - r) * table[i + 1, c] + r * table[i + 2, c]
+# LLVM gathers from a table only where it knows that nothing stored in the loop touches it. So the loads from tables
+# carry an alias scope, and everything else in these loops is declared to lie outside it.
+
+
+def _element(context, builder, array_type, array, index):  # type: ignore[no-untyped-def]
+    return builder.gep(make_array(array_type)(context, builder, array).data, [index])
+
+
+def _tag(builder, instruction, kind):  # type: ignore[no-untyped-def]
+    domain = builder.module.add_metadata(["pdekit"])
+    instruction.set_metadata(kind, builder.module.add_metadata([builder.module.add_metadata(["tables", domain])]))
+    return instruction
+
+
+@intrinsic
+def gather(typing_context, flat, index):  # type: ignore[no-untyped-def]
+    """flat[index] from a table, for index >= 0."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pointer = _element(context, builder, signature.args[0], *args)
+        return _tag(builder, builder.load(pointer), "alias.scope")
+
+    return flat.dtype(flat, types.intp), codegen
+
+
+@intrinsic
+def load(typing_context, row, index):  # type: ignore[no-untyped-def]
+    """row[index], where row is no part of a table."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pointer = _element(context, builder, signature.args[0], *args)
+        return _tag(builder, builder.load(pointer), "noalias")
+
+    return row.dtype(row, types.intp), codegen
+
+
+@intrinsic
+def store(typing_context, row, index, value):  # type: ignore[no-untyped-def]
+    """row[index] = value, where row is no part of a table."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pointer = _element(context, builder, signature.args[0], *args[:2])
+        _tag(builder, builder.store(args[2], pointer), "noalias")
+
+    return types.void(row, types.intp, row.dtype), codegen
+
+
+@lane
+def _linear_line(flat, k, step, r):  # type: ignore[no-untyped-def]
+    return (1.0 - r) * gather(flat, k) + r * gather(flat, k + step)
+
+
+@lane
+def _cubic_line(flat, k, step, w):  # type: ignore[no-untyped-def]
+    return (
+        w[0] * gather(flat, k)
+        + w[1] * gather(flat, k + step)
+        + w[2] * gather(flat, k + 2 * step)
+        + w[3] * gather(flat, k + 3 * step)
+    )
+
+
+_kernel = njit(cache=True, error_model="numpy", fastmath={"contract"})
+
+
+@_kernel
+def _lanes_1d(table: NDArray, degree: int, x: NDArray, out: NDArray) -> None:
+    n, m = table.shape[1], table.shape[0] - 3
+    flat = table.reshape(-1)
+    for c in range(len(out)):
+        x0, to = x[0], out[c]
+        if degree == 1:
+            for p in range(len(to)):
+                i, r = locate(load(x0, p), m)
+                store(to, p, _linear_line(flat, (i + 1) * n + c, n, r))
+        else:
+            for p in range(len(to)):
+                i, r = locate(load(x0, p), m)
+                store(to, p, _cubic_line(flat, i * n + c, n, cubic_weights(r)))
+
+
+@_kernel
+def _lanes_2d(table: NDArray, degree: int, x: NDArray, out: NDArray) -> None:
+    n, mi, mj = table.shape[2], table.shape[0] - 3, table.shape[1] - 3
+    row = table.shape[1] * n
+    flat = table.reshape(-1)
+    for c in range(len(out)):
+        x0, x1, to = x[0], x[1], out[c]
+        if degree == 1:
+            for p in range(len(to)):
+                i, r = locate(load(x0, p), mi)
+                j, s = locate(load(x1, p), mj)
+                k = (i + 1) * row + (j + 1) * n + c
+                low, high = _linear_line(flat, k, n, s), _linear_line(flat, k + row, n, s)
+                store(to, p, (1.0 - r) * low + r * high)
+        else:
+            for p in range(len(to)):
+                i, r = locate(load(x0, p), mi)
+                j, s = locate(load(x1, p), mj)
+                w, v = cubic_weights(r), cubic_weights(s)
+                k = i * row + j * n + c
+                value = (
+                    w[0] * _cubic_line(flat, k, n, v)
+                    + w[1] * _cubic_line(flat, k + row, n, v)
+                    + w[2] * _cubic_line(flat, k + 2 * row, n, v)
+                    + w[3] * _cubic_line(flat, k + 3 * row, n, v)
+                )
+                store(to, p, value)
+
+
+@_kernel
+def _lanes_3d(table: NDArray, degree: int, x: NDArray, out: NDArray) -> None:
+    n, mi, mj, mk = table.shape[3], table.shape[0] - 3, table.shape[1] - 3, table.shape[2] - 3
+    row = table.shape[2] * n
+    plane = table.shape[1] * row
+    flat = table.reshape(-1)
+    for c in range(len(out)):
+        x0, x1, x2, to = x[0], x[1], x[2], out[c]
+        if degree == 1:
+            for p in range(len(to)):
+                i, r = locate(load(x0, p), mi)
+                j, s = locate(load(x1, p), mj)
+                k, q = locate(load(x2, p), mk)
+                start = (i + 1) * plane + (j + 1) * row + (k + 1) * n + c
+                near, far = start, start + plane
+                low = (1.0 - s) * _linear_line(flat, near, n, q) + s * _linear_line(flat, near + row, n, q)
+                high = (1.0 - s) * _linear_line(flat, far, n, q) + s * _linear_line(flat, far + row, n, q)
+                store(to, p, (1.0 - r) * low + r * high)
+        else:
+            for p in range(len(to)):
+                i, r = locate(load(x0, p), mi)
+                j, s = locate(load(x1, p), mj)
+                k, q = locate(load(x2, p), mk)
+                w, v, u = cubic_weights(r), cubic_weights(s), cubic_weights(q)
+                start = i * plane + j * row + k * n + c
+                total = 0.0
+                for a in range(4):
+                    for b in range(4):
+                        total += w[a] * v[b] * _cubic_line(flat, start + a * plane + b * row, n, u)
+                store(to, p, total)
+
+
+def table_on_lanes(table, degree, x, out):  # type: ignore[no-untyped-def]
+    """The spline at points x (d, L), in compiled code: out (C, L)."""
+    raise NotImplementedError("for compiled code only")
+
+
+@overload(table_on_lanes)
+def _table_on_lanes(table, degree, x, out):  # type: ignore[no-untyped-def]
+    kernel = {2: _lanes_1d, 3: _lanes_2d, 4: _lanes_3d}[table.ndim]
+    return lambda table, degree, x, out: kernel(table, degree, x, out)
 
 
 @njit(cache=True, parallel=True, error_model="numpy")
-def _linear_2d(table: NDArray, x: NDArray, out: NDArray) -> None:
-    mi, mj = table.shape[0] - 3, table.shape[1] - 3
-    for p in prange(x.shape[0]):
-        i, r = locate(x[p, 0], mi)
-        j, s = locate(x[p, 1], mj)
-        for c in range(out.shape[1]):
-            low = (1.0 - s) * table[i + 1, j + 1, c] + s * table[i + 1, j + 2, c]
-            high = (1.0 - s) * table[i + 2, j + 1, c] + s * table[i + 2, j + 2, c]
-            out[p, c] = (1.0 - r) * low + r * high
-
-
-@njit(cache=True, parallel=True, error_model="numpy")
-def _linear_3d(table: NDArray, x: NDArray, out: NDArray) -> None:
-    mi, mj, mk = table.shape[0] - 3, table.shape[1] - 3, table.shape[2] - 3
-    for p in prange(x.shape[0]):
-        i, r = locate(x[p, 0], mi)
-        j, s = locate(x[p, 1], mj)
-        k, q = locate(x[p, 2], mk)
-        for c in range(out.shape[1]):
-            total = 0.0
-            for a in range(2):
-                for b in range(2):
-                    line = (1.0 - q) * table[i + 1 + a, j + 1 + b, k + 1, c]
-                    line += q * table[i + 1 + a, j + 1 + b, k + 2, c]
-                    total += (r if a else 1.0 - r) * (s if b else 1.0 - s) * line
-            out[p, c] = total
-
-
-@njit(cache=True, parallel=True, error_model="numpy")
-def _cubic_1d(table: NDArray, x: NDArray, out: NDArray) -> None:
-    m = table.shape[0] - 3
-    for p in prange(x.shape[0]):
-        i, r = locate(x[p, 0], m)
-        w = cubic_weights(r)
-        for c in range(out.shape[1]):
-            total = 0.0
-            for a in range(4):
-                total += w[a] * table[i + a, c]
-            out[p, c] = total
-
-
-@njit(cache=True, parallel=True, error_model="numpy")
-def _cubic_2d(table: NDArray, x: NDArray, out: NDArray) -> None:
-    mi, mj = table.shape[0] - 3, table.shape[1] - 3
-    for p in prange(x.shape[0]):
-        i, r = locate(x[p, 0], mi)
-        j, s = locate(x[p, 1], mj)
-        wi, wj = cubic_weights(r), cubic_weights(s)
-        for c in range(out.shape[1]):
-            total = 0.0
-            for a in range(4):
-                line = 0.0
-                for b in range(4):
-                    line += wj[b] * table[i + a, j + b, c]
-                total += wi[a] * line
-            out[p, c] = total
-
-
-@njit(cache=True, parallel=True, error_model="numpy")
-def _cubic_3d(table: NDArray, x: NDArray, out: NDArray) -> None:
-    mi, mj, mk = table.shape[0] - 3, table.shape[1] - 3, table.shape[2] - 3
-    for p in prange(x.shape[0]):
-        i, r = locate(x[p, 0], mi)
-        j, s = locate(x[p, 1], mj)
-        k, q = locate(x[p, 2], mk)
-        wi, wj, wk = cubic_weights(r), cubic_weights(s), cubic_weights(q)
-        for c in range(out.shape[1]):
-            total = 0.0
-            for a in range(4):
-                for b in range(4):
-                    line = 0.0
-                    for e in range(4):
-                        line += wk[e] * table[i + a, j + b, k + e, c]
-                    total += wi[a] * wj[b] * line
-            out[p, c] = total
-
-
-_EVALUATE = {
-    (1, 1): _linear_1d,
-    (2, 1): _linear_2d,
-    (3, 1): _linear_3d,
-    (1, 3): _cubic_1d,
-    (2, 3): _cubic_2d,
-    (3, 3): _cubic_3d,
-}
+def _evaluate(table: NDArray, degree: int, x: NDArray, out: NDArray) -> None:
+    for b in prange((len(x) + _BLOCK - 1) // _BLOCK):
+        first, last = b * _BLOCK, min((b + 1) * _BLOCK, len(x))
+        on_lanes = np.empty((out.shape[1], last - first))
+        table_on_lanes(table, degree, x[first:last].T.copy(), on_lanes)
+        out[first:last] = on_lanes.T

@@ -1,0 +1,281 @@
+"""The spatial part of the pseudo-spectral method: u_hat -> the transform of F·∇u, free of aliasing.
+
+A field on N nodes an axis keeps the modes |k| <= K = (N - 1) // 3 (Orszag's 2/3 rule). F is kept up to
+|k| <= N - 1 - 2K, so that no product can alias onto a kept mode; a grid of twice the velocity's nodes keeps all
+of F. The state is *compact*: only the kept modes, of shape (2K+1,)*(d-1) + (K+1,), frequencies in the order
+0..K, -K..-1 along all axes but the last, scaled so that mode 0 is the mean.
+
+One evaluation costs d inverse real transforms and one forward one. Transforms run along the first axes on the
+kept columns only; the pass along the last axis is done by blocks of rows, product included, while they are in
+cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+from scipy import fft
+
+try:
+    from rocket_fft import c2c, c2r, r2c
+except ImportError:  # the transforms below then go through scipy.fft
+    c2c = c2r = r2c = None
+
+_ROWS = 64  # rows in a block: the working set stays in the second-level cache up to N = 2048
+
+
+class Transforms(Protocol):
+    """The two real transforms an FFT library provides, over the trailing axes given by the shape."""
+
+    def inverse(self, hat: NDArray, shape: tuple[int, ...]) -> NDArray: ...
+    def forward(self, grid: NDArray, dim: int) -> NDArray: ...
+
+
+class _SciPy:
+    def inverse(self, hat: NDArray, shape: tuple[int, ...]) -> NDArray:
+        axes = tuple(range(-len(shape), 0))
+        return fft.irfftn(hat, s=shape, axes=axes, norm="forward")
+
+    def forward(self, grid: NDArray, dim: int) -> NDArray:
+        return fft.rfftn(grid, axes=tuple(range(-dim, 0)), norm="forward")
+
+
+class _FFTW:
+    """pyFFTW with MEASUREd plans, kept by shape; its arrays are reused, so results are read before the next call."""
+
+    def __init__(self) -> None:
+        import pyfftw
+
+        self._fftw = pyfftw
+        self._plans: dict[tuple, tuple] = {}
+
+    def _plan(self, direction: str, shape: tuple[int, ...], dim: int) -> tuple:
+        key = (direction, shape, dim)
+        if key not in self._plans:
+            fw = self._fftw
+            real = fw.empty_aligned(shape, dtype="float64")
+            hat = fw.empty_aligned((*shape[:-1], shape[-1] // 2 + 1), dtype="complex128")
+            ends = (real, hat) if direction == "FFTW_FORWARD" else (hat, real)
+            axes = tuple(range(-dim, 0))
+            plan = fw.FFTW(*ends, axes=axes, direction=direction, flags=("FFTW_MEASURE", "FFTW_DESTROY_INPUT"))
+            self._plans[key] = (plan, *ends)
+        return self._plans[key]
+
+    def inverse(self, hat: NDArray, shape: tuple[int, ...]) -> NDArray:
+        plan, source, target = self._plan("FFTW_BACKWARD", hat.shape[: hat.ndim - len(shape)] + shape, len(shape))
+        source[...] = hat
+        plan.execute()
+        return target
+
+    def forward(self, grid: NDArray, dim: int) -> NDArray:
+        plan, source, target = self._plan("FFTW_FORWARD", grid.shape, dim)
+        source[...] = grid
+        plan.execute()
+        target *= 1.0 / np.prod(grid.shape[-dim:])
+        return target
+
+
+def available_backends() -> tuple[str, ...]:
+    """FFT libraries that can be used here, the default first."""
+    found = ["rocket"] if c2c is not None else []
+    found.append("scipy")
+    try:
+        import pyfftw  # noqa: F401
+
+        found.append("fftw")
+    except ImportError:
+        pass
+    return tuple(found)
+
+
+class SpectralAdvection:
+    """Kept modes, their Laplacian, and the map u_hat -> (F·∇u)_hat on a grid of N nodes an axis.
+
+    fft: "auto", "rocket" (inside numba), "scipy" or "fftw" (pyFFTW, GPL; only where installed).
+
+    Raises ValueError for an unknown or missing FFT library, or fewer than 4 nodes.
+    """
+
+    def __init__(self, num_points: int, dim: int, *, fft: str = "auto") -> None:
+        if num_points < 4:
+            raise ValueError(f"num_points: expected at least 4, got {num_points}")
+        backends = available_backends()
+        if fft == "auto":
+            fft = backends[0]
+        if fft not in backends:
+            raise ValueError(f"fft: expected one of {', '.join(('auto', *backends))} here, got {fft!r}")
+        self.num_points, self.dim, self.fft = num_points, dim, fft
+        self.cutoff = k = (num_points - 1) // 3
+        self.shape = (2 * k + 1,) * (dim - 1) + (k + 1,)
+        self._all = 2.0 * np.pi * np.concatenate([np.arange(k + 1.0), np.arange(-k, 0.0)])
+        self._half = self._all[: k + 1].copy()
+        axes = np.meshgrid(*[self._all] * (dim - 1), self._half, indexing="ij", sparse=True)
+        self.laplacian = np.asarray(-sum(a**2 for a in axes), dtype=np.float64)
+        self._wavenumbers = axes
+        # a mode of the half-plane stands for itself and its conjugate, unless its last frequency is 0
+        self.multiplicity = np.broadcast_to(np.where(np.arange(k + 1) == 0, 1.0, 2.0), self.shape)
+        self.evaluate = self._rocket() if fft == "rocket" else self._library(_FFTW() if fft == "fftw" else _SciPy())
+
+    # compact modes <-> grids
+
+    def _compact_index(self, num_points: int) -> tuple:
+        k = self.cutoff
+        full = np.r_[0 : k + 1, num_points - k : num_points]
+        return (..., *np.ix_(*[full] * (self.dim - 1), np.arange(k + 1)))
+
+    def to_modes(self, field: NDArray) -> NDArray[np.complex128]:
+        """Kept modes of a field (N,)*d."""
+        hat = fft.rfftn(field, norm="forward")
+        return np.ascontiguousarray(hat[self._compact_index(field.shape[-1])[1:]])
+
+    def to_grid(self, u_hat: NDArray, num_points: int | None = None) -> NDArray[np.float64]:
+        """The field of compact modes on a grid of N (or another number of at least 2K + 1) nodes."""
+        n = num_points or self.num_points
+        full = np.zeros((n,) * (self.dim - 1) + (n // 2 + 1,), dtype=complex)
+        full[self._compact_index(n)[1:]] = u_hat
+        return fft.irfftn(full, s=(n,) * self.dim, norm="forward")
+
+    def prepare_velocity(self, values: NDArray) -> NDArray[np.float64]:
+        """Node values (d, N, ..., N) of F without the modes whose products would alias."""
+        keep = self.num_points - 1 - 2 * self.cutoff
+        hat = fft.rfftn(values, axes=tuple(range(1, self.dim + 1)))
+        for axis in range(1, self.dim + 1):
+            n = self.num_points
+            k = np.arange(n // 2 + 1) if axis == self.dim else np.abs(fft.fftfreq(n, 1.0 / n))
+            shape = [1] * hat.ndim
+            shape[axis] = -1
+            hat *= (k <= keep).reshape(shape)
+        return fft.irfftn(hat, s=values.shape[1:], axes=tuple(range(1, self.dim + 1)))
+
+    def mean_square(self, u_hat: NDArray) -> float:
+        """∫u² over the box (Parseval)."""
+        return _mean_square(u_hat.reshape(-1, u_hat.shape[-1]))
+
+    # u_hat, F -> (F·∇u)_hat
+
+    def _library(self, lib: Transforms) -> Callable[[NDArray, NDArray, NDArray], None]:
+        n, d = self.num_points, self.dim
+        full = np.zeros((d,) + (n,) * (d - 1) + (n // 2 + 1,), dtype=complex)
+        index = self._compact_index(n)
+        back = index[1:]
+        symbols = [1j * k for k in self._wavenumbers]
+
+        def evaluate(u_hat: NDArray, velocity: NDArray, out: NDArray) -> None:
+            for c in range(d):
+                full[(c, *back)] = symbols[c] * u_hat
+            gradient = lib.inverse(full, (n,) * d)
+            product = np.einsum("c...,c...->...", velocity, gradient)
+            out[...] = lib.forward(product, d)[back]
+
+        return evaluate
+
+    def _rocket(self) -> Callable[[NDArray, NDArray, NDArray], None]:
+        n, d, k = self.num_points, self.dim, self.cutoff
+        rows = min(_ROWS, n ** (d - 1))
+        columns = np.zeros((d,) + (n,) * (d - 1) + (k + 1,), dtype=complex)
+        line_hat = np.zeros((rows, n // 2 + 1), dtype=complex)
+        lines = np.zeros((d, rows, n))
+        kernel = {1: _advect_1d, 2: _advect_2d, 3: _advect_3d}[d]
+        ks, kl = self._all, self._half
+
+        def evaluate(u_hat: NDArray, velocity: NDArray, out: NDArray) -> None:
+            kernel(u_hat, velocity, ks, kl, columns, line_hat, lines, out)
+
+        return evaluate
+
+
+@njit(cache=True, error_model="numpy")
+def _mean_square(u_hat: NDArray) -> float:
+    total = 0.0
+    for i in range(u_hat.shape[0]):
+        total += u_hat[i, 0].real ** 2 + u_hat[i, 0].imag ** 2
+        for j in range(1, u_hat.shape[1]):
+            total += 2.0 * (u_hat[i, j].real ** 2 + u_hat[i, j].imag ** 2)
+    return total
+
+
+if c2c is not None:
+
+    @njit(cache=True, error_model="numpy", fastmath={"contract"})
+    def _product_rows(spec: NDArray, velocity: NDArray, line_hat: NDArray, lines: NDArray) -> None:
+        """Last axis: spec (d, R, K+1) to nodes, times velocity (d, R, N), summed, back into spec[0]."""
+        d, num_rows, kept = spec.shape
+        block, n = lines.shape[1], lines.shape[2]
+        axis = np.array([1])
+        for start in range(0, num_rows, block):
+            count = min(block, num_rows - start)
+            for c in range(d):
+                for i in range(count):
+                    line_hat[i, :kept] = spec[c, start + i]
+                    line_hat[i, kept:] = 0.0
+                c2r(line_hat[:count], lines[c, :count], axis, False, 1.0, 1)
+            for i in range(count):
+                for j in range(n):
+                    total = velocity[0, start + i, j] * lines[0, i, j]
+                    for c in range(1, d):
+                        total += velocity[c, start + i, j] * lines[c, i, j]
+                    lines[0, i, j] = total
+            r2c(lines[0, :count], line_hat[:count], axis, True, 1.0 / n, 1)
+            for i in range(count):
+                spec[0, start + i] = line_hat[i, :kept]
+
+    @njit(cache=True, error_model="numpy", fastmath={"contract"})
+    def _advect_1d(u: NDArray, f: NDArray, ks: NDArray, kl: NDArray, spec: NDArray, line_hat: NDArray,
+                   lines: NDArray, out: NDArray) -> None:  # fmt: skip
+        for j in range(u.shape[0]):
+            spec[0, j] = complex(-kl[j] * u[j].imag, kl[j] * u[j].real)
+        n = f.shape[1]
+        _product_rows(spec.reshape(1, 1, -1), f.reshape(1, 1, n), line_hat, lines)
+        out[:] = spec[0]
+
+    @njit(cache=True, error_model="numpy", fastmath={"contract"})
+    def _advect_2d(u: NDArray, f: NDArray, ks: NDArray, kl: NDArray, spec: NDArray, line_hat: NDArray,
+                   lines: NDArray, out: NDArray) -> None:  # fmt: skip
+        n, kept = f.shape[1], u.shape[1]
+        axis = np.array([0])
+        for i in range(u.shape[0]):
+            row = i if i < kept else n - u.shape[0] + i
+            for j in range(kept):
+                re, im = -u[i, j].imag, u[i, j].real
+                spec[0, row, j] = complex(ks[i] * re, ks[i] * im)
+                spec[1, row, j] = complex(kl[j] * re, kl[j] * im)
+        spec[:, kept : n - kept + 1] = 0.0
+        c2c(spec[0], spec[0], axis, False, 1.0, 1)
+        c2c(spec[1], spec[1], axis, False, 1.0, 1)
+        _product_rows(spec, f, line_hat, lines)
+        c2c(spec[0], spec[0], axis, True, 1.0 / n, 1)
+        for i in range(u.shape[0]):
+            row = i if i < kept else n - u.shape[0] + i
+            out[i] = spec[0, row]
+
+    @njit(cache=True, error_model="numpy", fastmath={"contract"})
+    def _advect_3d(u: NDArray, f: NDArray, ks: NDArray, kl: NDArray, spec: NDArray, line_hat: NDArray,
+                   lines: NDArray, out: NDArray) -> None:  # fmt: skip
+        n, kept, m = f.shape[1], u.shape[2], u.shape[0]
+        first, second = np.array([0]), np.array([1])
+        spec[:] = 0.0
+        for i in range(m):
+            row = i if i < kept else n - m + i
+            for j in range(m):
+                col = j if j < kept else n - m + j
+                for l in range(kept):
+                    re, im = -u[i, j, l].imag, u[i, j, l].real
+                    spec[0, row, col, l] = complex(ks[i] * re, ks[i] * im)
+                    spec[1, row, col, l] = complex(ks[j] * re, ks[j] * im)
+                    spec[2, row, col, l] = complex(kl[l] * re, kl[l] * im)
+        for c in range(3):  # along the first axis only the kept columns hold anything
+            c2c(spec[c, :, :kept], spec[c, :, :kept], first, False, 1.0, 1)
+            c2c(spec[c, :, n - kept + 1 :], spec[c, :, n - kept + 1 :], first, False, 1.0, 1)
+            c2c(spec[c], spec[c], second, False, 1.0, 1)
+        _product_rows(spec.reshape(3, n * n, kept), f.reshape(3, n * n, n), line_hat, lines)
+        c2c(spec[0], spec[0], second, True, 1.0 / n, 1)
+        c2c(spec[0, :, :kept], spec[0, :, :kept], first, True, 1.0 / n, 1)
+        c2c(spec[0, :, n - kept + 1 :], spec[0, :, n - kept + 1 :], first, True, 1.0 / n, 1)
+        for i in range(m):
+            row = i if i < kept else n - m + i
+            for j in range(m):
+                out[i, j] = spec[0, row, j if j < kept else n - m + j]

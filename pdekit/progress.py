@@ -1,0 +1,54 @@
+"""A progress bar on a terminal, nothing elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as RichProgress,
+)
+
+
+class Progress:
+    """`with Progress("solve", total=1.0) as bar: bar.update(0.3)`; silent unless stderr is a terminal.
+
+    enabled: None decides by the terminal; True and False force it.
+    """
+
+    def __init__(self, description: str, *, total: float, enabled: bool | None = None) -> None:
+        shown = sys.stderr.isatty() if enabled is None else enabled
+        self._bar: RichProgress | None = None
+        if shown:
+            self._bar = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._bar.add_task(description, total=total)
+
+    def update(self, completed: float) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=completed)
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()

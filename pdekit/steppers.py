@@ -1,0 +1,223 @@
+"""Time steppers for u' = L u + N(u, s) with a diagonal L: exact in L, explicit in N. They know no PDE.
+
+All are Lawson (integrating factor) methods: a classical scheme applied to v = exp(-L s) u, written back in u, so
+every stage is a sum of diagonal weights times earlier evaluations of N. The weights are precomputed for a step
+size; a stage is then one fused pass over the modes.
+
+    StepperRK4       classical fourth order, 4 evaluations a step
+    StepperAB4       Adams-Bashforth, fourth order, 1 evaluation a step, started by RK4
+    StepperDP5       Dormand-Prince 5(4), step size driven by a tolerance, 6 evaluations a step (FSAL)
+
+A stepper advances a state in place: `step(u, s)` returns the step size taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Advance = Callable[[NDArray, float, NDArray], None]  # (u_hat, s, out): out = N(u_hat, s)
+
+
+@njit(cache=True, error_model="numpy", fastmath={"contract"})
+def _combine(u: NDArray, factor: NDArray, weights: NDArray, stages: NDArray, out: NDArray) -> None:
+    """out = factor * u + Σ_j weights[j] * stages[j], elementwise; out may be u."""
+    num_stages, m = stages.shape
+    for start in range(0, m, 512):  # by blocks, so that out stays in the first-level cache
+        stop = min(start + 512, m)
+        for p in range(start, stop):
+            out[p] = factor[p] * u[p]
+        for j in range(num_stages):
+            for p in range(start, stop):
+                out[p] += weights[j, p] * stages[j, p]
+
+
+class _Tableau:
+    """Weights of an explicit Runge-Kutta scheme under the integrating factor, for one step size."""
+
+    def __init__(self, a: Sequence[Sequence[float]], c: Sequence[float], symbol: NDArray, dt: float) -> None:
+        exponential: dict[float, NDArray] = {}
+
+        def e(fraction: float) -> NDArray:
+            key = round(fraction, 12)
+            if key not in exponential:
+                exponential[key] = np.exp(symbol * (fraction * dt))
+            return exponential[key]
+
+        self.rows: list[tuple[NDArray, NDArray, slice]] = []  # factor of u, weights of slopes, which slopes
+        for row, c_i in zip(a[1:], c[1:], strict=True):
+            first = next(j for j, a_ij in enumerate(row) if a_ij)
+            weights = np.stack([dt * row[j] * e(c_i - c[j]) for j in range(first, len(row))])
+            self.rows.append((e(c_i), weights, slice(first, len(row))))
+
+
+class StepperRK4:
+    """Lawson's fourth-order method: classical RK4 on the transformed variable."""
+
+    order = 4
+    evaluations = 4
+    _A = ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
+    _C = (0.0, 0.5, 0.5, 1.0, 1.0)
+
+    def __init__(self, symbol: NDArray, advance: Advance, dt: float) -> None:
+        self.dt, self._advance, self._shape = dt, advance, symbol.shape
+        self._tableau = _Tableau(self._A, self._C, symbol.ravel(), dt)
+        self.slopes = np.empty((4, *symbol.shape), dtype=complex)
+        self._stage = np.empty(symbol.shape, dtype=complex)
+
+    def step(self, u: NDArray, s: float) -> float:
+        flat, stage = u.reshape(-1), self._stage.reshape(-1)
+        slopes = self.slopes.reshape(4, -1)
+        self._advance(u, s, self.slopes[0])
+        for i, (factor, weights, used) in enumerate(self._tableau.rows[:-1], start=1):
+            _combine(flat, factor, weights, slopes[used], stage)
+            self._advance(self._stage, s + self._C[i] * self.dt, self.slopes[i])
+        factor, weights, used = self._tableau.rows[-1]
+        _combine(flat, factor, weights, slopes[used], flat)
+        return self.dt
+
+    def history(self) -> dict[str, NDArray]:
+        """What a restart needs beyond the state: nothing for a one-step method."""
+        return {}
+
+    def restore(self, history: dict[str, NDArray]) -> None:
+        pass
+
+
+class StepperAB4:
+    """Fourth-order Adams-Bashforth under the integrating factor; its history belongs in a checkpoint."""
+
+    order = 4
+    evaluations = 1
+    _B = (55 / 24, -59 / 24, 37 / 24, -9 / 24)
+
+    def __init__(self, symbol: NDArray, advance: Advance, dt: float) -> None:
+        self.dt, self._advance = dt, advance
+        flat = symbol.ravel()
+        self._factor = np.exp(flat * dt)
+        # the slope of j steps ago reaches the new time through exp(L (j + 1) dt)
+        self._weights = np.stack([dt * b * np.exp(flat * ((j + 1) * dt)) for j, b in enumerate(self._B)])
+        self._rolled = [np.stack([self._weights[(newest - slot) % 4] for slot in range(4)]) for newest in range(4)]
+        self._slopes = np.zeros((4, *symbol.shape), dtype=complex)
+        self._taken = 0
+        self._starter: StepperRK4 | None = StepperRK4(symbol, advance, dt)
+
+    def step(self, u: NDArray, s: float) -> float:
+        newest = self._taken % 4
+        self._taken += 1
+        if self._starter is not None and self._taken < 4:
+            self._starter.step(u, s)
+            self._slopes[newest] = self._starter.slopes[0]
+            return self.dt
+        self._starter = None
+        self._advance(u, s, self._slopes[newest])
+        flat = u.reshape(-1)
+        _combine(flat, self._factor, self._rolled[newest], self._slopes.reshape(4, -1), flat)
+        return self.dt
+
+    def history(self) -> dict[str, NDArray]:
+        return {"slopes": self._slopes, "taken": np.array(self._taken)}
+
+    def restore(self, history: dict[str, NDArray]) -> None:
+        self._slopes[...] = history["slopes"]
+        self._taken = int(history["taken"])
+
+
+class StepperDP5:
+    """Dormand-Prince 5(4) under the integrating factor, with a PI step-size controller.
+
+    rtol, atol: the local error a unit of time, in the root-mean-square norm of the field, is kept below
+    atol + rtol * rms(u). dt starts at `dt` and is never larger than `dt_max`.
+    norm: u_hat -> rms of the field.
+    """
+
+    order = 5
+    evaluations = 6
+    _A = (
+        (),
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    )
+    _C = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
+    _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+
+    def __init__(
+        self,
+        symbol: NDArray,
+        advance: Advance,
+        dt: float,
+        *,
+        norm: Callable[[NDArray], float],
+        rtol: float,
+        atol: float = 0.0,
+        dt_max: float = np.inf,
+    ) -> None:
+        if not rtol > 0:
+            raise ValueError(f"rtol: expected a positive number, got {rtol}")
+        self.dt, self.dt_max, self.rtol, self.atol = dt, dt_max, rtol, atol
+        self._symbol, self._advance, self._norm = symbol.ravel(), advance, norm
+        self._slopes = np.empty((7, *symbol.shape), dtype=complex)
+        self._stage = np.empty(symbol.shape, dtype=complex)
+        self._error = np.empty(symbol.shape, dtype=complex)
+        self._zero = np.zeros(symbol.size)
+        self._tableau_dt, self._have_first, self._last_ratio = np.nan, False, 1.0
+        self.accepted = self.rejected = 0
+
+    def _prepare(self, dt: float) -> None:
+        if dt == self._tableau_dt:
+            return
+        self._tableau = _Tableau(self._A, self._C, self._symbol, dt)
+        decay = [np.exp(self._symbol * ((1.0 - c) * dt)) for c in self._C]
+        self._error_weights = np.stack([dt * b * e for b, e in zip(self._ERROR, decay, strict=True)])
+        self._tableau_dt = dt
+
+    def step(self, u: NDArray, s: float, limit: float = np.inf) -> float:
+        """One accepted step, not past s + limit. Raises FloatingPointError where the step size collapses."""
+        slopes = self._slopes.reshape(7, -1)
+        flat, stage = u.reshape(-1), self._stage.reshape(-1)
+        while True:
+            dt = min(self.dt, self.dt_max, limit)
+            if limit < 2.0 * dt and dt < limit:
+                dt = 0.5 * limit  # two equal steps rather than one and a sliver
+            if not dt > 1e-12 * max(1.0, abs(s)):
+                raise FloatingPointError(f"the step size fell to {dt:.1e}")
+            self._prepare(dt)
+            if not self._have_first:
+                self._advance(u, s, self._slopes[0])
+                self._have_first = True
+            for i, (factor, weights, used) in enumerate(self._tableau.rows, start=1):
+                _combine(flat, factor, weights, slopes[used], stage)
+                self._advance(self._stage, s + self._C[i] * dt, self._slopes[i])
+            _combine(flat, self._zero, self._error_weights, slopes, self._error.reshape(-1))
+            allowed = (self.atol + self.rtol * self._norm(u)) * dt
+            ratio = self._norm(self._error) / allowed if allowed > 0 else 0.0
+            if ratio <= 1.0:
+                # PI controller (Hairer, Norsett & Wanner 1993, II.4) on an error per unit step of order 4
+                growth = 0.9 * max(ratio, 1e-4) ** -0.175 * max(self._last_ratio, 1e-4) ** 0.08
+                self._last_ratio = max(ratio, 1e-4)
+                self.accepted += 1
+                u[...] = self._stage
+                self._slopes[0] = self._slopes[6]
+                if dt >= 0.999 * min(self.dt, self.dt_max) or growth < 1.0:
+                    self.dt = dt * min(max(growth, 0.2), 3.0)
+                return dt
+            self.rejected += 1
+            shrink = 0.9 * ratio**-0.25 if np.isfinite(ratio) else 0.1
+            self.dt = dt * max(shrink, 0.1)
+
+    def history(self) -> dict[str, NDArray]:
+        return {"dt": np.array(self.dt), "last_ratio": np.array(self._last_ratio)}
+
+    def restore(self, history: dict[str, NDArray]) -> None:
+        self.dt, self._last_ratio = float(history["dt"]), float(history["last_ratio"])
+
+
+Stepper = Any  # step(u, s) -> dt taken; order; evaluations; history(); restore(history)
