@@ -13,6 +13,7 @@ cache.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Protocol
 
 import numpy as np
@@ -20,10 +21,9 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy import fft
 
-try:
+_HAVE_ROCKET = find_spec("rocket_fft") is not None  # without it the transforms go through scipy.fft
+if _HAVE_ROCKET:
     from rocket_fft import c2c, c2r, r2c
-except ImportError:  # the transforms below then go through scipy.fft
-    c2c = c2r = r2c = None
 
 _ROWS = 64  # rows in a block: the working set stays in the second-level cache up to N = 2048
 
@@ -81,15 +81,8 @@ class _FFTW:
 
 def available_backends() -> tuple[str, ...]:
     """FFT libraries that can be used here, the default first."""
-    found = ["rocket"] if c2c is not None else []
-    found.append("scipy")
-    try:
-        import pyfftw  # noqa: F401
-
-        found.append("fftw")
-    except ImportError:
-        pass
-    return tuple(found)
+    present = {"rocket": _HAVE_ROCKET, "scipy": True, "fftw": find_spec("pyfftw") is not None}
+    return tuple(name for name, here in present.items() if here)
 
 
 class SpectralAdvection:
@@ -198,7 +191,7 @@ def _mean_square(u_hat: NDArray) -> float:
     return total
 
 
-if c2c is not None:
+if _HAVE_ROCKET:
 
     @njit(cache=True, error_model="numpy", fastmath={"contract"})
     def _product_rows(spec: NDArray, velocity: NDArray, line_hat: NDArray, lines: NDArray) -> None:

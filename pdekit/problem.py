@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pdekit.splines import spline_table
+from pdekit.spectral import resample
+from pdekit.splines import SplineTable, spline_table
 from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity, check_nodes, node_points
 
 Velocity = GridVelocity | RedrawnVelocity | CompiledVelocity | Callable[[NDArray, float], NDArray]
@@ -41,9 +44,9 @@ class ConvectionDiffusion:
     horizon: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (np.isscalar(self.sigma) and np.isfinite(self.sigma) and self.sigma >= 0):  # type: ignore[arg-type]
+        if not (isinstance(self.sigma, Real) and math.isfinite(self.sigma) and self.sigma >= 0):
             raise ValueError(f"sigma: expected a finite number >= 0, got {self.sigma!r}")
-        if not (np.isfinite(self.horizon) and self.horizon > 0):
+        if not (math.isfinite(self.horizon) and self.horizon > 0):
             raise ValueError(f"horizon: expected a positive time, got {self.horizon}")
         velocity = self.velocity if callable(self.velocity) else GridVelocity(np.asarray(self.velocity))
         terminal = self.terminal
@@ -82,7 +85,7 @@ class ConvectionDiffusion:
         return isinstance(self.velocity, GridVelocity)
 
     @cached_property
-    def _terminal_table(self):  # type: ignore[no-untyped-def]
+    def _terminal_table(self) -> SplineTable:
         return spline_table(np.asarray(self.terminal)[None], "trigonometric")
 
     def evaluate_velocity(self, x: NDArray, t: float) -> NDArray[np.float64]:
@@ -108,16 +111,12 @@ class ConvectionDiffusion:
 
     def terminal_nodes(self, num_points: int) -> NDArray[np.float64]:
         """f on the nodes of a grid, (N,)*d; node values given on another grid are resampled."""
-        from pdekit.spectral import resample
-
         if callable(self.terminal):
             return self.evaluate_terminal(node_points(num_points, self.dim))  # type: ignore[arg-type]
         return resample(self.terminal, num_points)
 
     def velocity_nodes(self, num_points: int, t: float) -> NDArray[np.float64]:
         """F on the nodes of a grid at time t, (d, N, ..., N); exact for the trigonometric continuation."""
-        from pdekit.spectral import resample
-
         velocity = self.velocity
         if isinstance(velocity, RedrawnVelocity):
             velocity = velocity.field(velocity.index(t))

@@ -71,7 +71,7 @@ class SemiLagrangian:
         self._half = np.exp(0.5 * diffusivity * dt * five_point_symbol(num_points, dim)) if diffusivity else None
         prefilter = np.ones(())
         for axis in range(dim):
-            k = np.arange(num_points // 2 + 1) if axis == dim - 1 else fft.fftfreq(num_points, 1.0 / num_points)
+            k = np.arange(num_points // 2 + 1.0) if axis == dim - 1 else fft.fftfreq(num_points, 1.0 / num_points)
             shape = [1] * dim
             shape[axis] = -1
             prefilter = prefilter / cubic_symbol(num_points, k).reshape(shape)

@@ -11,6 +11,9 @@ end as a B-spline on a (possibly finer) grid, so that one kernel evaluates them 
 Points outside the box are wrapped into it.
 """
 
+# Kernels are compiled for whatever types they meet: annotations would say less than numba knows.
+# mypy: disallow-untyped-defs=False
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -18,11 +21,11 @@ from typing import Literal, get_args
 
 import numpy as np
 from numba import int32, njit, prange, types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 from numba.np.arrayobj import make_array
 from numpy.typing import ArrayLike, NDArray
 
-from pdekit.fastmath import lane
+from pdekit.fastmath import intrinsic, lane
 from pdekit.spectral import resample
 
 Continuation = Literal["trigonometric", "bicubic", "bilinear"]
@@ -89,7 +92,7 @@ def cubic_coefficients(nodes: NDArray[np.float64], axes: tuple[int, ...]) -> NDA
     hat = np.fft.rfftn(nodes, axes=axes)
     for axis in axes:
         n = nodes.shape[axis]
-        k = np.arange(hat.shape[axis]) if axis == axes[-1] else np.fft.fftfreq(n, 1.0 / n)
+        k = np.arange(1.0 * hat.shape[axis]) if axis == axes[-1] else np.fft.fftfreq(n, 1.0 / n)
         shape = [1] * nodes.ndim
         shape[axis] = -1
         hat /= cubic_symbol(n, k).reshape(shape)
@@ -101,7 +104,7 @@ def cubic_coefficients(nodes: NDArray[np.float64], axes: tuple[int, ...]) -> NDA
 
 
 @lane
-def locate(x, num_cells):  # type: ignore[no-untyped-def]
+def locate(x, num_cells):
     s = (x - np.floor(x)) * num_cells
     i = int32(s)
     i = i if i < num_cells else int32(num_cells - 1)  # x a rounding error below an integer
@@ -109,7 +112,7 @@ def locate(x, num_cells):  # type: ignore[no-untyped-def]
 
 
 @lane
-def cubic_weights(r):  # type: ignore[no-untyped-def]
+def cubic_weights(r):
     q = 1.0 - r
     rr = r * r
     return (
@@ -124,21 +127,21 @@ def cubic_weights(r):  # type: ignore[no-untyped-def]
 # carry an alias scope, and everything else in these loops is declared to lie outside it.
 
 
-def _element(context, builder, array_type, array, index):  # type: ignore[no-untyped-def]
+def _element(context, builder, array_type, array, index):
     return builder.gep(make_array(array_type)(context, builder, array).data, [index])
 
 
-def _tag(builder, instruction, kind):  # type: ignore[no-untyped-def]
+def _tag(builder, instruction, kind):
     domain = builder.module.add_metadata(["pdekit"])
     instruction.set_metadata(kind, builder.module.add_metadata([builder.module.add_metadata(["tables", domain])]))
     return instruction
 
 
 @intrinsic
-def gather(typing_context, flat, index):  # type: ignore[no-untyped-def]
+def gather(typing_context, flat, index):
     """flat[index] from a table, for index >= 0."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         pointer = _element(context, builder, signature.args[0], *args)
         return _tag(builder, builder.load(pointer), "alias.scope")
 
@@ -146,10 +149,10 @@ def gather(typing_context, flat, index):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def load(typing_context, row, index):  # type: ignore[no-untyped-def]
+def load(typing_context, row, index):
     """row[index], where row is no part of a table."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         pointer = _element(context, builder, signature.args[0], *args)
         return _tag(builder, builder.load(pointer), "noalias")
 
@@ -157,10 +160,10 @@ def load(typing_context, row, index):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def store(typing_context, row, index, value):  # type: ignore[no-untyped-def]
+def store(typing_context, row, index, value):
     """row[index] = value, where row is no part of a table."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         pointer = _element(context, builder, signature.args[0], *args[:2])
         _tag(builder, builder.store(args[2], pointer), "noalias")
 
@@ -168,12 +171,12 @@ def store(typing_context, row, index, value):  # type: ignore[no-untyped-def]
 
 
 @lane
-def _linear_line(flat, k, step, r):  # type: ignore[no-untyped-def]
+def _linear_line(flat, k, step, r):
     return (1.0 - r) * gather(flat, k) + r * gather(flat, k + step)
 
 
 @lane
-def _cubic_line(flat, k, step, w):  # type: ignore[no-untyped-def]
+def _cubic_line(flat, k, step, w):
     return (
         w[0] * gather(flat, k)
         + w[1] * gather(flat, k + step)
@@ -262,13 +265,13 @@ def _lanes_3d(table: NDArray, degree: int, x: NDArray, out: NDArray) -> None:
                 store(to, p, total)
 
 
-def table_on_lanes(table, degree, x, out):  # type: ignore[no-untyped-def]
+def table_on_lanes(table, degree, x, out):
     """The spline at points x (d, L), in compiled code: out (C, L)."""
     raise NotImplementedError("for compiled code only")
 
 
 @overload(table_on_lanes)
-def _table_on_lanes(table, degree, x, out):  # type: ignore[no-untyped-def]
+def _table_on_lanes(table, degree, x, out):
     kernel = {2: _lanes_1d, 3: _lanes_2d, 4: _lanes_3d}[table.ndim]
     return lambda table, degree, x, out: kernel(table, degree, x, out)
 
