@@ -1,0 +1,256 @@
+"""Noise after a residual mapping (Sec. 3.1): what is drawn, how large it is, and where its randomness comes from.
+
+Each residual mapping x + F(x) is followed by one Euler-Maruyama increment, `x + F(x) + s ξ`, with ξ of mean 0 and
+variance 1 in every entry. The size s is one of
+
+- `"batch"`: a·std(x + F(x)), one unbiased standard deviation over the whole batch tensor, as in the authors' code. A
+  prediction then depends on which images share its batch;
+- `"sample"`: the same, with one standard deviation an image, so that it does not;
+- `"constant"`: σ √dt with dt = 1/L for L residual blocks, the increment of dX = F dt + σ dB on [0, 1] (Eq. 14).
+
+The standard deviation is part of the computation graph: its gradient is not cut, in training and in attacks alike.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+NoiseKind = Literal["gaussian", "two_point", "off"]
+NoiseStd = Literal["batch", "sample", "constant"]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What noise follows a residual mapping.
+
+    Args:
+        kind: `"gaussian"`; `"two_point"`, ±1 with equal chance, which has the same weak order in Eq. 14 and is much
+            cheaper to draw; or `"off"`.
+        std: what the noise is scaled by; see this module's docstring.
+        noise_coef: the paper's a, for `std="batch"` and `"sample"`.
+        sigma: σ of Eq. 14, for `std="constant"` and only there.
+
+    Raises:
+        ValueError: for an unknown kind or std, a negative or non-finite size, or a sigma that does not belong.
+    """
+
+    kind: NoiseKind = "gaussian"
+    std: NoiseStd = "batch"
+    noise_coef: float = 0.1
+    sigma: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(NoiseKind):
+            raise ValueError(f"expected noise to be one of {get_args(NoiseKind)}, got {self.kind!r}")
+        if self.std not in get_args(NoiseStd):
+            raise ValueError(f"expected noise_std to be one of {get_args(NoiseStd)}, got {self.std!r}")
+        if not 0 <= self.noise_coef < math.inf:
+            raise ValueError(f"expected a finite noise_coef >= 0, got {self.noise_coef}")
+        if (self.sigma is not None) != (self.std == "constant"):
+            raise ValueError(
+                f"expected sigma exactly when noise_std is 'constant', "
+                f"got sigma={self.sigma} with noise_std={self.std!r}"
+            )
+        if self.sigma is not None and not 0 <= self.sigma < math.inf:
+            raise ValueError(f"expected a finite sigma >= 0, got {self.sigma}")
+
+
+class NoiseStream:
+    """The randomness of one model: a generator that all its blocks draw from, one after the other, and a switch.
+
+    The generator is created at the first draw, on the device of that draw, from `seed`; with `seed=None` the seed
+    comes from the operating system. torch's global generators are neither read nor advanced.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.seed = torch.Generator().seed() if seed is None else seed
+        self.scale = 1.0
+        self._generator: torch.Generator | None = None
+        self._is_own = True
+        self._draws: Sequence[Tensor] | None = None
+        self._position = 0
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """The generator for draws on `device`; raises ValueError if one was set for another device."""
+        if self._generator is None or (self._is_own and not _same_device(self._generator.device, device)):
+            self._generator = torch.Generator(device).manual_seed(self.seed)
+        if not _same_device(self._generator.device, device):
+            raise ValueError(f"expected a generator on {device}, got one on {self._generator.device}")
+        return self._generator
+
+    def set_generator(self, generator: torch.Generator | None) -> None:
+        """Draw from `generator` from now on; None: from a new one, seeded with `seed` as in the beginning."""
+        self._generator, self._is_own = generator, generator is None
+
+    def draw(self, like: Tensor, kind: NoiseKind) -> Tensor:
+        """Noise with the shape, dtype, device and memory layout of `like`, or the next given draw."""
+        if self._draws is None:
+            return _DRAW[kind](like, self.generator(like.device))
+        if self._position == len(self._draws):
+            raise ValueError(f"expected one given draw for each residual block, got {len(self._draws)}")
+        noise = self._draws[self._position]
+        if noise.shape != like.shape:
+            raise ValueError(
+                f"expected given draw {self._position} to have shape {tuple(like.shape)}, got {tuple(noise.shape)}"
+            )
+        self._position += 1
+        return noise.to(like)
+
+    def rewind(self, seed: int | None) -> None:
+        """Start the given draws, or the generator with `seed`, from the beginning."""
+        self._position = 0
+        if seed is not None and self._generator is not None:
+            self._generator.manual_seed(seed)
+
+    @contextmanager
+    def replaced(
+        self, *, generator: torch.Generator | None = None, draws: Sequence[Tensor] | None = None
+    ) -> Iterator[None]:
+        """Draw from another generator, or use given draws, inside the block; what was there before comes back."""
+        before = self._generator, self._is_own, self._draws, self._position
+        if generator is not None:
+            self.set_generator(generator)
+        self._draws, self._position = draws, 0
+        try:
+            yield
+        finally:
+            self._generator, self._is_own, self._draws, self._position = before
+
+
+class ResidualNoise(nn.Module):
+    """Adds the noise to x + F(x); holds no parameters.
+
+    Args:
+        noise: what to add.
+        num_blocks: L, the number of residual blocks on the path; only `std="constant"` uses it.
+        stream: where the randomness comes from.
+    """
+
+    def __init__(self, noise: Noise, *, num_blocks: int, stream: NoiseStream) -> None:
+        super().__init__()
+        self.noise = noise
+        self.num_blocks = num_blocks
+        self.stream = stream
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...), the same memory layout. Without noise this returns x itself and draws nothing."""
+        noise = self.noise
+        if noise.sigma is not None:
+            size = noise.sigma * math.sqrt(1 / self.num_blocks) * self.stream.scale
+        else:
+            size = noise.noise_coef * self.stream.scale
+        if noise.kind == "off" or size == 0:
+            return x
+        xi = self.stream.draw(x, noise.kind)
+        if noise.std == "constant":
+            return x.add_(xi, alpha=size)
+        return add_scaled_noise(x, xi, noise_coef=size, std=noise.std, inplace=True)
+
+    def extra_repr(self) -> str:
+        return f"{self.noise}, num_blocks={self.num_blocks}"
+
+
+def add_scaled_noise(
+    x: Tensor, xi: Tensor, *, noise_coef: float, std: NoiseStd = "batch", inplace: bool = False
+) -> Tensor:
+    """x + a·std(x)·ξ, with the gradient through std(x) (Sec. 3.1).
+
+    Args:
+        x: (B, ...), B >= 1.
+        xi: ξ, of x's shape; no gradient flows to it.
+        noise_coef: a.
+        std: `"batch"`, one unbiased standard deviation of all entries, or `"sample"`, one for each x[i].
+        inplace: overwrite x.
+
+    Raises:
+        ValueError: if a standard deviation would be taken over fewer than two entries.
+    """
+    num_rows = x.shape[0] if std == "sample" else 1
+    if x.numel() < 2 * num_rows:
+        raise ValueError(f"expected at least two entries to take a standard deviation of, got {tuple(x.shape)}")
+    if not x.is_contiguous() and not _is_channels_last(x):
+        x = x.contiguous()
+    noisy: Tensor = _AddScaledNoise.apply(x if inplace else x.clone(), xi, noise_coef, num_rows)
+    return noisy
+
+
+class _AddScaledNoise(torch.autograd.Function):
+    """x += a·std(x)·ξ, one std for each of `num_rows` parts of x.
+
+    On a CPU, touching fresh memory costs more than arithmetic: this allocates nothing forward, one tensor backward,
+    and keeps only ξ, since the next layer keeps the result anyway. torch.std itself is slower than the two passes here.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, xi: Tensor, noise_coef: float, num_rows: int) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        rows = _rows(x, x, num_rows)
+        mean = rows.mean(1, keepdim=True, dtype=wide)
+        norm = torch.linalg.vector_norm(rows.sub_(mean), dim=1, keepdim=True, dtype=wide)
+        std = norm / math.sqrt(rows.shape[1] - 1)
+        rows.addcmul_(_rows(xi, x, num_rows), (noise_coef * std).to(x.dtype)).add_(mean)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x, xi, mean, std)
+        ctx.noise_coef = noise_coef
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        # ∂std/∂x = (x - mean) / ((M - 1) std), and 0 where std is 0, as torch.std has it; x = noisy - a std ξ.
+        noisy, xi, mean, std = ctx.saved_tensors
+        num_rows = len(std)
+        rows, noisy_rows, xi_rows = (_rows(tensor, noisy, num_rows) for tensor in (grad, noisy, xi))
+        inner = torch.linalg.vecdot(rows, xi_rows).unsqueeze(1).to(std.dtype)
+        factor = (ctx.noise_coef * inner / ((rows.shape[1] - 1) * std)).masked_fill(std == 0, 0)
+        result = torch.addcmul(rows, noisy_rows, factor.to(grad.dtype))
+        result.addcmul_(xi_rows, (-ctx.noise_coef * factor * std).to(grad.dtype)).sub_(factor * mean)
+        return _from_storage_order(result, noisy), None, None, None
+
+
+def _rows(x: Tensor, like: Tensor, num_rows: int) -> Tensor:
+    """(num_rows, M) in the order in which `like` is stored, so that a tensor of the same layout is not copied."""
+    x = x.permute(0, 2, 3, 1) if _is_channels_last(like) else x
+    return x.reshape(num_rows, -1)
+
+
+def _draw_gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
+    # In storage order: torch fills a tensor that is not contiguous, as channels_last is not, about nine times slower.
+    flat = torch.empty(like.numel(), dtype=like.dtype, device=like.device)
+    return _from_storage_order(flat.normal_(generator=generator), like)
+
+
+def _draw_two_point(like: Tensor, generator: torch.Generator) -> Tensor:
+    # One random bit an entry: shifted to the sign bit of 1.0.
+    num_words = -(-like.numel() // 64)
+    words = torch.empty(num_words, dtype=torch.int64, device=like.device)
+    words.random_(-(2**63), None, generator=generator)
+    shifts = torch.arange(32, dtype=torch.int32, device=like.device)
+    bits = (words.view(torch.int32).unsqueeze(1) << shifts).bitwise_and_(-(2**31)).bitwise_or_(_ONE_AS_INT32)
+    flat = bits.view(torch.float32).view(-1)[: like.numel()]
+    return _from_storage_order(flat.to(like.dtype), like)
+
+
+_ONE_AS_INT32 = 0x3F800000
+_DRAW = {"gaussian": _draw_gaussian, "two_point": _draw_two_point}
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _from_storage_order(flat: Tensor, like: Tensor) -> Tensor:
+    if not _is_channels_last(like):
+        return flat.view(like.shape)
+    batch, channels, height, width = like.shape
+    return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _same_device(a: torch.device, b: torch.device) -> bool:
+    return a.type == b.type and (a.index or 0) == (b.index or 0)
