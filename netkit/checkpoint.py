@@ -1,0 +1,150 @@
+"""One file per checkpoint: safetensors for the tensors, JSON for everything else, never pickle.
+ A checkpoint is a tree of dictionaries and lists whose leaves are tensors and JSON values. The tensors go
+into the safetensors body; the tree, with each tensor replaced by its name, into the header. A file appears
+under its name only once it is complete and on disk, so a kill at any moment leaves the previous one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+FORMAT = "itoflow/1"
+_TENSOR = "__tensor__"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message is one line and says why."""
+
+
+def save(path: Path, tree: Mapping[str, Any], *, kind: str) -> None:
+    """Write `tree` atomically to `path`, creating its folder; `kind` names what the file is for.
+
+    Keys must be strings; leaves tensors of any device or layout, or JSON values (floats round-trip exactly).
+    Raises TypeError for anything else.
+    """
+    tensors: dict[str, Tensor] = {}
+    skeleton = _detach(tree, "", tensors)
+    header = {"format": FORMAT, "kind": kind, "tree": json.dumps(skeleton)}
+    content = safetensors.torch.save(tensors, metadata=header)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def load(path: Path, *, kind: str) -> dict[str, Any]:
+    """Read back what `save` wrote; tensors arrive on the CPU.
+
+    Raises FileNotFoundError, or CheckpointError where the file is truncated, not one of ours, written by
+    another version of the format, or of another kind.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no such checkpoint: {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from error
+    if header.get("format") != FORMAT:
+        found = header.get("format", "no format at all")
+        raise CheckpointError(f"{path} is not a checkpoint of this package: expected format {FORMAT}, got {found}")
+    if header.get("kind") != kind:
+        raise CheckpointError(f"{path} holds {header.get('kind')!r}, expected {kind!r}")
+    try:
+        tree = _attach(json.loads(header["tree"]), tensors)
+    except (KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} has a damaged header: {error!r}") from error
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path} has a damaged header: expected a dictionary")
+    return tree
+
+
+def require(path: Path, what: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise CheckpointError naming every entry of `expected` that `found`, from `path`, holds differently."""
+    found, expected = (json.loads(json.dumps(dict(side))) for side in (found, expected))
+    differing = [
+        f"{key}={found.get(key)!r} where {expected.get(key)!r} is asked for"
+        for key in sorted(found.keys() | expected.keys())
+        if found.get(key) != expected.get(key)
+    ]
+    if differing:
+        raise CheckpointError(f"{path} belongs to another {what}: {', '.join(differing)}")
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> str:
+    """Sixteen hexadecimal digits of the tensors' shapes, types and bytes, in order."""
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _detach(node: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(node, Tensor):
+        # a private contiguous copy: safetensors refuses shared or permuted storage
+        tensors[name] = node.detach().to("cpu", copy=True).contiguous()
+        return {_TENSOR: name}
+    if isinstance(node, Mapping):
+        if bad := [key for key in node if not isinstance(key, str)]:
+            raise TypeError(f"checkpoint keys must be strings, got {bad[0]!r} under {name!r}")
+        return {key: _detach(value, f"{name}/{key}" if name else key, tensors) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_detach(value, f"{name}/{i}", tensors) for i, value in enumerate(node)]
+    if node is None or isinstance(node, (bool, int, float, str)):
+        return node
+    raise TypeError(f"a checkpoint cannot hold {type(node).__name__} (at {name!r})")
+
+
+def _attach(node: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(node, dict):
+        if node.keys() == {_TENSOR}:
+            return tensors[node[_TENSOR]]
+        return {key: _attach(value, tensors) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_attach(value, tensors) for value in node]
+    return node
+
+
+def _sync_folder(folder: Path) -> None:
+    # the rename itself must survive a power cut; some file systems do not let a folder be opened
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def optimizer_tree(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimiser's state as a tree: parameter numbers become string keys."""
+    state = optimizer.state_dict()
+    return {
+        "state": {str(number): dict(entry) for number, entry in state["state"].items()},
+        "param_groups": state["param_groups"],
+    }
+
+
+def load_optimizer_tree(optimizer: torch.optim.Optimizer, tree: Mapping[str, Any]) -> None:
+    """Undo `optimizer_tree`."""
+    state = {int(number): entry for number, entry in tree["state"].items()}
+    optimizer.load_state_dict({"state": state, "param_groups": tree["param_groups"]})

@@ -1,0 +1,464 @@
+"""Adversarial and natural training (Algorithm 1, section 4.1) that a kill at any moment does not undo.
+ Everything random is drawn from generators whose state a checkpoint carries, the order of the images depends
+on (seed, epoch) alone, and the learning rate on the position alone: on a CPU a resumed run ends with the same
+bits as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn import functional
+
+from netkit import attacks, checkpoint, evaluate
+from netkit.data import Dataset, Split, augment
+from netkit.models import EnResNet
+from netkit.randomness import derived_generator, noise_from
+
+Loss = Literal["pgd", "natural", "trades"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; the defaults are the paper's (sections 3.3 and 4.1).
+
+    `loss`: "pgd" (Algorithm 1), "natural" (Eq. 2) or "trades" (Zhang et al. 2019, Eq. 5, weight
+    `trades_beta`). `schedule`: "steps" multiplies `lr` by `lr_drop` at each of `milestones` (shares of the
+    epochs), "one-cycle" climbs linearly over `warmup` of the steps and falls linearly to zero. `lr_scaling`:
+    "members" multiplies `lr` by the number of members, because averaging n logits divides each member's
+    gradient by n. `attack_batch_norm`: whether the attack inside the training step sees running statistics
+    ("eval") or batch statistics, which it then also updates ("train"). `reset_momentum`: forget the momentum
+    at each epoch. `clamp_start`: keep PGD's random start inside [0, 1]. `hold_out`: keep the validation part
+    out of training. `select`: which epoch's weights count: the best under attack on validation, the best
+    without, or the last. `precision`: "bf16" is autocast on CUDA; on a CPU, where it is slower, "no" is used.
+
+    Raises ValueError for a value outside its range.
+    """
+
+    loss: Loss = "pgd"
+    epochs: int = 200
+    batch_size: int = 128
+    lr: float = 0.1
+    lr_scaling: Literal["none", "members"] = "none"
+    schedule: Literal["steps", "one-cycle"] = "steps"
+    milestones: tuple[float, ...] = (0.4, 0.6, 0.8)
+    lr_drop: float = 0.1
+    warmup: float = 0.3
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    reset_momentum: bool = False
+    eps: float = 8 / 255
+    step_size: float = 2 / 255
+    num_steps: int = 10
+    clamp_start: bool = True
+    attack_batch_norm: Literal["eval", "train"] = "eval"
+    trades_beta: float = 6.0
+    hold_out: bool = True
+    select: Literal["robust", "natural", "last"] = "robust"
+    validate_every: int = 1
+    precision: Literal["no", "bf16"] = "no"
+    channels_last: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        hints = {
+            "loss": get_args(Loss),
+            "lr_scaling": ("none", "members"),
+            "schedule": ("steps", "one-cycle"),
+            "attack_batch_norm": ("eval", "train"),
+            "select": ("robust", "natural", "last"),
+            "precision": ("no", "bf16"),
+        }
+        for name, allowed in hints.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("epochs", "batch_size", "num_steps", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "eps", "step_size"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if not self.hold_out and self.select != "last":
+            raise ValueError("without a held-out validation part select must be 'last'")
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch: training loss and accuracy (on attacked images, unless natural), validation, time."""
+
+    epoch: int
+    lr: float
+    loss: float
+    accuracy: float
+    val_natural: float | None
+    val_robust: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The history of a finished run and the epoch (counted from 0) whose weights the model was left with."""
+
+    history: tuple[EpochRecord, ...]
+    best_epoch: int
+    config: TrainConfig
+
+    @property
+    def seconds(self) -> float:
+        return sum(record.seconds for record in self.history)
+
+
+def make_accelerator(config: TrainConfig, device: torch.device | str) -> Accelerator:
+    """Device, precision and processes in one object; under torchrun each process takes a share of a batch."""
+    is_cpu = torch.device(device).type == "cpu"
+    return Accelerator(cpu=is_cpu, mixed_precision="no" if is_cpu else config.precision)
+
+
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int, *, num_members: int = 1) -> float:
+    """The learning rate of update number `step`, a function of the position alone."""
+    peak = config.lr * (num_members if config.lr_scaling == "members" else 1)
+    if config.schedule == "steps":
+        epoch = step // steps_per_epoch
+        drops = sum(epoch >= round(share * config.epochs) for share in config.milestones)
+        return peak * config.lr_drop**drops
+    done = (step + 1) / (config.epochs * steps_per_epoch + 1)
+    return peak * min(done / config.warmup, (1 - done) / (1 - config.warmup))
+
+
+def epoch_order(seed: int, epoch: int, num_images: int) -> Tensor:
+    """The order (num_images,) in which `epoch` visits the images; on the CPU, whatever the device."""
+    generator = derived_generator("cpu", seed, "order", epoch)
+    return torch.randperm(num_images, generator=generator)
+
+
+def train(
+    model: EnResNet,
+    dataset: Dataset,
+    config: TrainConfig,
+    *,
+    path: Path | None = None,
+    checkpoint_steps: int | None = None,
+    checkpoint_seconds: float = 30.0,
+    provenance: Mapping[str, Any] | None = None,
+    accelerator: Accelerator | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> TrainResult:
+    """Train `model` in place and leave it, in eval mode, with the weights of the selected epoch.
+
+    `path` is the checkpoint to write and to continue from. It is written at the end of every epoch, after
+    `checkpoint_steps` updates where given, and whenever `checkpoint_seconds` have passed. A finished run is
+    read back, not repeated. `on_step(done, total)` is called after each update; without it a progress bar is
+    shown where standard error is a terminal.
+
+    Raises CheckpointError where `path` holds a run of another model, configuration or data set, or is
+    damaged; FloatingPointError where the loss is no longer finite.
+    """
+    accelerator = make_accelerator(config, dataset.device) if accelerator is None else accelerator
+    run = _Run(model, dataset, config, accelerator, path, provenance or {})
+    if path is not None and path.exists():
+        run.restore(checkpoint.load(path, kind="training"))
+    saved = time.monotonic()
+    bar = contextlib.nullcontext(on_step) if on_step else _progress_bar(accelerator.is_main_process)
+    with bar as report:
+        report(*run.position)
+        while run.epoch < config.epochs:
+            run.train_step()
+            if run.step == run.steps_per_epoch:
+                run.finish_epoch()
+                due = True
+            else:
+                due = checkpoint_steps is not None and run.step % checkpoint_steps == 0
+                due = due or time.monotonic() - saved >= checkpoint_seconds
+                due = due and accelerator.num_processes == 1  # the others' generators are elsewhere
+            if due:
+                run.save()
+                saved = time.monotonic()
+            report(*run.position)
+    run.leave_best_weights()
+    return TrainResult(tuple(run.history), run.best_epoch, config)
+
+
+class _Run:
+    """A training run: what changes during it is what `tree` saves and `restore` brings back."""
+
+    def __init__(
+        self,
+        model: EnResNet,
+        dataset: Dataset,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        path: Path | None,
+        provenance: Mapping[str, Any],
+    ) -> None:
+        self.config, self.dataset, self.accelerator = config, dataset, accelerator
+        self.path, self.provenance = path, dict(provenance)
+        self.model = model.to(accelerator.device)
+        if config.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov and config.momentum > 0,
+            weight_decay=config.weight_decay,
+        )
+        self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
+        self.data = dataset.train if config.hold_out else _joined(dataset.train, dataset.val)
+        self.steps_per_epoch = math.ceil(len(self.data) / config.batch_size)
+        self.identity = self._identity()
+        self.epoch = 0
+        self.history: list[EpochRecord] = []
+        self.best_epoch, self.best_value = 0, -math.inf
+        self.best_weights: dict[str, Tensor] | None = None
+        self._start_epoch()
+
+    def _start_epoch(self) -> None:
+        # Seeded by (epoch, process), so that the end of an epoch needs no state from the other processes.
+        device, rank = self.accelerator.device, self.accelerator.process_index
+        self.generators = {
+            "augment": derived_generator(device, self.config.seed, "augment", self.epoch),
+            "attack": derived_generator(device, self.config.seed, "attack", self.epoch, rank),
+            "noise": derived_generator(device, self.config.seed, "noise", self.epoch, rank),
+        }
+        self.order = epoch_order(self.config.seed, self.epoch, len(self.data))
+        self.totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, images
+        self.seconds = 0.0
+        self.step = 0
+        if self.config.reset_momentum:
+            self.optimizer.state.clear()
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Updates done and updates in all."""
+        total = self.config.epochs * self.steps_per_epoch
+        return self.epoch * self.steps_per_epoch + self.step, total
+
+    def train_step(self) -> None:
+        """One pass through the inner loop of Algorithm 1."""
+        started = time.perf_counter()
+        config = self.config
+        lr = learning_rate(
+            config,
+            self.position[0],
+            self.steps_per_epoch,
+            num_members=len(self.model.members),
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        x, y, share = self._batch()
+        with noise_from(self.generators["noise"], self.model):
+            self.model.train()
+            loss, logits = self._loss(x, y)
+            self.stepper.zero_grad(set_to_none=True)
+            self.accelerator.backward(loss * share)
+            self.stepper.step()
+        with torch.no_grad():
+            correct = (logits.argmax(1) == y).double().sum()
+            count = correct.new_tensor(len(y))
+            self.totals += torch.stack([loss.double() * count, correct, count])
+        self.step += 1
+        self.seconds += time.perf_counter() - started
+
+    def _batch(self) -> tuple[Tensor, Tensor, float]:
+        """This process's part of the batch here, and its weight in the mean over processes."""
+        size = self.config.batch_size
+        index = self.order[self.step * size : (self.step + 1) * size].to(self.data.x.device)
+        x = self.data.x[index]
+        if self.dataset.augmented:
+            x = augment(x, generator=self.generators["augment"])
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        mine = slice(rank, None, world)
+        images = self.dataset.images(x[mine])
+        if self.config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images, self.data.y[index[mine]], len(images) * world / len(index)
+
+    def _loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The training loss and the logits (B, num_classes) that training accuracy is counted on."""
+        config = self.config
+        if config.loss == "natural":
+            with self.accelerator.autocast():
+                logits = self.wrapped(x)
+            return functional.cross_entropy(logits.float(), y), logits
+        x_adv = self._attacked(x, y)
+        if config.loss == "pgd":
+            with self.accelerator.autocast():
+                logits = self.wrapped(x_adv)
+            return functional.cross_entropy(logits.float(), y), logits
+        with self.accelerator.autocast():
+            clean, logits = self.wrapped(torch.cat([x, x_adv])).chunk(2)
+        drift = _drift_from(clean)(logits, y).mean()
+        return functional.cross_entropy(clean.float(), y) + config.trades_beta * drift, logits
+
+    def _attack(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        loss: attacks.Loss = attacks.cross_entropy,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        config = self.config
+        return attacks.pgd(
+            model,
+            x,
+            y,
+            eps=config.eps,
+            step_size=config.step_size,
+            num_steps=config.num_steps,
+            clamp_start=config.clamp_start,
+            batch_norm=config.attack_batch_norm if model.training else "eval",
+            loss=loss,
+            generator=generator,
+        )
+
+    def _attacked(self, x: Tensor, y: Tensor) -> Tensor:
+        """The inner maximisation of Algorithm 1, or of TRADES, against the bare model."""
+        loss: attacks.Loss = attacks.cross_entropy
+        with self.accelerator.autocast():
+            if self.config.loss == "trades":
+                loss = _drift_from(self._clean_logits(x))
+            return self._attack(self.model, x, y, loss=loss, generator=self.generators["attack"])
+
+    @torch.no_grad()
+    def _clean_logits(self, x: Tensor) -> Tensor:
+        self.model.eval()
+        logits: Tensor = self.model(x)
+        self.model.train()
+        return logits
+
+    def finish_epoch(self) -> None:
+        """Validate where it is due, keep the weights if they are the best, and write the epoch's record."""
+        config = self.config
+        loss, correct, count = self.accelerator.reduce(self.totals, reduction="sum").tolist()
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the training loss is {loss / count} in epoch {self.epoch}: lower lr ({config.lr})"
+            )
+        started = time.perf_counter()
+        is_last = self.epoch + 1 == config.epochs
+        natural = robust = None
+        if config.select != "last" and (is_last or (self.epoch + 1) % config.validate_every == 0):
+            natural, robust = self._validate()
+            value = natural if config.select == "natural" or robust is None else robust
+            if value > self.best_value:
+                self._keep(value)
+        elif config.select == "last" and is_last:
+            self._keep(0.0)
+        self.seconds += time.perf_counter() - started
+        lr = self.optimizer.param_groups[0]["lr"]
+        self.history.append(EpochRecord(self.epoch, lr, loss / count, correct / count, natural, robust, self.seconds))
+        self.epoch += 1
+        self._start_epoch()
+
+    def _validate(self) -> tuple[float, float | None]:
+        """Validation accuracy, clean and (unless training is natural) under the training attack."""
+        x, y = self.dataset.images(self.dataset.val.x), self.dataset.val.y
+        options: dict[str, Any] = {"num_draws": 1, "seed": self.config.seed}
+        with self.accelerator.autocast():
+            natural = evaluate.accuracy(self.model, x, y, **options).mean
+            if self.config.loss == "natural":
+                return natural, None
+            return natural, evaluate.robust_accuracy(self.model, x, y, self._attack, **options).mean
+
+    def _keep(self, value: float) -> None:
+        self.best_value, self.best_epoch = value, self.epoch
+        self.best_weights = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+
+    def leave_best_weights(self) -> None:
+        """Load the selected weights, and take off what accelerate put around the model."""
+        self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        if self.best_weights is not None:
+            self.model.load_state_dict(self.best_weights)
+        self.model.eval()
+
+    def save(self) -> None:
+        if self.path is not None and self.accelerator.is_main_process:
+            checkpoint.save(self.path, self._tree(), kind="training")
+
+    def _identity(self) -> dict[str, dict[str, Any]]:
+        return {
+            "model": self.model.config,
+            "configuration": dataclasses.asdict(self.config),
+            "data set": {
+                "name": self.dataset.name,
+                "fingerprint": self.dataset.fingerprint("train", "val"),
+            },
+        }
+
+    def _tree(self) -> dict[str, Any]:
+        return {
+            "identity": self.identity,
+            "provenance": self.provenance,
+            "epoch": self.epoch,
+            "step": self.step,
+            "totals": self.totals,
+            "seconds": self.seconds,
+            "generators": {name: generator.get_state() for name, generator in self.generators.items()},
+            "weights": self.model.state_dict(),
+            "optimizer": checkpoint.optimizer_tree(self.optimizer),
+            "best": {"epoch": self.best_epoch, "value": self.best_value, "weights": self.best_weights},
+            "history": [dataclasses.asdict(record) for record in self.history],
+        }
+
+    def restore(self, tree: Mapping[str, Any]) -> None:
+        assert self.path is not None
+        for what, expected in self.identity.items():
+            checkpoint.require(self.path, what, tree["identity"][what], expected)
+        self.model.load_state_dict(tree["weights"])
+        checkpoint.load_optimizer_tree(self.optimizer, tree["optimizer"])
+        self.history = [EpochRecord(**record) for record in tree["history"]]
+        best = tree["best"]
+        self.best_epoch, self.best_value, self.best_weights = best["epoch"], best["value"], best["weights"]
+        self.epoch = tree["epoch"]
+        self._start_epoch()
+        self.step, self.seconds = tree["step"], tree["seconds"]
+        self.totals.copy_(tree["totals"])
+        for name, state in tree["generators"].items():
+            self.generators[name].set_state(state)
+
+
+def _drift_from(clean: Tensor) -> attacks.Loss:
+    """TRADES' KL(clean || attacked) of each image, given the logits (B, num_classes) of the clean ones."""
+    target = clean.float().log_softmax(1)
+
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        predicted = logits.float().log_softmax(1)
+        return functional.kl_div(predicted, target, reduction="none", log_target=True).sum(1)
+
+    return loss
+
+
+def _joined(first: Split, second: Split) -> Split:
+    return Split(torch.cat([first.x, second.x]), torch.cat([first.y, second.y]))
+
+
+@contextlib.contextmanager
+def _progress_bar(is_shown: bool) -> Iterator[Callable[[int, int], None]]:
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not (is_shown and console.is_terminal),
+    ) as bar:
+        task = bar.add_task("training", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
