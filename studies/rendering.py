@@ -1,0 +1,98 @@
+"""Draws a table's stored numbers on the terminal; reads the JSON file and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def draw(path: Path, console: Console) -> None:
+    """Ours beside the paper's, and what became of the paper's orderings."""
+    stored = json.loads(path.read_text())
+    console.print(_accuracies(stored))
+    if stored["verdicts"]:
+        console.print(_orderings(stored))
+        console.print(_conclusion(stored), highlight=False)
+    console.print(f"written to {path}", highlight=False, soft_wrap=True)
+
+
+def _accuracies(stored: dict[str, Any]) -> Table:
+    cells = [cell for row in stored["rows"] for cell in row["cells"].values()]
+    config = stored["provenance"]["config"]
+    seeds = ", ".join(str(seed) for seed in config["seeds"])
+    draws = max(cell["num_draws"] for cell in cells)
+    number = stored["table"].removeprefix("table")
+    table = Table(
+        title=f"Table {number}: {stored['caption']} ({stored['dataset']})",
+        caption=f"Accuracy in %, with 95% intervals over n = {cells[0]['n']} test images and seeds {seeds}; "
+        f"noisy networks scored over {draws} fresh draws and attacked through EOT "
+        f"({config['settings']['eot_draws']} draws). In brackets the paper's, which are "
+        f"on {_paper_data(stored)}. eps = {config['training']['eps']:.4g}.",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("network", no_wrap=True)
+    table.add_column("size", justify="right")
+    for title in stored["columns"].values():
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in stored["rows"]:
+        size = f"{row['num_parameters'] / 1e6:.2f}M"
+        values = [_cell(row["cells"].get(column), row["paper"].get(column)) for column in stored["columns"]]
+        table.add_row(row["model"] if row["oracle"] is None else f"{row['model']} < {row['oracle']}", size, *values)
+    return table
+
+
+def _cell(cell: dict[str, Any] | None, paper: float | None) -> str:
+    if cell is None:
+        return ""
+    low, high = cell["interval"]
+    ours = f"{100 * cell['mean']:.1f} ±{50 * (high - low):.1f}"
+    return ours if paper is None else f"{ours}\n({paper:.1f})"
+
+
+def _paper_data(stored: dict[str, Any]) -> str:
+    same = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+    return same.get(stored["dataset"], "CIFAR-10, another task")
+
+
+def _orderings(stored: dict[str, Any]) -> Table:
+    table = Table(
+        title="Does the paper's ordering hold here?",
+        caption="Difference in points with its paired 95% interval; each interval stands alone, not adjusted for "
+        "the number of comparisons. A control without numbers in the paper is ordered as the paper argues.",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("claim", no_wrap=True)
+    for title in stored["columns"].values():
+        table.add_column(title, justify="right", no_wrap=True)
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    styles = {"holds": "green", "does not hold": "red", "undecided": "dim"}
+    for verdict in stored["verdicts"]:
+        low, high = (100 * bound for bound in verdict["interval"])
+        text = f"{100 * verdict['difference']:+.1f} [{low:+.1f}, {high:+.1f}]".replace("[", "\\[")
+        style = styles[verdict["verdict"]]
+        claim = verdict["better"], verdict["worse"]
+        lines.setdefault(claim, {})[verdict["column"]] = f"{text}\n[{style}]{verdict['verdict']}[/{style}]"
+    for (better, worse), values in lines.items():
+        table.add_row(f"{better}\n  > {worse}", *(values.get(column, "") for column in stored["columns"]))
+    return table
+
+
+def _conclusion(stored: dict[str, Any]) -> str:
+    count = Counter(verdict["verdict"] for verdict in stored["verdicts"])
+    total = sum(count.values())
+    reversed_ = [
+        f"{v['worse']} is more accurate than {v['better']} under {stored['columns'][v['column']]}"
+        for v in stored["verdicts"]
+        if v["verdict"] == "does not hold"
+    ]
+    text = (
+        f"On {stored['dataset']}, of {total} orderings {count['holds']} hold, {count['does not hold']} do not "
+        f"(the reverse does), {count['undecided']} are undecided."
+    )
+    return text + (f" Against the paper: {'; '.join(reversed_)}." if reversed_ else "")

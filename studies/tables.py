@@ -1,0 +1,386 @@
+"""What the tables of the paper share: rows, columns and claims are declared, everything else happens here.
+
+A table is computed in two steps. The first trains and attacks whatever is not on disk yet and writes one JSON
+file of numbers; the second draws that file. The paper's numbers are in paper_tables.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from jobs import (
+    Column,
+    EvaluateTask,
+    InputError,
+    Settings,
+    Task,
+    TrainTask,
+    checkpoint_path,
+    evaluation_path,
+    network,
+    selected,
+    tasks_for,
+)
+from rendering import draw
+from reporting import ROOT, console, provenance, write_json
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from workers import WorkerDied, run_all
+
+from netkit import evaluate
+from netkit.checkpoint import CheckpointError
+from netkit.data import DataError
+from netkit.intervals import mean_accuracy, paired_difference
+from netkit.models import count_parameters
+
+PAPER = json.loads((Path(__file__).parent / "paper_tables.json").read_text())["tables"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network of the table; `paper` says where its numbers are if not under its own name in this table."""
+
+    model: str
+    paper: tuple[str, str] | None = None
+    oracle: str | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The paper has it that `better` is more accurate than `worse` (both models of rows)."""
+
+    better: str
+    worse: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of the paper, declared."""
+
+    name: str
+    caption: str
+    loss: Literal["pgd", "natural"]
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    claims: tuple[Claim, ...]
+
+    def paper_values(self, row: Row) -> dict[str, float]:
+        """The paper's percentages for `row`, by column; empty for a control the paper does not have."""
+        table, name = row.paper or (self.name, row.model)
+        for entry in PAPER[table]["rows"]:
+            if entry["model"] == name and entry.get("oracle") == row.oracle:
+                return {column: entry[column] for column in self.columns if column in entry}
+        return {}
+
+
+def on_dataset(model: str, dataset: str) -> str:
+    """The network that stands for the paper's `model`: on digits, depth 8 for depth 20, and nothing deeper."""
+    return model.replace("ResNet20", "ResNet8") if dataset == "digits" else model
+
+
+def app_for(table: Table) -> typer.Typer:
+    """The command line of one table."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    title = f"{table.name.replace('table', 'Table ')}: {table.caption}."
+
+    @app.command(
+        help=f"{title}\n\nWithout options: 8x8 digits and networks of depth 8, in minutes on two cores. "
+        "What is on disk is not done again, and an interrupted run continues where it was."
+    )
+    def main(
+        dataset: Annotated[str, typer.Option(help="digits, cifar10 or cifar100")] = "digits",
+        data: Annotated[Path | None, typer.Option(help=".npz file, or folder with the official CIFAR files")] = None,
+        download: Annotated[bool, typer.Option(help="Fetch the official CIFAR files")] = False,
+        preset: Annotated[
+            str | None, typer.Option(help="paper, authors, fast, smoke or digits; default: paper, or digits")
+        ] = None,
+        rows: Annotated[str | None, typer.Option(help="Only these networks, separated by commas")] = None,
+        num_train: Annotated[int | None, typer.Option(min=2, help="Only the first N training images")] = None,
+        num_test: Annotated[int | None, typer.Option(min=1, help="Only the first N test images")] = None,
+        epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's")] = None,
+        lr: Annotated[
+            str | None, typer.Option(help="Learning rates, separated by commas; the best on validation counts")
+        ] = None,
+        attack_steps: Annotated[int | None, typer.Option(min=1, help="Cap the steps of all attacks")] = None,
+        eot: Annotated[int, typer.Option(min=1, help="Noise draws averaged in each attack gradient")] = 5,
+        num_draws: Annotated[int, typer.Option(min=1, help="Fresh noise draws each example is scored on")] = 10,
+        seed: Annotated[int, typer.Option(min=0, help="The first seed")] = 0,
+        num_seeds: Annotated[int | None, typer.Option(min=1, help="Default: 2 on digits, else 1")] = None,
+        device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto")] = "auto",
+        workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core, one on a GPU")] = None,
+        out: Annotated[Path, typer.Option(help="Folder for models, predictions and results")] = ROOT / "out",
+        smoke: Annotated[bool, typer.Option(help="As little as shows that everything runs")] = False,
+        list_jobs: Annotated[bool, typer.Option(help="Print one command for each network and seed")] = False,
+        no_table: Annotated[bool, typer.Option(help="Train and attack, but write no table")] = False,
+    ) -> None:
+        with _one_line_errors():
+            is_digits = dataset == "digits"
+            small = {"epochs": 1, "num_train": 128, "num_test": 40, "attack_steps": 2, "num_draws": 2, "eot": 2}
+            settings = Settings(
+                dataset=dataset,
+                loss=table.loss,
+                preset=preset or ("digits" if is_digits else "paper"),
+                out=out,
+                data=data,
+                download=download,
+                learning_rates=_numbers(lr),
+                num_train=num_train or (small["num_train"] if smoke else None),
+                num_test=num_test or (small["num_test"] if smoke else None),
+                epochs=epochs or (small["epochs"] if smoke else None),
+                attack_steps=attack_steps or (small["attack_steps"] if smoke else None),
+                eot_draws=small["eot"] if smoke else eot,
+                num_draws=small["num_draws"] if smoke else num_draws,
+                device=_device(device),
+            )
+            count = num_seeds or (2 if is_digits and not smoke else 1)
+            seeds = range(seed, seed + count)
+            chosen = _chosen_rows(table, dataset, rows or ("ResNet20,En2ResNet20" if smoke else None))
+            if list_jobs:
+                _print_jobs(chosen, dataset, seeds)
+                return
+            _compute(table, chosen, settings, seeds, workers)
+            if not no_table:
+                parts = [table.name, dataset, settings.preset, "smoke" if smoke else ""]
+                path = out / ("-".join(part for part in dict.fromkeys(parts) if part) + ".json")
+                write_json(path, results(table, chosen, settings, seeds))
+                draw(path, console)
+
+    return app
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Wrong input ends with one line and code 2, an interruption with 130; a bug shows itself."""
+    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    try:
+        yield
+    except (InputError, DataError, CheckpointError, FileNotFoundError) as error:
+        errors.print(f"error: {error}")
+        raise typer.Exit(2) from None
+    except (FloatingPointError, WorkerDied) as error:
+        errors.print(f"error: {error}")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        errors.print("interrupted; the same command continues from here")
+        raise typer.Exit(130) from None
+
+
+def _numbers(text: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise InputError(f"expected numbers separated by commas, got {text!r}") from None
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"unknown device {name!r}: expected cpu, cuda, cuda:1 or auto") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"no device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return name
+
+
+def _chosen_rows(table: Table, dataset: str, names: str | None) -> list[Row]:
+    """The declared rows that are asked for; any other network can be asked for too, without paper values."""
+    if names is None:
+        return [row for row in table.rows if dataset != "digits" or "ResNet20" in row.model]
+    declared = {alias: row for row in table.rows for alias in (row.model, on_dataset(row.model, dataset))}
+    return [declared.get(name.strip(), Row(name.strip())) for name in names.split(",") if name.strip()]
+
+
+def _print_jobs(rows: Sequence[Row], dataset: str, seeds: range) -> None:
+    """One command for each row and seed, for any scheduler; the plain command then draws the table."""
+    words = [word for word in sys.argv[1:] if word != "--list-jobs"]
+    script = os.path.relpath(sys.argv[0])
+    for row in rows:
+        for seed in seeds:
+            job = ["--rows", row.model, "--seed", str(seed), "--num-seeds", "1", "--workers", "1", "--no-table"]
+            print(shlex.join(["python", script, *_without(words, job), *job]))
+
+
+def _without(words: list[str], job: list[str]) -> list[str]:
+    """The words of a command line less the options that `job` sets."""
+    options = {word for word in job if word.startswith("--")}
+    kept, skip = [], False
+    for word in words:
+        name, _, value = word.partition("=")
+        if not skip and name not in options:
+            kept.append(word)
+        skip = not skip and name in options and not value and name != "--no-table"
+    return kept
+
+
+def _columns_of(table: Table, row: Row) -> tuple[Column, ...]:
+    return tuple(column for column in table.columns if row.oracle is None or column != "nat")
+
+
+def _tasks(table: Table, row: Row, settings: Settings, seed: int) -> list[Task]:
+    oracle = None if row.oracle is None else on_dataset(row.oracle, settings.dataset)
+    model = on_dataset(row.model, settings.dataset)
+    return tasks_for(settings, model, seed, _columns_of(table, row), oracle)
+
+
+def _compute(table: Table, rows: Sequence[Row], settings: Settings, seeds: range, num_workers: int | None) -> None:
+    """Train and attack whatever is missing, with a bar for each running task where there is a terminal."""
+    for row in rows:
+        network(on_dataset(row.model, settings.dataset), settings, seed=0)  # a wrong name fails here, at once
+    tasks = [task for seed in seeds for row in rows for task in _tasks(table, row, settings, seed)]
+    num_cores = os.cpu_count() or 1
+    if num_workers is None:
+        # from the whole table, not from what is left: the number of threads can change the last bits
+        num_workers = min(num_cores, len(rows) * len(seeds)) if settings.device == "cpu" else 1
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bars:
+        shown: dict[Task, TaskID] = {}
+
+        def report(task: Task, done: int, total: int) -> None:
+            if task not in shown:
+                shown[task] = bars.add_task(str(task))
+            bars.update(shown[task], completed=done, total=total)
+
+        def finished(task: Task, outcome: str, seconds: float) -> None:
+            if task in shown:
+                bars.remove_task(shown.pop(task))
+            bars.console.print(f"{task}: {outcome} ({seconds:.1f} s)", highlight=False, soft_wrap=True)
+
+        run_all(
+            tasks,
+            settings,
+            num_workers=num_workers,
+            num_threads=max(1, num_cores // num_workers),
+            report=report,
+            finished=finished,
+        )
+
+
+def results(table: Table, rows: Sequence[Row], settings: Settings, seeds: range) -> dict[str, Any]:
+    """The numbers of the table, from files on disk alone; fit for JSON."""
+    scores: dict[tuple[str, Column], list[evaluate.Score]] = {}
+    entries = []
+    for row in rows:
+        model = on_dataset(row.model, settings.dataset)
+        runs: list[dict[str, Any]] = []
+        for seed in seeds:
+            tasks = _tasks(table, row, settings, seed)
+            training = [task for task in tasks if isinstance(task, TrainTask)]
+            chosen, tree = selected(model, settings, training)
+            cells = {}
+            for task in tasks:
+                if isinstance(task, EvaluateTask):
+                    score = evaluate.stored_score(evaluation_path(task, settings))
+                    assert score is not None
+                    scores.setdefault((row.model, task.column), []).append(score)
+                    cells[task.column] = score.summary()
+            runs.append(
+                {
+                    "seed": seed,
+                    "lr": chosen.lr,
+                    "selected_epoch": tree["best"]["epoch"] + 1,
+                    "checkpoint": checkpoint_path(chosen, settings).name,
+                    "train_seconds": sum(record["seconds"] for record in tree["history"]),
+                    "cells": cells,
+                }
+            )
+        built = network(model, settings, seed=0)
+        entries.append(
+            {
+                "model": model,
+                "paper_model": row.model,
+                "oracle": row.oracle,
+                "num_members": len(built.members),
+                "num_parameters": count_parameters(built),
+                "paper": table.paper_values(row),
+                "cells": {column: _cell(scores[row.model, column], len(seeds)) for column in _columns_of(table, row)},
+                "runs": runs,
+            }
+        )
+    config = asdict(settings.train_config(seeds[0])) | {"lr": list(settings.candidates())}
+    return {
+        "provenance": provenance(
+            {"settings": asdict(settings) | {"data": str(settings.data), "out": str(settings.out)}}
+            | {"training": config, "seeds": list(seeds)},
+            device=settings.device,
+        ),
+        "table": table.name,
+        "caption": table.caption,
+        "dataset": settings.dataset,
+        "columns": {column: column_title(column, settings) for column in table.columns},
+        "rows": entries,
+        "verdicts": _verdicts(table, rows, settings.dataset, scores),
+    }
+
+
+def column_title(column: Column, settings: Settings) -> str:
+    """How a column is headed, with the number of steps that were taken."""
+    titles = {"nat": "natural", "fgsm": "FGSM", "ifgsm20": f"IFGSM{settings.capped(20)}"}
+    return titles.get(column, f"C&W ({settings.capped(50)})")
+
+
+def _cell(scores: Sequence[evaluate.Score], num_seeds: int) -> dict[str, Any]:
+    interval = mean_accuracy([score.correct for score in scores])
+    return {
+        "mean": sum(score.mean for score in scores) / num_seeds,
+        "vote": sum(score.vote for score in scores) / num_seeds,
+        "interval": [interval.low, interval.high],
+        "confidence": interval.confidence,
+        "n": scores[0].n,
+        "num_draws": scores[0].num_draws,
+        "num_seeds": num_seeds,
+    }
+
+
+def _verdicts(
+    table: Table,
+    rows: Sequence[Row],
+    dataset: str,
+    scores: dict[tuple[str, Column], list[evaluate.Score]],
+) -> list[dict[str, Any]]:
+    """Each claim in each column, on the same images: ours with its paired interval, and the paper's difference.
+
+    Where the paper's own numbers order two rows the other way round in some column, the claim is turned there.
+    """
+    paper = {row.model: table.paper_values(row) for row in rows}
+    verdicts = []
+    for claim in table.claims:
+        if claim.better not in paper or claim.worse not in paper:
+            continue
+        for column in table.columns:
+            better, worse = claim.better, claim.worse
+            if (better, column) not in scores or (worse, column) not in scores:
+                continue
+            printed = None
+            if column in paper[better] and column in paper[worse]:
+                printed = paper[better][column] - paper[worse][column]
+                if printed < 0:
+                    better, worse, printed = worse, better, -printed
+            difference = paired_difference(
+                [score.correct for score in scores[better, column]],
+                [score.correct for score in scores[worse, column]],
+            )
+            verdicts.append(
+                {
+                    "better": on_dataset(better, dataset),
+                    "worse": on_dataset(worse, dataset),
+                    "column": column,
+                    "difference": difference.mean,
+                    "interval": [difference.interval.low, difference.interval.high],
+                    "confidence": difference.interval.confidence,
+                    "paper_difference": printed,
+                    "verdict": difference.verdict,
+                }
+            )
+    return verdicts
