@@ -1,0 +1,125 @@
+"""What a Monte Carlo run returns: a mean that never travels without its uncertainty."""
+
+# Kernels are compiled for whatever types they meet: annotations would say less than numba knows.
+# mypy: disallow-untyped-defs=False
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+from scipy import stats
+
+from pdekit.threefry import LANES
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """Estimates of E[f(X_T) | X_t0 = x] at P points, each with its errors.
+
+    mean, standard_error: (P,); the standard error is that of the mean, from sampling alone.
+    num_paths: paths a point; num_steps: steps a path; scheme: how they were stepped.
+    bias_estimate, bias_standard_error: (P,) or None: how far the time step moves the mean (mean - bias_estimate is
+        nearer to the truth), and the sampling error of that.
+    cost: path-steps in all; seconds: wall time.
+    replicates: independent randomisations behind the standard error where it does not come from single paths.
+    """
+
+    mean: NDArray[np.float64]
+    standard_error: NDArray[np.float64]
+    num_paths: int
+    num_steps: int
+    scheme: str
+    bias_estimate: NDArray[np.float64] | None = None
+    bias_standard_error: NDArray[np.float64] | None = None
+    cost: int = 0
+    seconds: float = 0.0
+    replicates: int | None = None
+
+    def confidence_interval(self, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lower and upper ends (P,), (P,) of the interval for the sampling error; the time-step bias is not in it.
+
+        Normal quantiles, or Student's t where the error comes from few replicates. Raises ValueError unless
+        0 < level < 1.
+        """
+        half = quantile(level, self.replicates) * self.standard_error
+        return self.mean - half, self.mean + half
+
+    def total_error(self) -> NDArray[np.float64]:
+        """Root-mean-square error (P,) of sampling, time step, and the sampling error of the bias estimate.
+
+        Raises ValueError where the bias was not estimated, for then nothing is known of the time step.
+        """
+        if self.bias_estimate is None or self.bias_standard_error is None:
+            raise ValueError("total_error: expected an estimate made with bias=True, got one without bias_estimate")
+        return np.sqrt(self.standard_error**2 + self.bias_estimate**2 + self.bias_standard_error**2)
+
+    def __repr__(self) -> str:
+        lines = [
+            f"Estimate({len(self.mean)} points, {self.num_paths:,} paths of {self.num_steps} {self.scheme} steps, "
+            f"{self.cost:.3g} path-steps in {self.seconds:.2f} s)"
+        ]
+        for p in range(min(len(self.mean), 5)):
+            line = f"  {self.mean[p]: .6g} ± {self.standard_error[p]:.2g}"
+            if self.bias_estimate is not None and self.bias_standard_error is not None:
+                line += f"   time-step bias {self.bias_estimate[p]: .2g} ± {self.bias_standard_error[p]:.1g}"
+            lines.append(line)
+        if len(self.mean) > 5:
+            lines.append(f"  ... {len(self.mean) - 5} more")
+        return "\n".join(lines)
+
+
+def quantile(level: float, replicates: int | None = None) -> float:
+    """Half-width of a two-sided interval in standard errors."""
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"confidence level: expected a number between 0 and 1, got {level}")
+    if replicates is None:
+        return float(stats.norm.ppf(0.5 + 0.5 * level))
+    return float(stats.t.ppf(0.5 + 0.5 * level, replicates - 1))
+
+
+class Moments:
+    """Running mean and sum of squared deviations at P points.
+
+    Samples are summed within blocks of `LANES` and the blocks merged one after another (Chan, Golub and LeVeque
+    1983), so that the result depends neither on threads nor on how the blocks were batched.
+    """
+
+    def __init__(self, num_points: int) -> None:
+        self.counts = np.zeros(num_points, dtype=np.int64)
+        self.mean = np.zeros(num_points)
+        self.squares = np.zeros(num_points)
+
+    def add(self, samples: NDArray[np.float64], where: slice = slice(None)) -> None:
+        """Add samples (P, n) at the points `where`; n a multiple of `LANES` but for the last call."""
+        _merge(np.ascontiguousarray(samples), self.counts[where], self.mean[where], self.squares[where])
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """Unbiased variance of a sample (P,)."""
+        return self.squares / (self.counts - 1)
+
+    @property
+    def standard_error(self) -> NDArray[np.float64]:
+        return np.sqrt(self.variance / self.counts)
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def _merge(samples, counts, mean, squares):
+    for p in prange(len(samples)):
+        for start in range(0, samples.shape[1], LANES):
+            block = samples[p, start : start + LANES]
+            n, m = counts[p], len(block)
+            total = 0.0
+            for i in range(m):
+                total += block[i]
+            average = total / m
+            deviation = 0.0
+            for i in range(m):
+                deviation += (block[i] - average) ** 2
+            delta = average - mean[p]
+            mean[p] += delta * m / (n + m)
+            squares[p] += deviation + delta * delta * n * m / (n + m)
+            counts[p] += m

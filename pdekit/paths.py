@@ -1,0 +1,170 @@
+"""Compiled time stepping of blocks of paths, dX = F(X, t) dt + σ dB.
+
+The state is x (blocks, d, LANES): one coordinate of 256 paths in a row, so that the innermost loops run over lanes
+and become SIMD code, while the loop over time is outside and a block stays in the first-level cache. Paths live
+in R^d and are never wrapped; only look-ups in tables on the unit box wrap.
+"""
+
+# Kernels are compiled for whatever types they meet: annotations would say less than numba knows.
+# mypy: disallow-untyped-defs=False
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit, prange, types
+from numba.extending import overload
+
+from pdekit.brownian import fill_increments
+from pdekit.splines import table_on_lanes
+from pdekit.threefry import LANES
+
+EULER, HEUN = 0, 1
+SCHEMES = {"euler": EULER, "heun": HEUN}
+WEAK_ORDER = {"euler": 1, "heun": 2}  # for additive noise
+
+_ROWS = 16  # rows of normals drawn at a time: enough to use whole draws, few enough for the cache
+
+
+def velocity_on_lanes(velocity, x, t, f):
+    """F at points x (d, L) into f (d, L), in compiled code; a velocity is (table, degree) or a jitted function."""
+    raise NotImplementedError("for compiled code only")
+
+
+@overload(velocity_on_lanes, inline="always")
+def _velocity_on_lanes(velocity, x, t, f):
+    if isinstance(velocity, types.Dispatcher):
+        return lambda velocity, x, t, f: velocity(x, t, f)
+    return lambda velocity, x, t, f: table_on_lanes(velocity[0], velocity[1], x, f)
+
+
+def control_on_lanes(control, n, x, dw, g, total):
+    """Add the control's martingale increment of step n to total (L,), in compiled code; () is no control."""
+    raise NotImplementedError("for compiled code only")
+
+
+@overload(control_on_lanes, inline="always")
+def _control_on_lanes(control, n, x, dw, g, total):
+    if len(control) == 0:
+        return lambda control, n, x, dw, g, total: None
+
+    def add(control, n, x, dw, g, total):
+        tables, stride, variance = control
+        _add_martingale(tables[n // stride], variance, x, dw, g, total)
+
+    return add
+
+
+@njit(cache=True, error_model="numpy", fastmath={"contract"})
+def _add_martingale(table, variance, x, dw, g, total):
+    """∇u·dW + ½ Σ ∂ᵢ∂ⱼu (dWᵢ dWⱼ - δᵢⱼ σ²dt), dW = σ dB: mean zero given x, whatever the table holds."""
+    d = len(x)
+    table_on_lanes(table, 1, x, g)
+    for c in range(d):
+        gc, wc = g[c], dw[c]
+        for i in range(len(total)):
+            total[i] += gc[i] * wc[i]
+    if len(g) > d:
+        v = g.dtype.type(variance)
+        row = d
+        for a in range(d):
+            for b in range(a, d):
+                h, wa, wb = g[row], dw[a], dw[b]
+                row += 1
+                if a == b:
+                    half = g.dtype.type(0.5)
+                    for i in range(len(total)):
+                        total[i] += half * h[i] * (wa[i] * wa[i] - v)
+                else:
+                    for i in range(len(total)):
+                        total[i] += h[i] * wa[i] * wb[i]
+
+
+def control_rows(control, d):
+    """Components of the control's tables."""
+    raise NotImplementedError("for compiled code only")
+
+
+@overload(control_rows, inline="always")
+def _control_rows(control, d):
+    if len(control) == 0:
+        return lambda control, d: 0
+    return lambda control, d: control[0].shape[-1]
+
+
+@njit(cache=True, error_model="numpy", fastmath={"contract"})
+def _add_scaled(x, a, f, y):
+    """y = x + a f."""
+    s = x.dtype.type(a)
+    for c in range(len(x)):
+        xc, fc, yc = x[c], f[c], y[c]
+        for i in range(len(xc)):
+            yc[i] = xc[i] + s * fc[i]
+
+
+def _advance(velocity, control, scheme, kind, key0, streams, paths, t0, dt, first, last, substeps, scale, x, total):
+    """Steps first..last-1 of all blocks. x (blocks, d, LANES), total (blocks, LANES): the control's martingale."""
+    for block in prange(len(x)):
+        xb, sum_b = x[block], total[block]
+        d = len(xb)
+        chunk = max(1, _ROWS // (d * substeps))
+        z = np.empty((chunk * substeps * d + 6, LANES), x.dtype)
+        words = np.empty((2, LANES), np.uint64)
+        dws = np.empty((chunk, d, LANES), x.dtype)
+        f, y, h = np.empty_like(xb), np.empty_like(xb), np.empty_like(xb)
+        g = np.empty((control_rows(control, d), LANES), x.dtype)
+        for start in range(first, last, chunk):
+            steps = min(chunk, last - start)
+            fill_increments(kind, key0, streams[block], paths[block], start, steps, substeps, scale, dws, z, words)
+            for k in range(steps):
+                n, dw = start + k, dws[k]
+                t = t0 + n * dt
+                velocity_on_lanes(velocity, xb, t, f)
+                _add_scaled(xb, dt, f, y)
+                control_on_lanes(control, n, y, dw, g, sum_b)
+                if scheme == HEUN:
+                    _add_scaled(y, 1.0, dw, y)
+                    velocity_on_lanes(velocity, y, t + dt, h)
+                    _add_scaled(xb, 0.5 * dt, f, y)
+                    _add_scaled(y, 0.5 * dt, h, y)
+                _add_scaled(y, 1.0, dw, xb)
+
+
+def _characteristics(velocity, t0, dt, first, last, x):
+    """Classical Runge-Kutta steps of dX/dt = F(X, t), every lane its own starting point."""
+    for block in prange(len(x)):
+        xb = x[block]
+        k1, k2, k3, k4 = np.empty_like(xb), np.empty_like(xb), np.empty_like(xb), np.empty_like(xb)
+        y = np.empty_like(xb)
+        for n in range(first, last):
+            t = t0 + n * dt
+            velocity_on_lanes(velocity, xb, t, k1)
+            _add_scaled(xb, 0.5 * dt, k1, y)
+            velocity_on_lanes(velocity, y, t + 0.5 * dt, k2)
+            _add_scaled(xb, 0.5 * dt, k2, y)
+            velocity_on_lanes(velocity, y, t + 0.5 * dt, k3)
+            _add_scaled(xb, dt, k3, y)
+            velocity_on_lanes(velocity, y, t + dt, k4)
+            _add_scaled(xb, dt / 6.0, k1, xb)
+            _add_scaled(xb, dt / 3.0, k2, xb)
+            _add_scaled(xb, dt / 3.0, k3, xb)
+            _add_scaled(xb, dt / 6.0, k4, xb)
+
+
+# numba cannot find a kernel again in a later process once a user's function is among its arguments, so only the
+# kernels for tables go to the disk cache.
+_OPTIONS: dict[str, Any] = {"parallel": True, "error_model": "numpy"}
+advance_table: Callable[..., None] = njit(cache=True, **_OPTIONS)(_advance)
+advance_user: Callable[..., None] = njit(**_OPTIONS)(_advance)
+characteristics_table: Callable[..., None] = njit(cache=True, **_OPTIONS)(_characteristics)
+characteristics_user: Callable[..., None] = njit(**_OPTIONS)(_characteristics)
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def control_of_blocks(control, n, x, dw, total):
+    """The control's increment of step n for paths stepped in NumPy: x, dw (blocks, d, LANES), total (blocks, LANES)."""
+    for block in prange(len(x)):
+        g = np.empty((control_rows(control, x.shape[1]), LANES), total.dtype)
+        control_on_lanes(control, n, x[block], dw[block], g, total[block])

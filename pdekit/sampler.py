@@ -1,0 +1,215 @@
+"""Feynman-Kac: u(x, t0) = E[f(X_T) | X_t0 = x] from paths of dX = F(X, t) dt + σ dB   (Eq. 14)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil
+from time import perf_counter
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from pdekit.brownian import INCREMENTS
+from pdekit.characteristics import characteristics, check_points
+from pdekit.control import Control
+from pdekit.estimate import Estimate, Moments, quantile
+from pdekit.paths import SCHEMES, WEAK_ORDER
+from pdekit.problem import ConvectionDiffusion
+from pdekit.simulation import Simulation
+from pdekit.threefry import LANES, seed_of
+
+Rng = int | np.random.Generator | np.random.SeedSequence | None
+Progress = Callable[[int, int], None]
+
+_PILOT = 16 * LANES  # paths before the first look at the variance
+_BIAS_SHARE = 4  # one path in four is also walked with doubled steps: enough, as the two differ little
+
+
+def feynman_kac(
+    problem: ConvectionDiffusion,
+    points: ArrayLike,
+    *,
+    num_paths: int = 100_000,
+    num_steps: int = 64,
+    scheme: str = "heun",
+    increments: str = "gaussian",
+    control: xr.Dataset | None = None,
+    hessian: bool = False,
+    antithetic: bool = False,
+    extrapolate: bool = False,
+    bias: bool = False,
+    dtype: str = "float64",
+    rng: Rng = 0,
+    t0: float = 0.0,
+    atol: float | None = None,
+    rtol: float | None = None,
+    confidence: float = 0.95,
+    max_paths: int = 10**9,
+    first_point: int = 0,
+    progress: Progress | None = None,
+) -> Estimate:
+    """Monte Carlo estimates of u(x, t0) at points x, with their standard errors.
+
+    The result is a function of the arguments alone: the same to the last bit for any number of threads, and for
+    all points at once or in several calls (`first_point`).
+
+    points: (P, d), any real dtype and memory order. Paths live in R^d and are never wrapped; node values are
+        periodic and wrap where they are looked up, a callable sees the coordinates as they are.
+    num_paths: paths a point; with `atol` or `rtol` paths are added until the half-width of the interval at
+        `confidence` is at most max(atol, rtol |mean|) at every point, `max_paths` at most.
+    num_steps: steps from t0 to the horizon.
+    scheme: "heun" (weak order 2 for additive noise) or "euler" (Euler-Maruyama, weak order 1).
+    increments: "gaussian" or "two_point", ±√dt, which keeps the weak order of Euler-Maruyama at a third of the cost.
+    control: what `solve` returned for this problem; its gradient (with `hessian` also its second derivatives)
+        becomes a martingale control variate, unbiased even if that solution is wrong.
+    antithetic: paths in pairs with opposite increments; a pair counts as one sample.
+    extrapolate: Talay and Tubaro 1990: combine num_steps and num_steps / 2 on the same Brownian paths, which
+        removes the leading term of the time-step bias.
+    bias: estimate the time-step bias from a quarter of the paths, walked again with doubled steps.
+    dtype: "float64" or "float32" for the paths; payoffs and sums are float64.
+    rng: anything `numpy.random.default_rng` takes (SPEC 7).
+    first_point: index of points[0] in the caller's own list, where that is worked through in several calls.
+    progress: called with (path-steps done, path-steps planned) after each batch.
+
+    At sigma = 0 there is nothing random: the result is f at the end of the characteristic, with the time-step error
+    estimated by doubling the step; `num_paths` and the options for random paths have no effect.
+
+    Raises ValueError for wrong shapes, names or numbers, FloatingPointError where a path leaves the finite numbers.
+    """
+    start = perf_counter()
+    x = check_points(points, problem)
+    duration = problem.horizon - t0
+    _check(num_paths, num_steps, scheme, increments, dtype, duration, int(extrapolate) + int(bias))
+    tolerance = _tolerance(atol, rtol)
+    half_width = quantile(confidence)
+    if problem.sigma == 0.0:
+        return _without_noise(problem, x, num_steps, t0, start)
+    order = WEAK_ORDER[scheme] + int(extrapolate)
+    sim = Simulation(problem, seed_of(rng), scheme, increments, dtype, t0)
+    martingale = None if control is None else Control.from_solution(control, x.shape[1], hessian=hessian)
+    streams = np.arange(first_point, first_point + len(x), dtype=np.uint64)
+
+    def walk(where: slice, first: int, count: int, steps: int, substeps: int) -> NDArray[np.float64]:
+        """Samples (points, count) at one step size."""
+        args = (x[where], streams[where], first, count, steps)
+        values = sim.payoffs(*args, substeps=substeps, control=martingale)
+        if antithetic:
+            values = 0.5 * (values + sim.payoffs(*args, substeps=substeps, sign=-1, control=martingale))
+        return values
+
+    def sample(where: slice, first: int, count: int, coarsening: int = 1) -> NDArray[np.float64]:
+        fine = walk(where, first, count, num_steps // coarsening, coarsening)
+        if not extrapolate:
+            return fine
+        coarse = walk(where, first, count, num_steps // (2 * coarsening), 2 * coarsening)
+        weight = 1.0 / (2 ** WEAK_ORDER[scheme] - 1)
+        return fine + weight * (fine - coarse)
+
+    per_sample = 2 if antithetic else 1
+    moments, offsets = Moments(len(x)), Moments(len(x))
+
+    def extend(done: int, samples: int) -> None:
+        for where, first, count in sim.batches(len(x), samples - done, num_steps):
+            moments.add(sample(where, done + first, count), where)
+            if progress is not None:
+                progress(sim.path_steps, samples * per_sample * num_steps * len(x))
+
+    if tolerance is None:
+        done = -(-num_paths // per_sample)
+        extend(0, done)
+    else:
+        most = -(-max_paths // per_sample)
+        done, target = 0, min(_PILOT, most)
+        while done < target:
+            extend(done, target)
+            done = target
+            allowed = tolerance(moments.mean) / half_width
+            needed = float(np.max(moments.variance / allowed**2))
+            if done < needed:
+                # Ten times at most, for the variance of a pilot run may mislead; a tenth more, so as to end there.
+                target = min(blocks_of(min(1.1 * needed, 10.0 * done)), most)
+
+    if bias:
+        for where, first, count in sim.batches(len(x), blocks_of(done / _BIAS_SHARE), num_steps):
+            fine, coarse = sample(where, first, count), sample(where, first, count, 2)
+            offsets.add(coarse - fine, where)
+    weight = 1.0 / (2**order - 1)
+    return Estimate(
+        mean=moments.mean,
+        standard_error=moments.standard_error,
+        num_paths=done * per_sample,
+        num_steps=num_steps,
+        scheme=scheme,
+        bias_estimate=weight * offsets.mean if bias else None,
+        bias_standard_error=weight * offsets.standard_error if bias else None,
+        cost=sim.path_steps,
+        seconds=perf_counter() - start,
+    )
+
+
+def blocks_of(samples: float) -> int:
+    """Samples rounded up to whole blocks."""
+    return LANES * max(1, ceil(samples / LANES))
+
+
+def _without_noise(
+    problem: ConvectionDiffusion, x: NDArray[np.float64], num_steps: int, t0: float, start: float
+) -> Estimate:
+    """σ = 0: one characteristic a point, and the error of its steps from twice their length."""
+    fine, coarse = (
+        problem.evaluate_terminal(characteristics(problem, x, num_steps=n, t0=t0))
+        for n in (num_steps, max(1, num_steps // 2))
+    )
+    return Estimate(
+        mean=fine,
+        standard_error=np.zeros(len(x)),
+        num_paths=1,
+        num_steps=num_steps,
+        scheme="rk4",
+        bias_estimate=(coarse - fine) / 15.0,
+        bias_standard_error=np.zeros(len(x)),
+        cost=len(x) * (num_steps + max(1, num_steps // 2)),
+        seconds=perf_counter() - start,
+    )
+
+
+def _check(
+    num_paths: int,
+    num_steps: int,
+    scheme: str,
+    increments: str,
+    dtype: str,
+    duration: float,
+    coarsenings: int,
+) -> None:
+    """One clear line for each thing that cannot be meant."""
+    if num_paths < 2:
+        raise ValueError(f"num_paths: expected at least 2 for a standard error, got {num_paths}")
+    if num_steps < 1:
+        raise ValueError(f"num_steps: expected at least 1, got {num_steps}")
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme: expected one of {', '.join(SCHEMES)}, got {scheme!r}")
+    if increments not in INCREMENTS:
+        raise ValueError(f"increments: expected one of {', '.join(INCREMENTS)}, got {increments!r}")
+    if increments == "two_point" and scheme != "euler":
+        raise ValueError("increments: two_point keeps weak order 1, expected scheme='euler' with it")
+    if dtype not in ("float64", "float32"):
+        raise ValueError(f"dtype: expected float64 or float32, got {dtype!r}")
+    if not duration > 0.0:
+        raise ValueError(f"t0: expected a time before the horizon, got one {-duration:g} after it")
+    if num_steps % 2**coarsenings:
+        raise ValueError(
+            f"num_steps: expected a multiple of {2**coarsenings}, as bias and extrapolate double the step, "
+            f"got {num_steps}"
+        )
+
+
+def _tolerance(atol: float | None, rtol: float | None) -> Callable[[NDArray[np.float64]], NDArray[np.float64]] | None:
+    """The allowed half-width as a function of the mean; None where no tolerance is asked for."""
+    if atol is None and rtol is None:
+        return None
+    for name, value in (("atol", atol), ("rtol", rtol)):
+        if value is not None and not (np.isfinite(value) and value > 0.0):
+            raise ValueError(f"{name}: expected a positive number, got {value}")
+    return lambda mean: np.maximum(atol or 0.0, (rtol or 0.0) * np.abs(mean))

@@ -1,0 +1,202 @@
+"""Whole paths of a problem from points to payoffs, in batches that can be interrupted.
+
+`Simulation` knows how to step a batch with whatever velocity the problem has; it does not know what is estimated.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdekit import paths
+from pdekit.brownian import INCREMENTS, increments_of_blocks
+from pdekit.control import Control
+from pdekit.problem import ConvectionDiffusion
+from pdekit.threefry import LANES
+from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity
+
+_log = logging.getLogger("pdekit")
+_told: set[str] = set()
+
+_STEPS_PER_CALL = 2**24  # path-steps between two chances to interrupt: a fraction of a second
+_STATE_PER_CALL = 2**21  # coordinates held at a time
+
+
+@dataclass(eq=False)
+class Simulation:
+    """Paths of `problem` from t0 on.
+
+    seed: 64-bit key; scheme, increments, dtype: names as in `feynman_kac`. `path_steps` counts the work done.
+    """
+
+    problem: ConvectionDiffusion
+    seed: np.uint64
+    scheme: str = "heun"
+    increments: str = "gaussian"
+    dtype: str = "float64"
+    t0: float = 0.0
+    path_steps: int = field(default=0, init=False)
+
+    @property
+    def duration(self) -> float:
+        return self.problem.horizon - self.t0
+
+    def batches(self, num_points: int, num_paths: int, num_steps: int) -> Iterator[tuple[slice, int, int]]:
+        """Batches (points, first path, number of paths), cut between blocks of paths."""
+        dim = self.problem.dim or 1
+        blocks = max(1, min(_STEPS_PER_CALL // num_steps, _STATE_PER_CALL // dim) // LANES)
+        needed = -(-num_paths // LANES)
+        points_each = max(1, blocks // needed)
+        paths_each = LANES * min(needed, blocks)
+        for point in range(0, num_points, points_each):
+            for first in range(0, num_paths, paths_each):
+                yield (
+                    slice(point, min(point + points_each, num_points)),
+                    first,
+                    min(paths_each, num_paths - first),
+                )
+
+    def payoffs(
+        self,
+        points: NDArray[np.float64],
+        streams: NDArray[np.uint64],
+        first_path: int,
+        num_paths: int,
+        num_steps: int,
+        *,
+        substeps: int = 1,
+        sign: int = 1,
+        control: Control | None = None,
+    ) -> NDArray[np.float64]:
+        """f(X_T) less the control's martingale, (P, num_paths).
+
+        streams: (P,) key of each point; first_path: a multiple of `LANES`; substeps: fine increments summed into
+        one step; sign: -1 for the antithetic paths.
+        """
+        per_point = -(-num_paths // LANES)
+        starts = np.repeat(points.astype(self.dtype), per_point, axis=0)[:, :, None]
+        x = np.repeat(starts, LANES, axis=2)
+        total = np.zeros((len(x), LANES), dtype=self.dtype)
+        firsts = np.tile(first_path + LANES * np.arange(per_point, dtype=np.int64), len(points))
+        dt = self.duration / num_steps
+        scale = sign * self.problem.sigma * np.sqrt(dt / substeps)
+        tables: tuple[Any, ...] = () if control is None else control.tables(self, num_steps)
+        run = _Run(self, np.repeat(streams, per_point), firsts, dt, substeps, scale, tables, x, total)
+        for first, last, velocity in velocity_pieces(self.problem.velocity, self.t0, dt, num_steps):
+            run.advance(velocity, first, last)
+        self.path_steps += x.shape[0] * LANES * num_steps
+        if not np.isfinite(x).all():
+            raise FloatingPointError(
+                f"paths: a position became {x[~np.isfinite(x)][0]}; the velocity is not finite on the way, "
+                f"or {num_steps} steps are too few for it"
+            )
+        values = self.problem.evaluate_terminal(np.moveaxis(x.astype(np.float64, copy=False), 1, -1))
+        values -= total
+        return values.reshape(len(points), -1)[:, :num_paths]
+
+
+@dataclass(eq=False)
+class _Run:
+    """A batch on its way: x (blocks, d, LANES) and the control's martingale (blocks, LANES) are advanced in place."""
+
+    simulation: Simulation
+    streams: NDArray[np.uint64]
+    firsts: NDArray[np.int64]
+    dt: float
+    substeps: int
+    scale: float
+    control: tuple[Any, ...]
+    x: NDArray[Any]
+    total: NDArray[Any]
+
+    def advance(self, velocity: Any, first: int, last: int) -> None:
+        sim = self.simulation
+        if isinstance(velocity, GridVelocity):
+            table = (velocity.table.coefficients.astype(sim.dtype, copy=False), velocity.table.degree)
+            self._compiled(paths.advance_table, table, first, last)
+        elif isinstance(velocity, CompiledVelocity):
+            self._compiled(paths.advance_user, velocity.on_lanes, first, last)
+        else:
+            self._in_numpy(velocity, first, last)
+
+    def _compiled(self, kernel: Any, velocity: Any, first: int, last: int) -> None:
+        sim = self.simulation
+        each = max(1, _STEPS_PER_CALL // (len(self.x) * LANES))
+        for n in range(first, last, each):
+            kernel(
+                velocity,
+                self.control,
+                paths.SCHEMES[sim.scheme],
+                INCREMENTS[sim.increments],
+                sim.seed,
+                self.streams,
+                self.firsts,
+                sim.t0,
+                self.dt,
+                n,
+                min(n + each, last),
+                self.substeps,
+                self.scale,
+                self.x,
+                self.total,
+            )
+
+    def _in_numpy(self, velocity: Any, first: int, last: int) -> None:
+        """The same steps for a plain Python callable, with the same increments."""
+        sim, x, dt = self.simulation, self.x, self.dt
+        say_once(
+            "the velocity is a plain Python callable: its paths are stepped with NumPy, about ten times slower "
+            "than with a pdekit.velocity.compiled one"
+        )
+        dw = np.empty((len(x), 1, *x.shape[1:]), dtype=x.dtype)
+        for n in range(first, last):
+            t = sim.t0 + n * dt
+            kind = INCREMENTS[sim.increments]
+            increments_of_blocks(kind, sim.seed, self.streams, self.firsts, n, self.substeps, self.scale, dw)
+            f = self._on_points(x, t)
+            drifted = x + dt * f
+            if self.control:
+                paths.control_of_blocks(self.control, n, drifted, dw[:, 0], self.total)
+            if sim.scheme == "heun":
+                drifted = x + 0.5 * dt * (f + self._on_points(drifted + dw[:, 0], t + dt))
+            x[...] = drifted + dw[:, 0]
+
+    def _on_points(self, x: NDArray[Any], t: float) -> NDArray[np.float64]:
+        points = np.ascontiguousarray(np.moveaxis(x, 1, -1), dtype=np.float64)
+        values = self.simulation.problem.evaluate_velocity(points.reshape(-1, x.shape[1]), t)
+        return np.moveaxis(values.reshape(points.shape), -1, 1)
+
+
+def velocity_pieces(velocity: Any, t0: float, dt: float, num_steps: int) -> Iterator[tuple[int, int, Any]]:
+    """Pieces (first step, last step, velocity) on which one velocity object serves.
+
+    Raises ValueError where a step would straddle two intervals of a redrawn velocity.
+    """
+    if not isinstance(velocity, RedrawnVelocity):
+        yield 0, num_steps, velocity
+        return
+    per_interval = round(velocity.interval / dt)
+    offset = round(t0 / dt)
+    if per_interval < 1 or abs(velocity.interval - per_interval * dt) > 1e-6 * dt or abs(t0 - offset * dt) > 1e-6 * dt:
+        raise ValueError(
+            f"num_steps: expected a whole number of steps in each interval {velocity.interval:g} of the redrawn "
+            f"velocity, got steps of {dt:g} from t0 = {t0:g}"
+        )
+    first = 0
+    while first < num_steps:
+        n = (offset + first) // per_interval
+        last = min((n + 1) * per_interval - offset, num_steps)
+        yield first, last, velocity.field(n)
+        first = last
+
+
+def say_once(message: str) -> None:
+    """A log line for what costs speed but is no error."""
+    if message not in _told:
+        _told.add(message)
+        _log.warning(message)

@@ -1,0 +1,342 @@
+"""The sampler against closed forms, its own invariances, and the orders it declares."""
+
+import numba
+import numpy as np
+import pytest
+import xarray as xr
+
+from pdekit.characteristics import characteristics
+from pdekit.estimate import Estimate, Moments
+from pdekit.fastmath import sin2pi
+from pdekit.problem import ConvectionDiffusion
+from pdekit.sampler import feynman_kac
+from pdekit.velocity import GridVelocity, RedrawnVelocity, compiled
+
+TAU = 2 * np.pi
+
+
+@compiled(2)
+def swirl(x, y, t):
+    return 0.3 + 0.5 * sin2pi(y), -0.2 + 0.5 * sin2pi(x + 0.25 * t)
+
+
+@compiled(1)
+def ornstein_uhlenbeck_1d(x, t):
+    return (-x,)
+
+
+def wave(x):
+    return np.cos(TAU * (x[..., 0] + 2 * x[..., 1]))
+
+
+def drift_problem(drift=(0.3, -0.2), sigma=0.1, horizon=1.0):
+    """Constant F and one Fourier mode: u(x, t) = exp(-½σ²|k|²(T-t)) cos(k·(x + F (T-t)))."""
+    nodes = np.broadcast_to(np.reshape(drift, (2, 1, 1)), (2, 8, 8))
+    return ConvectionDiffusion(GridVelocity(nodes, "bilinear"), wave, sigma, horizon=horizon)
+
+
+def drift_solution(points, drift=(0.3, -0.2), sigma=0.1, duration=1.0):
+    decay = np.exp(-0.5 * sigma**2 * TAU**2 * 5 * duration)
+    return decay * wave(points + duration * np.asarray(drift))
+
+
+POINTS = np.random.default_rng(0).uniform(size=(6, 2))
+
+
+def zscores(estimate, exact):
+    return (estimate.mean - exact) / estimate.standard_error
+
+
+@pytest.mark.parametrize("scheme", ["euler", "heun"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_constant_drift_meets_its_closed_form(scheme, dtype):
+    estimate = feynman_kac(drift_problem(), POINTS, num_paths=20_000, num_steps=4, scheme=scheme, dtype=dtype)
+    assert np.abs(zscores(estimate, drift_solution(POINTS))).max() < 4
+    low, high = estimate.confidence_interval(0.9999)
+    assert ((low < drift_solution(POINTS)) & (drift_solution(POINTS) < high)).all()
+
+
+def test_the_starting_time_shortens_the_paths():
+    estimate = feynman_kac(drift_problem(horizon=0.7), POINTS, num_paths=20_000, num_steps=4, t0=0.4)
+    assert np.abs(zscores(estimate, drift_solution(POINTS, duration=0.3))).max() < 4
+
+
+@pytest.mark.parametrize("dim", [1, 3, 100])
+def test_ornstein_uhlenbeck_meets_its_closed_form(dim):
+    """dX = -X dt + σ dB in R^d, f = |x|²: E = |x|² e^{-2} + d σ² (1 - e^{-2}) / 2."""
+    sigma, start = 0.5, np.stack([np.full(dim, 1.5), np.linspace(-2.0, 2.0, dim)])
+    problem = ConvectionDiffusion(lambda x, t: -x, lambda x: (x**2).sum(-1), sigma, dim=dim)
+    estimate = feynman_kac(problem, start, num_paths=4_000, num_steps=32, bias=True)
+    exact = (start**2).sum(-1) * np.exp(-2.0) + dim * sigma**2 * (1 - np.exp(-2.0)) / 2
+    assert np.abs((estimate.mean - exact) / estimate.total_error()).max() < 4
+
+
+def test_a_compiled_velocity_gives_the_paths_of_the_plain_callable():
+    fast = ConvectionDiffusion(ornstein_uhlenbeck_1d, lambda x: x[..., 0] ** 2, 0.5)
+    slow = ConvectionDiffusion(lambda x, t: -x, lambda x: x[..., 0] ** 2, 0.5, dim=1)
+    for scheme in ("euler", "heun"):
+        a, b = (feynman_kac(p, [[1.5]], num_paths=500, num_steps=8, scheme=scheme) for p in (fast, slow))
+        np.testing.assert_allclose(a.mean, b.mean, rtol=1e-13)
+        np.testing.assert_allclose(a.standard_error, b.standard_error, rtol=1e-12)
+
+
+def test_node_values_give_the_paths_of_their_continuation():
+    grid = GridVelocity(np.random.default_rng(1).uniform(-1, 1, (2, 8, 8)), "bicubic")
+    table = ConvectionDiffusion(grid, wave, 0.1)
+    slow = ConvectionDiffusion(lambda x, t: grid(x), wave, 0.1, dim=2)
+    a, b = (feynman_kac(p, POINTS, num_paths=300, num_steps=8) for p in (table, slow))
+    np.testing.assert_allclose(a.mean, b.mean, rtol=0, atol=1e-12)
+
+
+EXACT_MEAN_SQUARE = 1.5**2 * np.exp(-2.0) + 0.25 * (1 - np.exp(-2.0)) / 2
+
+
+def mean_square_of(scheme, num_steps):
+    """E[X²] of the scheme itself for dX = -X dt + ½ dB from 1.5: a linear recursion, free of sampling error."""
+    dt = 1.0 / num_steps
+    decay, noise = (1 - dt, 1.0) if scheme == "euler" else (1 - dt + dt**2 / 2, 1 - dt / 2)
+    mean_square = 1.5**2
+    for _ in range(num_steps):
+        mean_square = decay**2 * mean_square + noise**2 * 0.25 * dt
+    return mean_square
+
+
+@pytest.mark.parametrize(
+    ("scheme", "extrapolate", "order"), [("euler", False, 1), ("euler", True, 2), ("heun", False, 2)]
+)
+def test_weak_order_is_the_declared_one(scheme, extrapolate, order):
+    """The paths meet the mean of their scheme at each step size, and that mean converges at the declared order."""
+    problem = ConvectionDiffusion(ornstein_uhlenbeck_1d, lambda x: x[..., 0] ** 2, 0.5)
+    steps = [32, 64, 128, 256]
+    errors = []
+    for n in steps:
+        expected = mean_square_of(scheme, n)
+        if extrapolate:  # Talay and Tubaro 1990
+            expected += expected - mean_square_of(scheme, n // 2)
+        estimate = feynman_kac(problem, [[1.5]], num_paths=30_000, num_steps=n, scheme=scheme, extrapolate=extrapolate)
+        assert abs(zscores(estimate, expected)[0]) < 4
+        errors.append(abs(expected - EXACT_MEAN_SQUARE))
+    slope = np.polyfit(np.log(1.0 / np.array(steps)), np.log(errors), 1)[0]
+    assert abs(slope - order) < 0.2
+
+
+@pytest.mark.parametrize(("scheme", "order"), [("euler", 1), ("heun", 2)])
+def test_bias_estimate_converges_at_the_weak_order_and_explains_the_error(scheme, order):
+    problem = ConvectionDiffusion(swirl, wave, 0.1)
+    fine = feynman_kac(problem, POINTS, num_paths=40_000, num_steps=512, rng=5)
+    coarse = [
+        feynman_kac(problem, POINTS, num_paths=160_000, num_steps=n, scheme=scheme, bias=True, rng=6) for n in (16, 32)
+    ]
+    norms = [np.linalg.norm(e.bias_estimate) for e in coarse]
+    assert abs(np.log2(norms[0] / norms[1]) - order) < 0.5
+    error = np.hypot(coarse[1].total_error(), fine.standard_error)
+    assert np.abs((coarse[1].mean - fine.mean) / error).max() < 4
+
+
+def test_two_point_increments_keep_the_weak_order_of_euler():
+    problem = ConvectionDiffusion(swirl, wave, 0.1)
+    options = {"num_paths": 50_000, "num_steps": 64, "scheme": "euler"}
+    a = feynman_kac(problem, POINTS, **options)
+    b = feynman_kac(problem, POINTS, increments="two_point", **options)
+    assert np.abs((a.mean - b.mean) / np.hypot(a.standard_error, b.standard_error)).max() < 4
+    assert not np.array_equal(a.mean, b.mean)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"antithetic": True}, {"dtype": "float32"}, {"bias": True, "extrapolate": True}],
+    ids=["plain", "antithetic", "float32", "extrapolated"],
+)
+def test_result_does_not_depend_on_threads_or_batches(options, monkeypatch):
+    problem = ConvectionDiffusion(swirl, wave, 0.1)
+
+    def run(points=POINTS, first_point=0):
+        return feynman_kac(problem, points, num_paths=3_000, num_steps=8, rng=3, first_point=first_point, **options)
+
+    whole = run()
+    threads = numba.get_num_threads()
+    try:
+        numba.set_num_threads(1)
+        single = run()
+    finally:
+        numba.set_num_threads(threads)
+    parts = [run(POINTS[:2]), run(POINTS[2:], first_point=2)]
+    monkeypatch.setattr("pdekit.simulation._STEPS_PER_CALL", 2 * 256 * 8)
+    small = run()
+    for other in (single, small):
+        np.testing.assert_array_equal(whole.mean, other.mean)
+        np.testing.assert_array_equal(whole.standard_error, other.standard_error)
+    np.testing.assert_array_equal(whole.mean, np.concatenate([e.mean for e in parts]))
+
+
+def test_result_does_not_depend_on_the_layout_of_the_points():
+    problem = ConvectionDiffusion(swirl, wave, 0.1)
+    points = np.random.default_rng(2).uniform(size=(8, 2)).astype(np.float32)
+    frozen = points.astype(float)
+    frozen.setflags(write=False)
+    padded = np.zeros((16, 4), dtype=np.float32)
+    padded[::2, ::2] = points
+    results = [
+        feynman_kac(problem, p, num_paths=300, num_steps=4).mean
+        for p in (points, frozen, np.asfortranarray(points), padded[::2, ::2], points.tolist())
+    ]
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0], other)
+
+
+def test_points_outside_the_box_see_the_periodic_field():
+    grid = GridVelocity(np.random.default_rng(1).uniform(-1, 1, (2, 8, 8)))
+    problem = ConvectionDiffusion(grid, np.random.default_rng(2).normal(size=(8, 8)), 0.1)
+    a, b = (feynman_kac(problem, p, num_paths=300, num_steps=8) for p in (POINTS, POINTS + [3, -7]))
+    np.testing.assert_allclose(a.mean, b.mean, rtol=0, atol=1e-9)
+
+
+def test_a_redrawn_velocity_is_followed_interval_by_interval():
+    velocity = RedrawnVelocity(8, 1 / 16, seed=4)
+    table = ConvectionDiffusion(velocity, wave, 0.1)
+    # Heun's second stage lies at the end of a step, where a plain callable already sees the next interval.
+    slow = ConvectionDiffusion(lambda x, t: velocity(x, t), wave, 0.1, dim=2)
+    a, b = (feynman_kac(p, POINTS, num_paths=300, num_steps=32, scheme="euler") for p in (table, slow))
+    np.testing.assert_allclose(a.mean, b.mean, rtol=0, atol=1e-10)
+    with pytest.raises(ValueError, match="whole number of steps in each interval"):
+        feynman_kac(table, POINTS, num_steps=24)
+
+
+def test_antithetic_paths_reduce_the_variance_of_an_odd_payoff():
+    problem = drift_problem(drift=(0.25, 0.0))
+    odd = [[0.0, 0.0]]  # f is odd about the mean end point
+    plain = feynman_kac(problem, odd, num_paths=2_000, num_steps=4)
+    paired = feynman_kac(problem, odd, num_paths=2_000, num_steps=4, antithetic=True)
+    assert paired.standard_error[0] < 1e-10 < plain.standard_error[0]
+    assert paired.num_paths == 2_000
+    even = feynman_kac(drift_problem(), POINTS, num_paths=20_000, num_steps=4, antithetic=True)
+    assert np.abs(zscores(even, drift_solution(POINTS))).max() < 4
+
+
+def drift_dataset(num_points=64, frames=17, **parameters):
+    times = np.linspace(0.0, 1.0, frames)
+    axis = np.arange(num_points) / num_points
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1)
+    u = np.stack([drift_solution(grid, duration=1.0 - t, **parameters) for t in times])
+    return xr.Dataset({"u": (("time", "x", "y"), u)}, {"time": times, "x": axis, "y": axis})
+
+
+@pytest.mark.parametrize(("hessian", "reduction"), [(False, 30), (True, 300)])
+def test_the_solution_as_control_cuts_the_variance(hessian, reduction):
+    options = {"num_paths": 10_000, "num_steps": 64}
+    plain = feynman_kac(drift_problem(), POINTS, **options)
+    controlled = feynman_kac(drift_problem(), POINTS, control=drift_dataset(), hessian=hessian, **options)
+    ratio = (plain.standard_error / controlled.standard_error) ** 2
+    assert np.exp(np.log(ratio).mean()) > reduction
+    assert np.abs(zscores(controlled, drift_solution(POINTS))).max() < 4
+
+
+@pytest.mark.parametrize("hessian", [False, True])
+def test_a_wrong_solution_as_control_is_unbiased(hessian):
+    wrong = drift_dataset(drift=(-0.3, 0.2), sigma=0.15)
+    estimate = feynman_kac(drift_problem(), POINTS, control=wrong, hessian=hessian, num_paths=40_000, num_steps=16)
+    assert np.abs(zscores(estimate, drift_solution(POINTS))).max() < 4
+
+
+def test_control_works_for_plain_callables_alike():
+    slow = ConvectionDiffusion(lambda x, t: np.broadcast_to([0.3, -0.2], x.shape), wave, 0.1, dim=2)
+    options = {"num_paths": 500, "num_steps": 8, "control": drift_dataset()}
+    a, b = (feynman_kac(p, POINTS, **options) for p in (slow, drift_problem()))
+    np.testing.assert_allclose(a.mean, b.mean, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(a.standard_error, b.standard_error, rtol=1e-8)
+
+
+def test_a_tolerance_is_met_with_the_stated_confidence():
+    """Coverage over 200 runs: with 95% confidence at most 21 misses are likely (binomial, p < 1e-3)."""
+    exact = drift_solution(POINTS[:1])
+    misses = 0
+    for seed in range(200):
+        estimate = feynman_kac(drift_problem(), POINTS[:1], num_steps=1, atol=0.02, rng=seed)
+        low, high = estimate.confidence_interval()
+        assert (high - low)[0] <= 0.04
+        misses += int(abs(estimate.mean[0] - exact[0]) > 0.02)
+    assert misses <= 21
+
+
+def test_a_relative_tolerance_is_met_at_every_point():
+    estimate = feynman_kac(drift_problem(), POINTS, num_steps=1, rtol=0.05, atol=1e-3, confidence=0.99)
+    low, high = estimate.confidence_interval(0.99)
+    assert (0.5 * (high - low) <= np.maximum(1e-3, 0.05 * np.abs(estimate.mean))).all()
+    capped = feynman_kac(drift_problem(), POINTS, num_steps=1, atol=1e-9, max_paths=10_000)
+    assert capped.num_paths == 10_000
+
+
+def test_without_noise_the_characteristic_is_followed_at_fourth_order():
+    problem = ConvectionDiffusion(swirl, wave, 0.0)
+    reference = characteristics(problem, POINTS, num_steps=1024)
+    steps = np.array([16, 32, 64])
+    errors = [np.abs(characteristics(problem, POINTS, num_steps=int(n)) - reference).max() for n in steps]
+    assert abs(np.polyfit(np.log(1.0 / steps), np.log(errors), 1)[0] - 4) < 0.2
+    estimate = feynman_kac(problem, POINTS, num_steps=32)
+    assert (estimate.standard_error == 0).all()
+    assert np.abs(estimate.mean - wave(reference)).max() < 10 * np.abs(estimate.bias_estimate).max()
+    slow = ConvectionDiffusion(lambda x, t: swirl(x, t), wave, 0.0, dim=2)
+    np.testing.assert_allclose(
+        characteristics(slow, POINTS, num_steps=16), characteristics(problem, POINTS, num_steps=16), atol=1e-13
+    )
+
+
+def test_one_point_and_one_step():
+    estimate = feynman_kac(drift_problem(), [[0.1, 0.2]], num_paths=2, num_steps=1)
+    assert estimate.mean.shape == (1,)
+    assert np.isfinite(estimate.standard_error).all()
+
+
+@pytest.mark.parametrize(
+    ("points", "options", "message"),
+    [
+        ([[0.1, 0.2]], {"num_paths": 0}, "num_paths: expected at least 2"),
+        ([[0.1, 0.2]], {"num_steps": 0}, "num_steps: expected at least 1"),
+        ([[0.1, 0.2]], {"scheme": "milstein"}, "scheme: expected one of euler, heun, got 'milstein'"),
+        ([[0.1, 0.2]], {"increments": "levy"}, "increments: expected one of gaussian, two_point"),
+        ([[0.1, 0.2]], {"increments": "two_point"}, "expected scheme='euler'"),
+        ([[0.1, 0.2]], {"dtype": "float16"}, "dtype: expected float64 or float32"),
+        ([[0.1, 0.2]], {"t0": 1.5}, "t0: expected a time before the horizon"),
+        ([[0.1, 0.2]], {"num_steps": 3, "bias": True}, "expected a multiple of 2"),
+        ([[0.1, 0.2]], {"atol": -1.0}, "atol: expected a positive number"),
+        ([[0.1, 0.2]], {"confidence": 1.0}, "confidence level: expected a number between 0 and 1"),
+        ([[0.1, 0.2]], {"control": xr.Dataset({"v": 1.0})}, "control: expected a dataset with u"),
+        ([0.1, 0.2], {}, r"points: expected shape \(P, 2\)"),
+        (np.empty((0, 2)), {}, r"points: expected shape \(P, 2\) with P >= 1"),
+        ([[0.1, np.nan]], {}, "points: expected finite coordinates"),
+    ],
+)
+def test_bad_arguments_get_one_clear_line(points, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        feynman_kac(drift_problem(), points, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_paths_that_run_away_are_reported():
+    problem = ConvectionDiffusion(lambda x, t: 1e200 * x**3, lambda x: x[..., 0], 0.1, dim=1)
+    with np.errstate(over="ignore"), pytest.raises((ValueError, FloatingPointError), match="finite"):
+        feynman_kac(problem, [[1.0]], num_paths=10, num_steps=4)
+
+
+def test_progress_reaches_the_end():
+    seen = []
+    feynman_kac(
+        drift_problem(), POINTS, num_paths=512, num_steps=2, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_an_estimate_prints_its_errors():
+    estimate = Estimate(np.array([1.23456]), np.array([0.01]), 100, 8, "heun")
+    assert "1.23456 ± 0.01" in repr(estimate)
+    with pytest.raises(ValueError, match="total_error: expected an estimate made with bias=True"):
+        estimate.total_error()
+
+
+def test_moments_equal_numpy_even_where_the_spread_is_tiny():
+    samples = 1e6 + np.random.default_rng(0).normal(size=(3, 1000))
+    moments = Moments(3)
+    moments.add(samples[:, :512])
+    moments.add(samples[:, 512:])
+    np.testing.assert_allclose(moments.mean, samples.mean(1), rtol=1e-14)
+    np.testing.assert_allclose(moments.variance, samples.var(1, ddof=1), rtol=1e-7)
