@@ -1,0 +1,221 @@
+"""FGSM, IFGSM and PGD: one ascent of the loss within a ball around the image."""
+
+import math
+from collections.abc import Callable
+from typing import Literal, Protocol, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from netkit.attacks.expectation import (
+    BatchNormMode,
+    batch_norm_mode,
+    check_counts,
+    check_finite,
+    check_images_and_labels,
+    expected,
+    logits_of,
+    per_image,
+)
+
+Norm = Literal["linf", "l2"]
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(logits (B, num_classes), y (B,)) -> one loss for each image (B,)."""
+StepSize = float | Callable[[int], float]
+"""A length, or one for each step 0, 1, ..."""
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """(B, num_classes), (B,) -> (B,)."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def fgsm(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    loss: Loss = cross_entropy,
+    batch_norm: BatchNormMode = "eval",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The fast gradient sign method: x + eps · sign(∇ loss), clipped to [0, 1] (Eq. 15). Options as for `pgd`."""
+    return ifgsm(
+        model, x, y, eps=eps, step_size=eps, num_steps=1, loss=loss, batch_norm=batch_norm, generator=generator
+    )
+
+
+def ifgsm(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    step_size: StepSize,
+    num_steps: int,
+    loss: Loss = cross_entropy,
+    batch_norm: BatchNormMode = "eval",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Iterated FGSM (Eq. 16): `pgd` from x itself, once. Options as for `pgd`.
+
+    The paper's IFGSM^20 is eps = 8/255, step_size = 2/255, num_steps = 20.
+    """
+    return pgd(
+        model,
+        x,
+        y,
+        eps=eps,
+        step_size=step_size,
+        num_steps=num_steps,
+        random_start=False,
+        loss=loss,
+        batch_norm=batch_norm,
+        generator=generator,
+    )
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    step_size: StepSize,
+    num_steps: int,
+    random_start: bool = True,
+    num_restarts: int = 1,
+    norm: Norm = "linf",
+    clamp_start: bool = True,
+    loss: Loss = cross_entropy,
+    batch_norm: BatchNormMode = "eval",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Projected gradient ascent of the loss within distance eps of x (Madry et al. 2018; Alg. 1).
+
+    With `norm="linf"` no pixel of the result is farther than eps from x, in exact arithmetic on the floating-point
+    numbers returned; with `"l2"` the distance is at most eps up to rounding.
+
+    Args:
+        eps: the radius, in pixel units.
+        step_size: the length of a step, or a function from the step's index to it.
+        random_start: start at a uniformly random point of the ball instead of at x.
+        num_restarts: repeat and keep, for each image, the result of largest loss.
+        clamp_start: bring the random start into [0, 1]. The authors' code does not: its first gradient may be taken
+            outside.
+        loss: of each image, to be increased.
+        batch_norm: the mode of batch norm layers during the attack. `"eval"` uses the running statistics; `"train"`, as
+            in the authors' training, normalises by the attacked batch and moves the running statistics at every
+            step; `"keep"` leaves each layer as it is.
+        generator: for random starts, on x's device; by default a new one seeded by the operating system. The noise of
+            the model comes from the model's own generator.
+    """
+    x = x.detach()
+    num_labels = check_images_and_labels(x, y)
+    check_counts(num_steps=num_steps, num_restarts=num_restarts)
+    ball = _ball(norm, x, eps)
+    sizes = [step_size(step) if callable(step_size) else step_size for step in range(num_steps)]
+    if not all(0 <= size < math.inf for size in sizes):
+        raise ValueError(f"expected finite step sizes >= 0, got {min(sizes)} to {max(sizes)}")
+    if random_start:
+        generator = _generator_on(x.device, generator)
+
+    def objective(net: nn.Module, point: Tensor) -> Tensor:
+        return loss(logits_of(net, point, num_labels), y).unsqueeze(0)
+
+    best: Tensor | None = None
+    best_loss = torch.tensor(-math.inf)
+    with batch_norm_mode(model, batch_norm):
+        for _ in range(num_restarts):
+            x_adv = x.clone() if generator is None or not random_start else ball.random_point(generator)
+            if clamp_start:
+                ball.project_(x_adv)
+            for size in sizes:
+                values, gradient = expected(model, x_adv, objective)
+                ball.step_(x_adv, gradient, size)
+                ball.project_(x_adv)
+            check_finite(values, gradient)
+            if num_restarts == 1:
+                return x_adv
+            reached = expected(model, x_adv, objective)[0][0]
+            best_loss = best_loss.to(reached)
+            best = x_adv if best is None else torch.where(per_image(reached > best_loss, x), x_adv, best)
+            best_loss = torch.maximum(reached, best_loss)
+    assert best is not None
+    return best
+
+
+class _Ball(Protocol):
+    """The images within eps of x, and how to move among them. Methods ending in _ work in place."""
+
+    def step_(self, x_adv: Tensor, gradient: Tensor, size: float) -> None: ...
+    def project_(self, x_adv: Tensor) -> None: ...
+    def random_point(self, generator: torch.Generator) -> Tensor: ...
+
+
+class _LinfBall:
+    def __init__(self, x: Tensor, eps: float) -> None:
+        self.x, self.eps = x, eps
+        self.lower, self.upper = _bound(x, -eps), _bound(x, eps)
+
+    def step_(self, x_adv: Tensor, gradient: Tensor, size: float) -> None:
+        x_adv.add_(gradient.sign_(), alpha=size)
+
+    def project_(self, x_adv: Tensor) -> None:
+        torch.clamp(x_adv, self.lower, self.upper, out=x_adv)
+
+    def random_point(self, generator: torch.Generator) -> Tensor:
+        shift = torch.empty_like(self.x).uniform_(-self.eps, self.eps, generator=generator)
+        return shift.add_(self.x)
+
+
+class _L2Ball:
+    def __init__(self, x: Tensor, eps: float) -> None:
+        self.x, self.eps = x, eps
+
+    def step_(self, x_adv: Tensor, gradient: Tensor, size: float) -> None:
+        x_adv.addcmul_(gradient, size / _length(gradient))
+
+    def project_(self, x_adv: Tensor) -> None:
+        x_adv.sub_(self.x)
+        x_adv.mul_((self.eps / _length(x_adv)).clamp_(max=1)).add_(self.x).clamp_(0, 1)
+
+    def random_point(self, generator: torch.Generator) -> Tensor:
+        direction = torch.empty_like(self.x).normal_(generator=generator)
+        uniform = torch.rand(len(self.x), dtype=self.x.dtype, device=self.x.device, generator=generator)
+        radius = self.eps * uniform ** (1 / max(self.x[0].numel(), 1))
+        return direction.mul_(per_image(radius, self.x) / _length(direction)).add_(self.x)
+
+
+def _ball(norm: Norm, x: Tensor, eps: float) -> _Ball:
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"expected a finite eps >= 0, got {eps}")
+    if norm == "linf":
+        return _LinfBall(x, eps)
+    if norm == "l2":
+        return _L2Ball(x, eps)
+    raise ValueError(f"expected norm to be one of {get_args(Norm)}, got {norm!r}")
+
+
+def _bound(x: Tensor, shift: float) -> Tensor:
+    """x + shift within [0, 1], rounded towards x where rounding would leave the ball."""
+    exact = x.double()
+    bound = (exact + shift).to(x.dtype)
+    too_far = (bound.double() - exact).abs() > abs(shift)
+    return torch.where(too_far, torch.nextafter(bound, x), bound).clamp_(0, 1)
+
+
+def _length(x: Tensor) -> Tensor:
+    """(B, ...) -> (B, 1, ...): Euclidean lengths, kept from zero so that one can divide by them."""
+    return per_image(torch.linalg.vector_norm(x.flatten(1), dim=1), x).clamp_min(1e-12)
+
+
+def _generator_on(device: torch.device, generator: torch.Generator | None) -> torch.Generator:
+    if generator is None:
+        generator = torch.Generator(device)
+        generator.seed()
+    if generator.device.type != device.type:
+        raise ValueError(f"expected a generator on {device}, got one on {generator.device}")
+    return generator

@@ -1,0 +1,118 @@
+"""What every attack needs: the expected gradient of an objective, the model in the right mode, and checked input."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+BatchNormMode = Literal["eval", "train", "keep"]
+Objective = Callable[[nn.Module, Tensor], Tensor]
+"""(model, point (B, ...)) -> (k, B); the first row is what is raised or lowered."""
+
+
+class ExpectationOverTransformation(nn.Module):
+    """Attack a noisy model through the mean over independent draws of its noise (Athalye et al. 2018; Sec. 4).
+
+    The attacks of this module average the *gradients of the loss* over the draws, which is what the paper says: "the
+    gradient which is averaged over five independent runs". Called as a model, as another library's attack does, it
+    returns the *logits* averaged over the draws; the gradient of their loss is another one, since the loss is convex in
+    the logits: it estimates how to fool the averaged prediction, not the average draw.
+
+    Args:
+        model: images to logits, with new noise in each call.
+        num_draws: how many calls make one gradient; the paper takes 5.
+    """
+
+    def __init__(self, model: nn.Module, num_draws: int = 5) -> None:
+        super().__init__()
+        if num_draws < 1:
+            raise ValueError(f"expected num_draws >= 1, got {num_draws}")
+        self.model = model
+        self.num_draws = num_draws
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, num_classes), the mean logits."""
+        return torch.stack([self.model(x) for _ in range(self.num_draws)]).mean(0)
+
+
+def expected(model: nn.Module, point: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """The objective's values (k, B) and the gradient (B, ...) of the first row, averaged over the model's draws."""
+    net, num_draws = model, 1
+    if isinstance(model, ExpectationOverTransformation):
+        net, num_draws = model.model, model.num_draws
+    values, gradient = None, None
+    for _ in range(num_draws):
+        with torch.enable_grad():
+            variable = point.detach().requires_grad_()
+            draw = objective(net, variable)
+            # The sum: an image's gradient does not depend on how many share its batch.
+            (slope,) = torch.autograd.grad(draw[0].sum(), variable)
+        draw = draw.detach()
+        values = draw if values is None else values.add_(draw)
+        gradient = slope if gradient is None else gradient.add_(slope)
+    assert values is not None
+    assert gradient is not None
+    if num_draws == 1:
+        return values, gradient
+    return values.div_(num_draws), gradient.div_(num_draws)
+
+
+def logits_of(net: nn.Module, x: Tensor, num_labels: int) -> Tensor:
+    logits: Tensor = net(x)
+    if logits.dim() != 2 or len(logits) != len(x):
+        raise ValueError(f"expected logits of shape ({len(x)}, num_classes), got {tuple(logits.shape)}")
+    if logits.shape[1] < num_labels:
+        raise ValueError(f"expected labels below {logits.shape[1]}, got {num_labels - 1}")
+    return logits
+
+
+@contextmanager
+def batch_norm_mode(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
+    if mode not in get_args(BatchNormMode):
+        raise ValueError(f"expected batch_norm to be one of {get_args(BatchNormMode)}, got {mode!r}")
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    before = [layer.training for layer in layers]
+    try:
+        if mode != "keep":
+            for layer in layers:
+                layer.train(mode == "train")
+        yield
+    finally:
+        for layer, training in zip(layers, before, strict=True):
+            layer.train(training)
+
+
+def per_image(values: Tensor, x: Tensor) -> Tensor:
+    """(B,) -> (B, 1, ...), to broadcast against x."""
+    return values.view(-1, *[1] * (x.dim() - 1))
+
+
+def check_images_and_labels(x: Tensor, y: Tensor) -> int:
+    """Returns the number of classes that the labels need."""
+    if x.dim() < 2 or not x.is_floating_point():
+        raise ValueError(f"expected floating-point images (B, C, H, W), got {x.dtype} {tuple(x.shape)}")
+    if y.shape != x.shape[:1] or y.dtype != torch.int64:
+        raise ValueError(f"expected int64 labels of shape ({len(x)},), got {y.dtype} {tuple(y.shape)}")
+    if len(x) == 0:
+        raise ValueError("expected at least one image, got none")
+    low, high = (float(bound) for bound in x.aminmax())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"expected images within [0, 1], got values from {low:.4g} to {high:.4g}")
+    first, last = (int(bound) for bound in y.aminmax())
+    if first < 0:
+        raise ValueError(f"expected labels >= 0, got {first}")
+    return last + 1
+
+
+def check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"expected {name} >= 1, got {count}")
+
+
+def check_finite(*tensors: Tensor) -> None:
+    """Once an attack, on its last step: the sign of NaN is 0, so that nothing else would tell."""
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise ValueError("expected a model with finite logits and gradients, got infinity or NaN")
