@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pdekit.threefry import LANES, fill_words, normals32, normals64
 
-GAUSSIAN, TWO_POINT = 0, 1
+GAUSSIAN, TWO_POINT, GIVEN = 0, 1, 2
 INCREMENTS = {"gaussian": GAUSSIAN, "two_point": TWO_POINT}
 
 

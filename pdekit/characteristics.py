@@ -13,9 +13,9 @@ from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity
 
 
 def characteristics(
-    problem: ConvectionDiffusion, points: ArrayLike, *, num_steps: int, t0: float = 0.0
+    problem: ConvectionDiffusion, points: ArrayLike, *, num_steps: int, t0: float = 0.0, t1: float | None = None
 ) -> NDArray[np.float64]:
-    """Ends (P, d) at the horizon of the characteristics through points (P, d) at time t0.
+    """Ends (P, d) at time t1 (the horizon) of the characteristics through points (P, d) at time t0.
 
     Classical Runge-Kutta steps: fourth order for a smooth velocity. Between bilinear nodes F has kinks and the
     order drops to two; compare two step sizes. Ends lie in R^d and are not wrapped.
@@ -26,7 +26,7 @@ def characteristics(
     x = check_points(points, problem)
     if num_steps < 1:
         raise ValueError(f"num_steps: expected at least 1, got {num_steps}")
-    dt = (problem.horizon - t0) / num_steps
+    dt = ((problem.horizon if t1 is None else t1) - t0) / num_steps
     if not isinstance(problem.velocity, GridVelocity | RedrawnVelocity | CompiledVelocity):
         return _in_numpy(problem, x, t0, dt, num_steps)
     blocks = -(-len(x) // LANES)

@@ -85,9 +85,13 @@ class Moments:
 
     Samples are summed within blocks of `LANES` and the blocks merged one after another (Chan, Golub and LeVeque
     1983), so that the result depends neither on threads nor on how the blocks were batched.
+
+    replicates: rows that are independent randomisations of one point set, that many to a point of evaluation;
+    their spread then gives the standard error, as samples within a replicate are not independent.
     """
 
-    def __init__(self, num_points: int) -> None:
+    def __init__(self, num_points: int, replicates: int = 1) -> None:
+        self.replicates = replicates
         self.counts = np.zeros(num_points, dtype=np.int64)
         self.mean = np.zeros(num_points)
         self.squares = np.zeros(num_points)
@@ -102,8 +106,16 @@ class Moments:
         return self.squares / (self.counts - 1)
 
     @property
+    def mean_of_replicates(self) -> NDArray[np.float64]:
+        """The mean at each point of evaluation (P / replicates,)."""
+        return self.mean.reshape(-1, self.replicates).mean(axis=1)
+
+    @property
     def standard_error(self) -> NDArray[np.float64]:
-        return np.sqrt(self.variance / self.counts)
+        """Of `mean_of_replicates`."""
+        if self.replicates == 1:
+            return np.sqrt(self.variance / self.counts)
+        return self.mean.reshape(-1, self.replicates).std(axis=1, ddof=1) / np.sqrt(self.replicates)
 
 
 @njit(cache=True, parallel=True, error_model="numpy")

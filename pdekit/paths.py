@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit, prange, types
+from numba import int32, njit, prange, types
 from numba.extending import overload
 
-from pdekit.brownian import fill_increments
-from pdekit.splines import table_on_lanes
+from pdekit.brownian import GIVEN, fill_increments
+from pdekit.splines import gather, load, store, table_on_lanes
 from pdekit.threefry import LANES
 
 EULER, HEUN = 0, 1
@@ -40,58 +40,65 @@ def _velocity_on_lanes(velocity, x, t, f):
     return lambda velocity, x, t, f: table_on_lanes(velocity[0], velocity[1], x, f)
 
 
-def control_on_lanes(control, n, x, dw, g, total):
+def control_on_lanes(control, n, x, dw, offset, node, total):
     """Add the control's martingale increment of step n to total (L,), in compiled code; () is no control."""
     raise NotImplementedError("for compiled code only")
 
 
 @overload(control_on_lanes, inline="always")
-def _control_on_lanes(control, n, x, dw, g, total):
+def _control_on_lanes(control, n, x, dw, offset, node, total):
     if len(control) == 0:
-        return lambda control, n, x, dw, g, total: None
+        return lambda control, n, x, dw, offset, node, total: None
 
-    def add(control, n, x, dw, g, total):
+    def add(control, n, x, dw, offset, node, total):
         tables, stride, variance = control
-        _add_martingale(tables[n // stride], variance, x, dw, g, total)
+        _add_martingale(tables[n // stride], variance, x, dw, offset, node, total)
 
     return add
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
-def _add_martingale(table, variance, x, dw, g, total):
-    """∇u·dW + ½ Σ ∂ᵢ∂ⱼu (dWᵢ dWⱼ - δᵢⱼ σ²dt), dW = σ dB: mean zero given x, whatever the table holds."""
-    d = len(x)
-    table_on_lanes(table, 1, x, g)
+def _add_martingale(table, variance, x, dw, offset, node, total):
+    """∇u·dW + ½ Σ ∂ᵢ∂ⱼu (dWᵢ dWⱼ - δᵢⱼ σ²dt), dW = σ dB: mean zero given x, whatever the table holds.
+
+    table: (nodes, C): gradient, then the upper triangle of the Hessian, which also carries the gradient from the
+    nearest node to x: fewer gathers than interpolation needs. offset, node: scratch (d, L) and (L,).
+    """
+    d, components = len(x), table.shape[1]
+    along = round(table.shape[0] ** (1.0 / d))  # nodes along an axis, the periodic one included
+    cells = x.dtype.type(along - 1)
+    spacing, half, v = x.dtype.type(1.0) / cells, x.dtype.type(0.5), x.dtype.type(variance)
     for c in range(d):
-        gc, wc = g[c], dw[c]
+        xc, to, factor = x[c], offset[c], np.intp(along if c else 0)
+        stride = np.intp(components)
         for i in range(len(total)):
-            total[i] += gc[i] * wc[i]
-    if len(g) > d:
-        v = g.dtype.type(variance)
-        row = d
+            s = (load(xc, i) - np.floor(load(xc, i))) * cells
+            k = max(int32(0), min(int32(s + half), int32(along - 1)))  # NaN must not leave the table
+            store(to, i, (s - x.dtype.type(k)) * spacing)
+            store(node, i, load(node, i) * factor + k * stride)
+    flat = table.reshape(-1)
+    for a in range(d):
+        wa = dw[a]
+        for i in range(len(total)):
+            g = total.dtype.type(gather(flat, load(node, i) + a))
+            store(total, i, load(total, i) + g * load(wa, i))
+    row = d
+    if components > d:
         for a in range(d):
             for b in range(a, d):
-                h, wa, wb = g[row], dw[a], dw[b]
-                row += 1
+                wa, wb, ra, rb = dw[a], dw[b], offset[a], offset[b]
                 if a == b:
-                    half = g.dtype.type(0.5)
                     for i in range(len(total)):
-                        total[i] += half * h[i] * (wa[i] * wa[i] - v)
+                        h = total.dtype.type(gather(flat, load(node, i) + row))
+                        w = load(wa, i)
+                        store(total, i, load(total, i) + h * (load(ra, i) * w + half * (w * w - v)))
                 else:
                     for i in range(len(total)):
-                        total[i] += h[i] * wa[i] * wb[i]
-
-
-def control_rows(control, d):
-    """Components of the control's tables."""
-    raise NotImplementedError("for compiled code only")
-
-
-@overload(control_rows, inline="always")
-def _control_rows(control, d):
-    if len(control) == 0:
-        return lambda control, d: 0
-    return lambda control, d: control[0].shape[-1]
+                        h = total.dtype.type(gather(flat, load(node, i) + row))
+                        first, second = load(wa, i), load(wb, i)
+                        moved = load(rb, i) * first + load(ra, i) * second
+                        store(total, i, load(total, i) + h * (moved + first * second))
+                row += 1
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
@@ -104,8 +111,13 @@ def _add_scaled(x, a, f, y):
             yc[i] = xc[i] + s * fc[i]
 
 
-def _advance(velocity, control, scheme, kind, key0, streams, paths, t0, dt, first, last, substeps, scale, x, total):
-    """Steps first..last-1 of all blocks. x (blocks, d, LANES), total (blocks, LANES): the control's martingale."""
+def _advance(
+    velocity, control, scheme, kind, key0, streams, paths, t0, dt, first, last, substeps, scale, given, x, total
+):
+    """Steps first..last-1 of all blocks. x (blocks, d, LANES), total (blocks, LANES): the control's martingale.
+
+    given: (blocks, steps, d, LANES) increments for kind GIVEN; they are drawn here for every other kind.
+    """
     for block in prange(len(x)):
         xb, sum_b = x[block], total[block]
         d = len(xb)
@@ -114,16 +126,18 @@ def _advance(velocity, control, scheme, kind, key0, streams, paths, t0, dt, firs
         words = np.empty((2, LANES), np.uint64)
         dws = np.empty((chunk, d, LANES), x.dtype)
         f, y, h = np.empty_like(xb), np.empty_like(xb), np.empty_like(xb)
-        g = np.empty((control_rows(control, d), LANES), x.dtype)
+        node = np.zeros(LANES, np.intp)
         for start in range(first, last, chunk):
             steps = min(chunk, last - start)
-            fill_increments(kind, key0, streams[block], paths[block], start, steps, substeps, scale, dws, z, words)
+            if kind != GIVEN:
+                fill_increments(kind, key0, streams[block], paths[block], start, steps, substeps, scale, dws, z, words)
             for k in range(steps):
-                n, dw = start + k, dws[k]
+                n = start + k
+                dw = given[block, n] if kind == GIVEN else dws[k]
                 t = t0 + n * dt
                 velocity_on_lanes(velocity, xb, t, f)
                 _add_scaled(xb, dt, f, y)
-                control_on_lanes(control, n, y, dw, g, sum_b)
+                control_on_lanes(control, n, y, dw, h, node, sum_b)
                 if scheme == HEUN:
                     _add_scaled(y, 1.0, dw, y)
                     velocity_on_lanes(velocity, y, t + dt, h)
@@ -166,5 +180,5 @@ characteristics_user: Callable[..., None] = njit(**_OPTIONS)(_characteristics)
 def control_of_blocks(control, n, x, dw, total):
     """The control's increment of step n for paths stepped in NumPy: x, dw (blocks, d, LANES), total (blocks, LANES)."""
     for block in prange(len(x)):
-        g = np.empty((control_rows(control, x.shape[1]), LANES), total.dtype)
-        control_on_lanes(control, n, x[block], dw[block], g, total[block])
+        offset, node = np.empty_like(x[block]), np.zeros(LANES, np.intp)
+        control_on_lanes(control, n, x[block], dw[block], offset, node, total[block])

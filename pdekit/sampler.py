@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import ceil
+from math import ceil, log2
 from time import perf_counter
 
 import numpy as np
@@ -16,13 +16,16 @@ from pdekit.control import Control
 from pdekit.estimate import Estimate, Moments, quantile
 from pdekit.paths import SCHEMES, WEAK_ORDER
 from pdekit.problem import ConvectionDiffusion
+from pdekit.progress import Progress
 from pdekit.simulation import Simulation
+from pdekit.sobol import SobolPaths
 from pdekit.threefry import LANES, seed_of
 
 Rng = int | np.random.Generator | np.random.SeedSequence | None
-Progress = Callable[[int, int], None]
 
 _PILOT = 16 * LANES  # paths before the first look at the variance
+_REPLICATES = 16  # of a Sobol point set: enough for a standard error good to 18 per cent
+_MOST_BITS = 20  # paths a replicate, as a power of two
 _BIAS_SHARE = 4  # one path in four is also walked with doubled steps: enough, as the two differ little
 
 
@@ -37,6 +40,7 @@ def feynman_kac(
     control: xr.Dataset | None = None,
     hessian: bool = False,
     antithetic: bool = False,
+    qmc: bool = False,
     extrapolate: bool = False,
     bias: bool = False,
     dtype: str = "float64",
@@ -47,7 +51,7 @@ def feynman_kac(
     confidence: float = 0.95,
     max_paths: int = 10**9,
     first_point: int = 0,
-    progress: Progress | None = None,
+    progress: bool | None = None,
 ) -> Estimate:
     """Monte Carlo estimates of u(x, t0) at points x, with their standard errors.
 
@@ -64,13 +68,15 @@ def feynman_kac(
     control: what `solve` returned for this problem; its gradient (with `hessian` also its second derivatives)
         becomes a martingale control variate, unbiased even if that solution is wrong.
     antithetic: paths in pairs with opposite increments; a pair counts as one sample.
+    qmc: scrambled Sobol points and a Brownian bridge instead of pseudo-random increments. `num_paths` is rounded up
+        to 16 independent replicates of a power of two of paths; the standard error comes from their spread.
     extrapolate: Talay and Tubaro 1990: combine num_steps and num_steps / 2 on the same Brownian paths, which
         removes the leading term of the time-step bias.
     bias: estimate the time-step bias from a quarter of the paths, walked again with doubled steps.
     dtype: "float64" or "float32" for the paths; payoffs and sums are float64.
     rng: anything `numpy.random.default_rng` takes (SPEC 7).
     first_point: index of points[0] in the caller's own list, where that is worked through in several calls.
-    progress: called with (path-steps done, path-steps planned) after each batch.
+    progress: show a progress bar; default: on a terminal only.
 
     At sigma = 0 there is nothing random: the result is f at the end of the characteristic, with the time-step error
     estimated by doubling the step; `num_paths` and the options for random paths have no effect.
@@ -80,15 +86,23 @@ def feynman_kac(
     start = perf_counter()
     x = check_points(points, problem)
     duration = problem.horizon - t0
-    _check(num_paths, num_steps, scheme, increments, dtype, duration, int(extrapolate) + int(bias))
+    _check(num_paths, num_steps, scheme, increments, dtype, qmc, duration, int(extrapolate) + int(bias))
     tolerance = _tolerance(atol, rtol)
-    half_width = quantile(confidence)
+    half_width = quantile(confidence, _REPLICATES if qmc else None)
     if problem.sigma == 0.0:
         return _without_noise(problem, x, num_steps, t0, start)
     order = WEAK_ORDER[scheme] + int(extrapolate)
     sim = Simulation(problem, seed_of(rng), scheme, increments, dtype, t0)
     martingale = None if control is None else Control.from_solution(control, x.shape[1], hessian=hessian)
-    streams = np.arange(first_point, first_point + len(x), dtype=np.uint64)
+    per_sample = 2 if antithetic else 1
+    replicates = _REPLICATES if qmc else 1
+    streams = replicates * first_point + np.arange(replicates * len(x), dtype=np.uint64)
+    if qmc:
+        x = np.repeat(x, replicates, axis=0)
+        per_sample *= replicates
+        most = max_paths if tolerance else num_paths
+        bits = min(_MOST_BITS, max(8, ceil(log2(most / per_sample))))
+        sim.quasi = SobolPaths(sim.seed, num_steps, x.shape[1], replicates, bits)
 
     def walk(where: slice, first: int, count: int, steps: int, substeps: int) -> NDArray[np.float64]:
         """Samples (points, count) at one step size."""
@@ -106,51 +120,50 @@ def feynman_kac(
         weight = 1.0 / (2 ** WEAK_ORDER[scheme] - 1)
         return fine + weight * (fine - coarse)
 
-    per_sample = 2 if antithetic else 1
-    moments, offsets = Moments(len(x)), Moments(len(x))
+    def grown(samples: float) -> int:
+        """Samples a stream, rounded up to whole blocks, or for Sobol points to a power of two."""
+        if sim.quasi is None:
+            return LANES * max(1, ceil(samples / LANES))
+        return 2 ** min(sim.quasi.bits, max(8, ceil(log2(samples))))
 
-    def extend(done: int, samples: int) -> None:
+    moments, offsets = Moments(len(x), replicates), Moments(len(x), replicates)
+
+    def extend(done: int, samples: int, bar: Progress) -> None:
         for where, first, count in sim.batches(len(x), samples - done, num_steps):
             moments.add(sample(where, done + first, count), where)
-            if progress is not None:
-                progress(sim.path_steps, samples * per_sample * num_steps * len(x))
+            bar.update(sim.path_steps / (samples * len(x) * num_steps))
 
-    if tolerance is None:
-        done = -(-num_paths // per_sample)
-        extend(0, done)
-    else:
-        most = -(-max_paths // per_sample)
-        done, target = 0, min(_PILOT, most)
-        while done < target:
-            extend(done, target)
-            done = target
-            allowed = tolerance(moments.mean) / half_width
-            needed = float(np.max(moments.variance / allowed**2))
-            if done < needed:
-                # Ten times at most, for the variance of a pilot run may mislead; a tenth more, so as to end there.
-                target = min(blocks_of(min(1.1 * needed, 10.0 * done)), most)
-
-    if bias:
-        for where, first, count in sim.batches(len(x), blocks_of(done / _BIAS_SHARE), num_steps):
-            fine, coarse = sample(where, first, count), sample(where, first, count, 2)
-            offsets.add(coarse - fine, where)
+    with Progress("feynman_kac", total=1.0, enabled=progress) as bar:
+        if tolerance is None:
+            done = ceil(num_paths / per_sample) if sim.quasi is None else grown(num_paths / per_sample)
+            extend(0, done, bar)
+        else:
+            most = ceil(max_paths / per_sample) if sim.quasi is None else 2**sim.quasi.bits
+            done, target = 0, min(_PILOT, most)
+            while done < target:
+                extend(done, target, bar)
+                done = target
+                excess = moments.standard_error * half_width / tolerance(moments.mean_of_replicates)
+                if excess.max() > 1.0:
+                    # Ten times at most, for the variance of a pilot run may mislead; a tenth more, so as to end there.
+                    target = min(grown(done * min(1.1 * excess.max() ** 2, 10.0)), most)
+        if bias:
+            for where, first, count in sim.batches(len(x), grown(done / _BIAS_SHARE), num_steps):
+                fine, coarse = sample(where, first, count), sample(where, first, count, 2)
+                offsets.add(coarse - fine, where)
     weight = 1.0 / (2**order - 1)
     return Estimate(
-        mean=moments.mean,
+        mean=moments.mean_of_replicates,
         standard_error=moments.standard_error,
         num_paths=done * per_sample,
         num_steps=num_steps,
         scheme=scheme,
-        bias_estimate=weight * offsets.mean if bias else None,
+        bias_estimate=weight * offsets.mean_of_replicates if bias else None,
         bias_standard_error=weight * offsets.standard_error if bias else None,
         cost=sim.path_steps,
         seconds=perf_counter() - start,
+        replicates=replicates if qmc else None,
     )
-
-
-def blocks_of(samples: float) -> int:
-    """Samples rounded up to whole blocks."""
-    return LANES * max(1, ceil(samples / LANES))
 
 
 def _without_noise(
@@ -180,6 +193,7 @@ def _check(
     scheme: str,
     increments: str,
     dtype: str,
+    qmc: bool,
     duration: float,
     coarsenings: int,
 ) -> None:
@@ -192,6 +206,8 @@ def _check(
         raise ValueError(f"scheme: expected one of {', '.join(SCHEMES)}, got {scheme!r}")
     if increments not in INCREMENTS:
         raise ValueError(f"increments: expected one of {', '.join(INCREMENTS)}, got {increments!r}")
+    if increments == "two_point" and qmc:
+        raise ValueError("increments: expected gaussian with qmc=True, got two_point")
     if increments == "two_point" and scheme != "euler":
         raise ValueError("increments: two_point keeps weak order 1, expected scheme='euler' with it")
     if dtype not in ("float64", "float32"):

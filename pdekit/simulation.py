@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdekit import paths
-from pdekit.brownian import INCREMENTS, increments_of_blocks
+from pdekit.brownian import GIVEN, INCREMENTS, increments_of_blocks
 from pdekit.control import Control
 from pdekit.problem import ConvectionDiffusion
+from pdekit.sobol import SobolPaths
 from pdekit.threefry import LANES
 from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity
 
@@ -31,7 +32,8 @@ _STATE_PER_CALL = 2**21  # coordinates held at a time
 class Simulation:
     """Paths of `problem` from t0 on.
 
-    seed: 64-bit key; scheme, increments, dtype: names as in `feynman_kac`. `path_steps` counts the work done.
+    seed: 64-bit key; scheme, increments, dtype: names as in `feynman_kac`; quasi: where the increments come from
+    instead of the pseudo-random generator. `path_steps` counts the work done.
     """
 
     problem: ConvectionDiffusion
@@ -40,6 +42,7 @@ class Simulation:
     increments: str = "gaussian"
     dtype: str = "float64"
     t0: float = 0.0
+    quasi: SobolPaths | None = None
     path_steps: int = field(default=0, init=False)
 
     @property
@@ -49,7 +52,8 @@ class Simulation:
     def batches(self, num_points: int, num_paths: int, num_steps: int) -> Iterator[tuple[slice, int, int]]:
         """Batches (points, first path, number of paths), cut between blocks of paths."""
         dim = self.problem.dim or 1
-        blocks = max(1, min(_STEPS_PER_CALL // num_steps, _STATE_PER_CALL // dim) // LANES)
+        stored = dim * num_steps if self.quasi else dim
+        blocks = max(1, min(_STEPS_PER_CALL // num_steps, _STATE_PER_CALL // stored) // LANES)
         needed = -(-num_paths // LANES)
         points_each = max(1, blocks // needed)
         paths_each = LANES * min(needed, blocks)
@@ -87,6 +91,8 @@ class Simulation:
         scale = sign * self.problem.sigma * np.sqrt(dt / substeps)
         tables: tuple[Any, ...] = () if control is None else control.tables(self, num_steps)
         run = _Run(self, np.repeat(streams, per_point), firsts, dt, substeps, scale, tables, x, total)
+        if self.quasi is not None:
+            run.take_given(self.quasi)
         for first, last, velocity in velocity_pieces(self.problem.velocity, self.t0, dt, num_steps):
             run.advance(velocity, first, last)
         self.path_steps += x.shape[0] * LANES * num_steps
@@ -113,6 +119,18 @@ class _Run:
     control: tuple[Any, ...]
     x: NDArray[Any]
     total: NDArray[Any]
+    given: NDArray[Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.kind = INCREMENTS[self.simulation.increments]
+        self.given = np.empty((0, 0, *self.x.shape[1:]), dtype=self.x.dtype)
+
+    def take_given(self, quasi: SobolPaths) -> None:
+        """Increments of all steps at once, as a Brownian bridge makes them."""
+        dw = quasi.increments(self.streams, self.firsts, self.scale, self.simulation.dtype)
+        blocks, _, dim, lanes = dw.shape
+        self.given = dw.reshape(blocks, -1, self.substeps, dim, lanes).sum(axis=2)
+        self.kind = GIVEN
 
     def advance(self, velocity: Any, first: int, last: int) -> None:
         sim = self.simulation
@@ -132,7 +150,7 @@ class _Run:
                 velocity,
                 self.control,
                 paths.SCHEMES[sim.scheme],
-                INCREMENTS[sim.increments],
+                self.kind,
                 sim.seed,
                 self.streams,
                 self.firsts,
@@ -142,6 +160,7 @@ class _Run:
                 min(n + each, last),
                 self.substeps,
                 self.scale,
+                self.given,
                 self.x,
                 self.total,
             )
@@ -153,18 +172,21 @@ class _Run:
             "the velocity is a plain Python callable: its paths are stepped with NumPy, about ten times slower "
             "than with a pdekit.velocity.compiled one"
         )
-        dw = np.empty((len(x), 1, *x.shape[1:]), dtype=x.dtype)
+        dw = np.empty_like(x)
         for n in range(first, last):
             t = sim.t0 + n * dt
-            kind = INCREMENTS[sim.increments]
-            increments_of_blocks(kind, sim.seed, self.streams, self.firsts, n, self.substeps, self.scale, dw)
+            if self.kind == GIVEN:
+                dw = self.given[:, n]
+            else:
+                args = (self.kind, sim.seed, self.streams, self.firsts, n, self.substeps, self.scale)
+                increments_of_blocks(*args, dw[:, None])
             f = self._on_points(x, t)
             drifted = x + dt * f
             if self.control:
-                paths.control_of_blocks(self.control, n, drifted, dw[:, 0], self.total)
+                paths.control_of_blocks(self.control, n, drifted, dw, self.total)
             if sim.scheme == "heun":
-                drifted = x + 0.5 * dt * (f + self._on_points(drifted + dw[:, 0], t + dt))
-            x[...] = drifted + dw[:, 0]
+                drifted = x + 0.5 * dt * (f + self._on_points(drifted + dw, t + dt))
+            x[...] = drifted + dw
 
     def _on_points(self, x: NDArray[Any], t: float) -> NDArray[np.float64]:
         points = np.ascontiguousarray(np.moveaxis(x, 1, -1), dtype=np.float64)

@@ -107,7 +107,8 @@ def cubic_coefficients(nodes: NDArray[np.float64], axes: tuple[int, ...]) -> NDA
 def locate(x, num_cells):
     s = (x - np.floor(x)) * num_cells
     i = int32(s)
-    i = i if i < num_cells else int32(num_cells - 1)  # x a rounding error below an integer
+    # A rounding error below an integer, or NaN, whose integer is arbitrary, must not leave the table.
+    i = max(int32(0), min(i, int32(num_cells - 1)))
     return np.intp(i), s - i
 
 
