@@ -1,16 +1,22 @@
 """Convection-diffusion on the periodic box: solutions, Feynman-Kac paths, and each as a check of the other."""
 
+from pdekit.characteristics import characteristics
+from pdekit.estimate import Estimate
 from pdekit.problem import ConvectionDiffusion
+from pdekit.sampler import feynman_kac
 from pdekit.solver import UnstableError, choose_method, solve
 from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity, compiled
 
 __all__ = [
     "CompiledVelocity",
     "ConvectionDiffusion",
+    "Estimate",
     "GridVelocity",
     "RedrawnVelocity",
     "UnstableError",
+    "characteristics",
     "choose_method",
     "compiled",
+    "feynman_kac",
     "solve",
 ]

@@ -30,7 +30,8 @@ class ConvectionDiffusion:
         `RedrawnVelocity`, `CompiledVelocity`; or a callable (x, t) -> F with x and F of shape (..., d).
     terminal: node values (N,)*d, continued trigonometrically; or a callable x -> f with x (..., d), f (...).
     sigma: noise of the paths, >= 0, in box lengths per square root of time; the diffusivity is sigma**2 / 2.
-    dim: number of space dimensions; needed only where both velocity and terminal are plain callables.
+    dim: number of space dimensions; needed only where both velocity and terminal are plain callables, and told
+        by them otherwise.
     horizon: the final time T.
 
     Raises ValueError for a negative or non-finite sigma, a non-positive horizon, wrong shapes, non-finite
@@ -40,7 +41,7 @@ class ConvectionDiffusion:
     velocity: Velocity | ArrayLike
     terminal: Terminal | ArrayLike
     sigma: float
-    dim: int | None = None
+    dim: int = 0
     horizon: float = 1.0
 
     def __post_init__(self) -> None:
@@ -57,7 +58,7 @@ class ConvectionDiffusion:
         known = {
             "velocity": getattr(velocity, "dim", None),
             "terminal": None if callable(terminal) else terminal.ndim,
-            "dim": self.dim,
+            "dim": self.dim or None,
         }
         dims = {name: d for name, d in known.items() if d is not None}
         if not dims:
@@ -112,7 +113,7 @@ class ConvectionDiffusion:
     def terminal_nodes(self, num_points: int) -> NDArray[np.float64]:
         """f on the nodes of a grid, (N,)*d; node values given on another grid are resampled."""
         if callable(self.terminal):
-            return self.evaluate_terminal(node_points(num_points, self.dim))  # type: ignore[arg-type]
+            return self.evaluate_terminal(node_points(num_points, self.dim))
         return resample(self.terminal, num_points)
 
     def velocity_nodes(self, num_points: int, t: float) -> NDArray[np.float64]:
@@ -125,7 +126,7 @@ class ConvectionDiffusion:
                 return resample(velocity.values, num_points, axes=tuple(range(1, velocity.dim + 1)))
             if num_points == velocity.num_points:
                 return velocity.values
-        points = node_points(num_points, self.dim)  # type: ignore[arg-type]
+        points = node_points(num_points, self.dim)
         return np.ascontiguousarray(np.moveaxis(self.evaluate_velocity(points, t), -1, 0))
 
     @classmethod
@@ -135,7 +136,7 @@ class ConvectionDiffusion:
         initial: Terminal | ArrayLike,
         sigma: float,
         *,
-        dim: int | None = None,
+        dim: int = 0,
         horizon: float = 1.0,
     ) -> ConvectionDiffusion:
         """The terminal-value problem whose u(x, 0) is v(x, T) of the initial-value problem (Eq. 12, Remark 1)
@@ -153,4 +154,4 @@ class ConvectionDiffusion:
         def reversed_velocity(x: NDArray, t: float) -> NDArray:
             return -np.asarray(forward(x, horizon - t))
 
-        return cls(reversed_velocity, initial, sigma, dim or getattr(velocity, "dim", None), horizon)
+        return cls(reversed_velocity, initial, sigma, dim or getattr(velocity, "dim", 0), horizon)

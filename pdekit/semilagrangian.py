@@ -12,33 +12,16 @@ step costs two real transforms and one gather. Second order in dt (Strang splitt
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-from numba import njit, prange
+from numba import get_num_threads, njit, prange
 from numpy.typing import NDArray
 from scipy import fft
 
+from pdekit.characteristics import characteristics
+from pdekit.problem import ConvectionDiffusion
 from pdekit.spectral import five_point_symbol
 from pdekit.splines import cubic_symbol, cubic_weights, locate
 from pdekit.velocity import node_points
-
-
-def departure_points(
-    velocity: Callable[[NDArray, float], NDArray], x: NDArray, t: float, duration: float, num_steps: int
-) -> NDArray[np.float64]:
-    """X(t + duration) of dX/dt = F(X, t) from points x (..., d) at time t, by RK4; not wrapped into the box."""
-    h = duration / num_steps
-    for n in range(num_steps):
-        s = t + n * h
-        # evaluated just inside the step's end, so that a velocity that jumps there is still the old one
-        end = s + h * (1.0 - 1e-6)
-        k1 = velocity(x, s)
-        k2 = velocity(x + 0.5 * h * k1, s + 0.5 * h)
-        k3 = velocity(x + 0.5 * h * k2, s + 0.5 * h)
-        k4 = velocity(x + h * k3, end)
-        x = x + (h / 6.0) * (k1 + 2.0 * (k2 + k3) + k4)
-    return x
 
 
 class SemiLagrangian:
@@ -47,7 +30,6 @@ class SemiLagrangian:
     Between steps u lacks the last half of the diffusion, which the next step applies together with its first
     half; `field(u)` completes it.
 
-    velocity: (x, t) -> F on points (..., d); horizon: T; steady: whether F is the same at all times.
     substeps: RK4 steps for a departure point.
     """
 
@@ -56,18 +38,15 @@ class SemiLagrangian:
 
     def __init__(
         self,
-        velocity: Callable[[NDArray, float], NDArray],
+        problem: ConvectionDiffusion,
         *,
         num_points: int,
-        dim: int,
-        diffusivity: float,
         dt: float,
-        horizon: float,
-        steady: bool,
         substeps: int,
     ) -> None:
-        self.dt, self._velocity, self._horizon, self._steady = dt, velocity, horizon, steady
-        self._substeps, self._shape, self._dim = substeps, (num_points,) * dim, dim
+        dim, diffusivity = problem.dim, problem.diffusivity
+        self.dt, self._problem, self._substeps = dt, problem, substeps
+        self._shape, self._dim = (num_points,) * dim, dim
         self._half = np.exp(0.5 * diffusivity * dt * five_point_symbol(num_points, dim)) if diffusivity else None
         prefilter = np.ones(())
         for axis in range(dim):
@@ -77,9 +56,10 @@ class SemiLagrangian:
             prefilter = prefilter / cubic_symbol(num_points, k).reshape(shape)
         self._prefilter = prefilter
         self._full = prefilter if self._half is None else prefilter * self._half**2
-        self._nodes = node_points(num_points, dim)
+        self._nodes = node_points(num_points, dim).reshape(-1, dim)
         self._departure: NDArray | None = None
         self._started = False
+        self._workers = get_num_threads() if num_points**dim >= 1 << 17 else 1  # threads cost more than they save below
 
     def start(self, field: NDArray) -> NDArray:
         self._started = False
@@ -92,10 +72,10 @@ class SemiLagrangian:
         return float(np.sqrt(np.mean(u**2)))
 
     def step(self, u: NDArray, s: float) -> float:
-        if self._departure is None or not self._steady:
-            t = self._horizon - s - self.dt
-            x = departure_points(self._velocity, self._nodes, t, self.dt, self._substeps)
-            self._departure = np.ascontiguousarray(x.reshape(-1, self._dim))
+        if self._departure is None or not self._problem.autonomous:
+            t = self._problem.horizon - s
+            x = characteristics(self._problem, self._nodes, num_steps=self._substeps, t0=t - self.dt, t1=t)
+            self._departure = np.ascontiguousarray(x)
         first = self._prefilter if self._half is None else self._prefilter * self._half
         coefficients = self._filter(u, self._full if self._started else first)
         _GATHER[self._dim](coefficients, self._departure, u.reshape(-1))
@@ -103,9 +83,9 @@ class SemiLagrangian:
         return self.dt
 
     def _filter(self, u: NDArray, symbol: NDArray) -> NDArray[np.float64]:
-        u_hat = fft.rfftn(u)
+        u_hat = fft.rfftn(u, workers=self._workers)
         u_hat *= symbol
-        return fft.irfftn(u_hat, s=self._shape, overwrite_x=True)
+        return fft.irfftn(u_hat, s=self._shape, overwrite_x=True, workers=self._workers)
 
     def history(self) -> dict[str, NDArray]:
         return {"started": np.array(self._started)}

@@ -14,10 +14,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pdekit.advection import SpectralAdvection
+from pdekit.characteristics import characteristics
 from pdekit.diagnostics import cell_peclet, courant, max_speed, steepening_rate
 from pdekit.problem import ConvectionDiffusion
 from pdekit.progress import Progress
-from pdekit.semilagrangian import SemiLagrangian, departure_points
+from pdekit.semilagrangian import SemiLagrangian
 from pdekit.steppers import StepperAB4, StepperDP5, StepperRK4
 from pdekit.velocity import RedrawnVelocity, node_points
 
@@ -45,7 +46,6 @@ class SpectralMethod:
         rtol: float | None = None,
     ) -> None:
         dim = problem.dim
-        assert dim is not None
         self.problem = problem
         self.advection = SpectralAdvection(num_points, dim, fft=fft)
         self._velocity: NDArray | None = None
@@ -160,7 +160,6 @@ def solve(
             method = "spectral_adaptive"
     _check_method(problem, method, dt, rtol)
     horizon, dim = problem.horizon, problem.dim
-    assert dim is not None
     num_steps = max(1, math.ceil(horizon / dt - 1e-9))
     dt = horizon / num_steps
     keep = _kept_steps(times, horizon, num_steps)
@@ -170,7 +169,7 @@ def solve(
     began = time.perf_counter()
     context = _Context(problem, num_points, dt, bound)
     if method == "characteristics":
-        frames = _characteristics(problem, num_points, keep, num_steps, progress)
+        frames = _carried(problem, num_points, keep, num_steps)
     else:
         frames, num_steps = _march(context, method, terminal, keep, num_steps, rtol, fft, progress)
     seconds = time.perf_counter() - began
@@ -268,20 +267,11 @@ def _march(
     problem, n, dt = context.problem, context.num_points, context.dt
     method: Any
     if kind == "semi_lagrangian":
-        assert problem.dim is not None
         nodes = problem.velocity_nodes(n, 0.0)
         # resolve the flow within a step: |∇F| h about 1/4 in an RK4 substep, |∇F| <= π N max|F|
         steepness = max(abs(steepening_rate(nodes)), abs(steepening_rate(-nodes)))
-        method = SemiLagrangian(
-            problem.evaluate_velocity,
-            num_points=n,
-            dim=problem.dim,
-            diffusivity=problem.diffusivity,
-            dt=dt,
-            horizon=problem.horizon,
-            steady=problem.autonomous,
-            substeps=max(1, math.ceil(4.0 * steepness * dt)),
-        )
+        substeps = max(1, math.ceil(4.0 * steepness * dt))
+        method = SemiLagrangian(problem, num_points=n, dt=dt, substeps=substeps)
     else:
         method = SpectralMethod(problem, num_points=n, dt=dt, kind=kind, fft=fft, rtol=rtol)
     state = method.start(terminal)
@@ -311,23 +301,15 @@ def _march(
     return frames, taken
 
 
-def _characteristics(
-    problem: ConvectionDiffusion, num_points: int, keep: list[int], num_steps: int, progress: bool | None
-) -> dict[float, NDArray]:
+def _carried(problem: ConvectionDiffusion, num_points: int, keep: list[int], num_steps: int) -> dict[float, NDArray]:
     """u(x, t) = f(X_T) along dX = F dt from every node, in `num_steps` RK4 steps a horizon."""
-    assert problem.dim is not None
+    shape = (num_points,) * problem.dim
     nodes = node_points(num_points, problem.dim)
-    dt = problem.horizon / num_steps
     frames = {}
-    with Progress("characteristics", total=float(sum(keep)) or 1.0, enabled=progress) as bar:
-        done = 0
-        for k in keep:
-            x, t = nodes, problem.horizon - k * dt
-            for step in range(k):
-                x = departure_points(problem.evaluate_velocity, x, t + step * dt, dt, 1)
-                done += 1
-                bar.update(done)
-            frames[problem.horizon - problem.horizon * k / num_steps] = problem.evaluate_terminal(x)
+    for k in keep:
+        t = problem.horizon * (1.0 - k / num_steps)
+        ends = characteristics(problem, nodes.reshape(-1, problem.dim), num_steps=k, t0=t) if k else nodes
+        frames[t] = problem.evaluate_terminal(ends.reshape(*shape, problem.dim))
     return frames
 
 

@@ -9,7 +9,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,27 @@ def write_json(path: Path, content: Any) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(temporary, path)
+
+
+class InputError(ValueError):
+    """A command line asks for something that does not exist or does not fit."""
+
+
+@contextmanager
+def one_line_errors(usage: tuple[type[Exception], ...], failure: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """End a command on wrong input with one line and code 2, on a failed run with code 1, interrupted with 130.
+
+    Any other exception is a bug and shows itself.
+    """
+    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    try:
+        yield
+    except usage as error:
+        errors.print(f"error: {error}")
+        raise SystemExit(2) from None
+    except failure as error:
+        errors.print(f"error: {error}")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        raise SystemExit(130) from None
