@@ -7,6 +7,7 @@ fixed seed (45K/5K for CIFAR, section 4.1 of the paper), so that two runs always
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,13 +198,16 @@ def _num_validation(num_images: int) -> int:
 
 
 def _split(x: np.ndarray, y: np.ndarray, device: torch.device) -> Split:
-    images = torch.from_numpy(np.ascontiguousarray(x)).to(device)
+    # Flattened once: a view with one channel may keep strides that torch takes for channels_last.
+    images = torch.from_numpy(np.ascontiguousarray(x).reshape(-1)).view(x.shape).to(device)
     return Split(images, torch.from_numpy(np.ascontiguousarray(y)).to(device))
 
 
 def _read_npz(path: Path, num_classes: int) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     if not path.is_file():
         raise FileNotFoundError(f"no such data file: {path}")
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path} is not a readable .npz file")
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [key for key in _NPZ_KEYS if key not in file]
@@ -211,7 +215,7 @@ def _read_npz(path: Path, num_classes: int) -> tuple[dict[str, np.ndarray], tupl
                 raise DataError(f"{path} lacks {', '.join(missing)}: expected {', '.join(_NPZ_KEYS)}")
             arrays = {key: file[key] for key in _NPZ_KEYS}
             names = [str(c) for c in file["classes"]] if "classes" in file else []
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not a readable .npz file: {error}") from error
     except DataError:
         raise

@@ -133,7 +133,8 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int, *, num_m
     peak = config.lr * (num_members if config.lr_scaling == "members" else 1)
     if config.schedule == "steps":
         epoch = step // steps_per_epoch
-        drops = sum(epoch >= round(share * config.epochs) for share in config.milestones)
+        # rounded up, so that a run of one or two epochs starts at the full rate
+        drops = sum(epoch >= math.ceil(share * config.epochs - 1e-9) for share in config.milestones)
         return peak * config.lr_drop**drops
     done = (step + 1) / (config.epochs * steps_per_epoch + 1)
     return peak * min(done / config.warmup, (1 - done) / (1 - config.warmup))
@@ -262,7 +263,12 @@ class _Run:
         x, y, share = self._batch()
         with noise_from(self.generators["noise"], self.model):
             self.model.train()
-            loss, logits = self._loss(x, y)
+            try:
+                loss, logits = self._loss(x, y)
+            except ValueError as error:  # how an attack refuses a model that answers NaN
+                with torch.no_grad():
+                    self._check_finite(float(self.model(x).sum()), error)
+                raise
             self.stepper.zero_grad(set_to_none=True)
             self.accelerator.backward(loss * share)
             self.stepper.step()
@@ -272,6 +278,11 @@ class _Run:
             self.totals += torch.stack([loss.double() * count, correct, count])
         self.step += 1
         self.seconds += time.perf_counter() - started
+
+    def _check_finite(self, value: float, cause: Exception | None = None) -> None:
+        if not math.isfinite(value):
+            text = f"training diverged in epoch {self.epoch + 1} (learning rate {self.config.lr:g}): lower it"
+            raise FloatingPointError(text) from cause
 
     def _batch(self) -> tuple[Tensor, Tensor, float]:
         """This process's part of the batch here, and its weight in the mean over processes."""
@@ -346,10 +357,7 @@ class _Run:
         """Validate where it is due, keep the weights if they are the best, and write the epoch's record."""
         config = self.config
         loss, correct, count = self.accelerator.reduce(self.totals, reduction="sum").tolist()
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the training loss is {loss / count} in epoch {self.epoch}: lower lr ({config.lr})"
-            )
+        self._check_finite(loss)
         started = time.perf_counter()
         is_last = self.epoch + 1 == config.epochs
         natural = robust = None

@@ -63,8 +63,8 @@ def _paper_data(stored: dict[str, Any]) -> str:
 def _orderings(stored: dict[str, Any]) -> Table:
     table = Table(
         title="Does the paper's ordering hold here?",
-        caption="Difference in points with its paired 95% interval; each interval stands alone, not adjusted for "
-        "the number of comparisons. A control without numbers in the paper is ordered as the paper argues.",
+        caption="Paired 95% intervals of the difference, in points, over images and seeds; each stands alone, not "
+        "adjusted for their number. A control without numbers in the paper is ordered as the paper argues.",
         box=box.SIMPLE_HEAD,
     )
     table.add_column("claim", no_wrap=True)
@@ -74,12 +74,11 @@ def _orderings(stored: dict[str, Any]) -> Table:
     styles = {"holds": "green", "does not hold": "red", "undecided": "dim"}
     for verdict in stored["verdicts"]:
         low, high = (100 * bound for bound in verdict["interval"])
-        text = f"{100 * verdict['difference']:+.1f} [{low:+.1f}, {high:+.1f}]".replace("[", "\\[")
         style = styles[verdict["verdict"]]
-        claim = verdict["better"], verdict["worse"]
-        lines.setdefault(claim, {})[verdict["column"]] = f"{text}\n[{style}]{verdict['verdict']}[/{style}]"
+        text = f"{low:+.1f} to {high:+.1f}\n[{style}]{verdict['verdict']}[/{style}]"
+        lines.setdefault((verdict["better"], verdict["worse"]), {})[verdict["column"]] = text
     for (better, worse), values in lines.items():
-        table.add_row(f"{better}\n  > {worse}", *(values.get(column, "") for column in stored["columns"]))
+        table.add_row(f"{better}\n> {worse}", *(values.get(column, "") for column in stored["columns"]))
     return table
 
 

@@ -115,7 +115,7 @@ def app_for(table: Table) -> typer.Typer:
         eot: Annotated[int, typer.Option(min=1, help="Noise draws averaged in each attack gradient")] = 5,
         num_draws: Annotated[int, typer.Option(min=1, help="Fresh noise draws each example is scored on")] = 10,
         seed: Annotated[int, typer.Option(min=0, help="The first seed")] = 0,
-        num_seeds: Annotated[int | None, typer.Option(min=1, help="Default: 2 on digits, else 1")] = None,
+        num_seeds: Annotated[int | None, typer.Option(min=1, help="Default: 3 on digits, else 1")] = None,
         device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto")] = "auto",
         workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core, one on a GPU")] = None,
         out: Annotated[Path, typer.Option(help="Folder for models, predictions and results")] = ROOT / "out",
@@ -142,7 +142,7 @@ def app_for(table: Table) -> typer.Typer:
                 num_draws=small["num_draws"] if smoke else num_draws,
                 device=_device(device),
             )
-            count = num_seeds or (2 if is_digits and not smoke else 1)
+            count = num_seeds or (3 if is_digits and not smoke else 1)
             seeds = range(seed, seed + count)
             chosen = _chosen_rows(table, dataset, rows or ("ResNet20,En2ResNet20" if smoke else None))
             if list_jobs:

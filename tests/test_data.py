@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from netkit import data
+
+
+def fake_cifar(path: Path, *, num_train: int = 50, num_test: int = 20, **changes: np.ndarray | None) -> Path:
+    rng = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray | None] = {
+        "x_train": rng.integers(0, 256, (num_train, 32, 32, 3), dtype=np.uint8),
+        "y_train": np.arange(num_train) % 10,
+        "x_test": rng.integers(0, 256, (num_test, 32, 32, 3), dtype=np.uint8),
+        "y_test": np.arange(num_test) % 10,
+    }
+    arrays |= changes
+    np.savez(path, **{key: array for key, array in arrays.items() if array is not None})
+    return path
+
+
+def test_digits_are_split_by_class_without_overlap_or_loss() -> None:
+    digits = data.load("digits")
+    splits = (digits.train, digits.val, digits.test)
+    assert sum(len(split) for split in splits) == 1797
+    assert digits.shape == (1, 8, 8)
+    for split, share in zip(splits, (0.6, 0.1, 0.3), strict=True):
+        counts = torch.bincount(split.y, minlength=10)
+        whole = torch.stack([torch.bincount(part.y, minlength=10) for part in splits]).sum(0)
+        assert ((counts - share * whole).abs() <= 1).all()
+    from sklearn.datasets import load_digits
+
+    every = torch.cat([split.x for split in splits]).flatten(1)
+    expected = torch.from_numpy(load_digits().data).to(torch.uint8)
+    assert sorted(map(tuple, every.tolist())) == sorted(map(tuple, expected.tolist()))
+
+
+def test_digits_reach_both_ends_of_the_unit_interval() -> None:
+    digits = data.load("digits")
+    images = digits.images(digits.train.x)
+    assert images.dtype == torch.float32
+    assert (images.min(), images.max()) == (0, 1)
+
+
+def test_a_split_is_the_same_every_time_and_its_fingerprint_notices_one_pixel() -> None:
+    first, second = data.load("digits"), data.load("digits")
+    assert first.fingerprint() == second.fingerprint()
+    second.test.x[0, 0, 0, 0] ^= 1
+    assert first.fingerprint() != second.fingerprint()
+    assert first.fingerprint("train", "val") == second.fingerprint("train", "val")
+
+
+def test_npz_becomes_channels_first_bytes_with_a_tenth_for_validation(tmp_path: Path) -> None:
+    path = fake_cifar(tmp_path / "c.npz")
+    cifar = data.load("cifar10", data=path)
+    assert (len(cifar.train), len(cifar.val), len(cifar.test)) == (45, 5, 20)
+    assert cifar.train.x.dtype == torch.uint8
+    with np.load(path) as file:
+        assert torch.equal(cifar.test.x, torch.from_numpy(file["x_test"]).permute(0, 3, 1, 2))
+        together = torch.cat([cifar.train.x, cifar.val.x]).double().sum((1, 2, 3)).sort().values
+        assert torch.equal(together, torch.from_numpy(file["x_train"]).double().sum((1, 2, 3)).sort().values)
+
+
+def test_num_train_takes_the_first_images(tmp_path: Path) -> None:
+    path = fake_cifar(tmp_path / "c.npz")
+    some = data.load("cifar10", data=path, num_train=20, num_test=7)
+    assert (len(some.train), len(some.val), len(some.test)) == (18, 2, 7)
+    with np.load(path) as file:
+        first = file["x_train"][:20].astype(int).sum((1, 2, 3))
+    kept = torch.cat([some.train.x, some.val.x]).long().sum((1, 2, 3))
+    assert sorted(kept.tolist()) == sorted(first.tolist())
+
+
+def test_augmented_images_are_crops_of_the_padded_image_or_its_mirror() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(1, 256, (40, 3, 6, 6), dtype=torch.uint8, generator=generator)
+    moved = data.augment(x, padding=2, generator=generator)
+    padded = torch.nn.functional.pad(x, [2] * 4)
+    seen = set()
+    for image, source in zip(moved, padded, strict=True):
+        crops = {
+            (top, left, flip): (crop.flip(-1) if flip else crop)
+            for top in range(5)
+            for left in range(5)
+            for flip in (False, True)
+            for crop in [source[:, top : top + 6, left : left + 6]]
+        }
+        found = [key for key, crop in crops.items() if torch.equal(crop, image)]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert {flip for _, _, flip in seen} == {False, True}
+    assert {top for top, _, _ in seen} == {left for _, left, _ in seen} == set(range(5))
+
+
+def test_augmentation_depends_on_its_generator_alone() -> None:
+    x = torch.arange(2 * 64, dtype=torch.uint8).view(2, 1, 8, 8)
+    first, second = (data.augment(x, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y_test": None, "x_train": None}, "lacks x_train, y_test"),
+        ({"x_train": np.zeros((50, 32, 32, 3), np.float32)}, "x_train is float32; expected uint8"),
+        ({"x_train": np.full((50, 32, 32, 3), np.nan)}, "x_train contains NaN"),
+        ({"x_train": np.zeros((50, 3, 32, 32), np.uint8)}, r"x_train has shape \(50, 3, 32, 32\)"),
+        ({"y_train": np.arange(49) % 10}, "50 images in x_train but 49 labels"),
+        ({"y_train": np.arange(50)}, "y_train holds labels 0 to 49; expected 0 to 9"),
+        ({"y_test": np.zeros((20, 1), int)}, r"y_test is int64 of shape \(20, 1\)"),
+        ({"x_test": np.zeros((20, 28, 28, 3), np.uint8)}, "differ in shape"),
+        ({"x_train": np.array([None] * 50, dtype=object)}, "other than plain arrays"),
+    ],
+)
+def test_a_wrong_npz_is_refused_with_what_was_expected(
+    tmp_path: Path, changes: dict[str, np.ndarray | None], message: str
+) -> None:
+    with pytest.raises(data.DataError, match=message):
+        data.load("cifar10", data=fake_cifar(tmp_path / "c.npz", **changes))
+
+
+def test_wrong_names_and_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(data.DataError, match="unknown data set 'mnist': expected one of digits, cifar10, cifar100"):
+        data.load("mnist")
+    with pytest.raises(FileNotFoundError, match="no such data file"):
+        data.load("cifar10", data=tmp_path / "absent.npz")
+    with pytest.raises(FileNotFoundError, match="no such data folder"):
+        data.load("cifar10", data=tmp_path / "absent")
+    with pytest.raises(data.DataError, match="does not hold the official cifar100 files"):
+        data.load("cifar100", data=tmp_path)
+    (tmp_path / "text.npz").write_text("not an archive")
+    with pytest.raises(data.DataError, match=r"not a readable \.npz file"):
+        data.load("cifar10", data=tmp_path / "text.npz")
+    with pytest.raises(data.DataError, match="num_train must be at least 1, got 0"):
+        data.load("digits", num_train=0)

@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from netkit import attacks, checkpoint, data, evaluate, models
+from netkit.checkpoint import CheckpointError
+from netkit.presets import PRESETS
+from netkit.randomness import derived_generator, noise_from
+from netkit.training import TrainConfig, epoch_order, learning_rate, train
+
+SHORT = TrainConfig(epochs=3, batch_size=16, eps=0.2, step_size=0.1, num_steps=2, schedule="one-cycle", lr=0.05, seed=7)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.Dataset:
+    return data.load("digits", num_train=50)
+
+
+def small_net(num_members: int = 2, **options: Any) -> models.EnResNet:
+    return models.en_resnet(8, **{"num_members": num_members, "in_channels": 1, "width": 4, "seed": 1, **options})
+
+
+def everything_trained(path: Path) -> dict[str, Any]:
+    """What a run leaves behind, less the clock."""
+    tree = checkpoint.load(path, kind="training")
+    history = [{**record, "seconds": 0} for record in tree["history"]]
+    return {key: tree[key] for key in ("weights", "optimizer", "best", "generators", "epoch")} | {"history": history}
+
+
+def assert_identical(first: Any, second: Any) -> None:
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_identical(first[key], second[key])
+    elif isinstance(first, list):
+        assert len(first) == len(second)
+        for a, b in zip(first, second, strict=True):
+            assert_identical(a, b)
+    else:
+        assert first == second
+
+
+def test_the_paper_schedule_is_torchs_multistep_schedule() -> None:
+    config, steps_per_epoch = PRESETS["paper"], 2
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    reference = torch.optim.lr_scheduler.MultiStepLR(optimizer, [80, 120, 160], gamma=0.1)
+    for epoch in range(200):
+        for step in range(steps_per_epoch):
+            ours = learning_rate(config, epoch * steps_per_epoch + step, steps_per_epoch)
+            assert ours == pytest.approx(reference.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        reference.step()
+
+
+def test_one_cycle_climbs_to_the_peak_and_falls_to_zero_in_straight_lines() -> None:
+    config = dataclasses.replace(SHORT, epochs=10, warmup=0.25, lr=0.4)
+    rates = torch.tensor([learning_rate(config, step, 40) for step in range(400)], dtype=torch.float64)
+    assert rates.min() > 0
+    assert rates.max() == pytest.approx(0.4, rel=0.01)
+    bends = rates.diff().diff().abs() > 1e-12
+    assert bends.sum() <= 2
+    assert abs(int(rates.argmax()) - 100) <= 1
+
+
+def test_the_learning_rate_can_grow_with_the_number_of_members() -> None:
+    config = dataclasses.replace(SHORT, lr_scaling="members")
+    assert learning_rate(config, 5, 9, num_members=5) == pytest.approx(5 * learning_rate(SHORT, 5, 9, num_members=5))
+
+
+def test_the_order_is_a_permutation_of_seed_and_epoch_alone() -> None:
+    order = epoch_order(3, 4, 100)
+    torch.manual_seed(0)
+    assert torch.equal(order, epoch_order(3, 4, 100))
+    assert torch.equal(order.sort().values, torch.arange(100))
+    assert not torch.equal(order, epoch_order(3, 5, 100))
+    assert not torch.equal(order, epoch_order(4, 4, 100))
+
+
+def test_training_is_algorithm_1_written_out(digits: data.Dataset) -> None:
+    config = dataclasses.replace(SHORT, epochs=1, select="last", schedule="steps")
+    trained, plain = small_net(), small_net()
+    train(trained, digits, config)
+
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    starts = derived_generator("cpu", 7, "attack", 0, 0)
+    with noise_from(derived_generator("cpu", 7, "noise", 0, 0), plain):
+        for batch in epoch_order(7, 0, len(digits.train)).split(16):
+            x, y = digits.train.x[batch] / 16, digits.train.y[batch]
+            plain.eval()
+            x_adv = (x + (2 * torch.rand(x.shape, generator=starts) - 1) * 0.2).clamp(0, 1)
+            for _ in range(2):
+                x_adv.requires_grad_()
+                (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(plain(x_adv), y), x_adv)
+                x_adv = (x_adv.detach() + 0.1 * gradient.sign()).clamp(x - 0.2, x + 0.2).clamp(0, 1)
+            plain.train()
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(plain(x_adv), y).backward()
+            optimizer.step()
+    for ours, theirs in zip(trained.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("mode", "passes"), [("eval", 1), ("train", 1 + 2)])
+def test_batch_norm_statistics_see_the_attack_only_if_asked(digits: data.Dataset, mode: Any, passes: int) -> None:
+    model = small_net(1)
+    result = train(model, digits, dataclasses.replace(SHORT, attack_batch_norm=mode, select="last"))
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    num_steps = len(result.history) * -(-len(digits.train) // 16)
+    assert {int(norm.num_batches_tracked) for norm in norms if norm.num_batches_tracked is not None} == {
+        passes * num_steps
+    }
+
+
+def test_momentum_that_is_reset_every_step_is_a_longer_step(digits: data.Dataset) -> None:
+    # Nesterov's first step from an empty buffer is 1 + momentum times the gradient
+    config = dataclasses.replace(
+        SHORT, loss="natural", select="last", schedule="steps", milestones=(), batch_size=100, lr=0.01
+    )
+    forgetful, plain = small_net(1), small_net(1)
+    train(forgetful, digits, dataclasses.replace(config, reset_momentum=True))
+    train(plain, digits, dataclasses.replace(config, momentum=0.0, lr=0.019))
+    for ours, theirs in zip(forgetful.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_trades_without_its_second_term_still_learns_and_with_it_flattens(digits: data.Dataset) -> None:
+    x, y = digits.images(digits.test.x), digits.test.y
+    drift = []
+    for beta in (0.0, 6.0):
+        model = small_net(1, noise="off", width=8)
+        config = dataclasses.replace(SHORT, loss="trades", trades_beta=beta, epochs=25, lr=0.05, select="last")
+        result = train(model, digits, config)
+        assert result.history[-1].loss < result.history[0].loss
+        x_adv = attacks.pgd(model, x, y, eps=0.2, step_size=0.1, num_steps=4, generator=torch.Generator())
+        with torch.no_grad():
+            clean, moved = model(x).log_softmax(1), model(x_adv).log_softmax(1)
+        drift.append(float(nn.functional.kl_div(moved, clean, log_target=True, reduction="batchmean")))
+    assert drift[1] < drift[0] / 2
+
+
+def test_the_model_is_left_with_the_weights_of_the_best_epoch(digits: data.Dataset, tmp_path: Path) -> None:
+    model = small_net(1)
+    result = train(model, digits, dataclasses.replace(SHORT, epochs=6), path=tmp_path / "run")
+    values = [record.val_robust for record in result.history]
+    assert result.best_epoch == max(range(6), key=lambda epoch: values[epoch] or 0)
+    tree = checkpoint.load(tmp_path / "run", kind="training")
+    assert_identical(tree["best"]["weights"], dict(model.state_dict()))
+    assert not model.training
+
+
+def test_the_test_set_plays_no_part_in_training(digits: data.Dataset) -> None:
+    other = dataclasses.replace(digits, test=data.Split(16 - digits.test.x, digits.test.y.flip(0)))
+    models_ = [small_net(1), small_net(1)]
+    for model, dataset in zip(models_, (digits, other), strict=True):
+        train(model, dataset, SHORT)
+    assert_identical(dict(models_[0].state_dict()), dict(models_[1].state_dict()))
+
+
+def test_training_learns_the_digits() -> None:
+    dataset = data.load("digits", num_train=600)
+    model = small_net(1, width=8)
+    train(model, dataset, dataclasses.replace(SHORT, loss="natural", epochs=8, batch_size=32))
+    assert evaluate.accuracy(model, dataset.images(dataset.test.x), dataset.test.y).interval.low > 0.8
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("checkpoint_steps", [1, None])
+def test_a_run_stopped_at_every_step_ends_with_the_same_bits(
+    digits: data.Dataset, tmp_path: Path, checkpoint_steps: int | None
+) -> None:
+    train(small_net(), digits, SHORT, path=tmp_path / "whole")
+    last = 0
+
+    def stop_when_new(done: int, total: int) -> None:
+        nonlocal last
+        if done > last and (done == last + 1 if checkpoint_steps else done % 4 == 0):
+            last = done
+            raise Stop
+
+    for _ in range(20):
+        try:
+            train(
+                small_net(),
+                digits,
+                SHORT,
+                path=tmp_path / "parts",
+                checkpoint_steps=checkpoint_steps,
+                on_step=stop_when_new,
+            )
+            break
+        except Stop:
+            continue
+    assert last == (9 if checkpoint_steps else 8)
+    assert_identical(everything_trained(tmp_path / "parts"), everything_trained(tmp_path / "whole"))
+
+
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import torch
+torch.set_num_threads(1)
+from test_training import SHORT, small_net
+from netkit import data, training
+def report(done, total): print(done, flush=True)
+training.train(small_net(), data.load("digits", num_train=50), SHORT, path=Path(sys.argv[1]),
+               checkpoint_steps=1, on_step=report)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_ends_with_the_same_bits(digits: data.Dataset, tmp_path: Path) -> None:
+    train(small_net(), digits, SHORT, path=tmp_path / "whole")
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "parts"), str(Path(__file__).parent)]
+    for kill_after in (1, 4, None):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ONE_THREAD) as process:
+            assert process.stdout is not None
+            for count, _ in enumerate(process.stdout):
+                if count == kill_after:
+                    process.kill()
+                    break
+            process.wait()
+        assert process.returncode == (0 if kill_after is None else -signal.SIGKILL)
+    assert_identical(everything_trained(tmp_path / "parts"), everything_trained(tmp_path / "whole"))
+
+
+def test_a_finished_run_is_read_back(digits: data.Dataset, tmp_path: Path) -> None:
+    first, second = small_net(), small_net()
+    result = train(first, digits, SHORT, path=tmp_path / "run")
+    positions: list[int] = []
+    again = train(second, digits, SHORT, path=tmp_path / "run", on_step=lambda done, total: positions.append(done))
+    assert positions == [9]
+    assert again == result
+    assert_identical(dict(first.state_dict()), dict(second.state_dict()))
+
+
+def test_a_checkpoint_of_something_else_is_refused(digits: data.Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    train(small_net(1), digits, dataclasses.replace(SHORT, epochs=1), path=path)
+    with pytest.raises(CheckpointError, match="belongs to another configuration: epochs=1 where 3 is asked for"):
+        train(small_net(1), digits, SHORT, path=path)
+    config = dataclasses.replace(SHORT, epochs=1)
+    with pytest.raises(CheckpointError, match="belongs to another model: members="):
+        train(small_net(2), digits, config, path=path)
+    with pytest.raises(CheckpointError, match="belongs to another data set: fingerprint="):
+        train(small_net(1), data.load("digits", num_train=40), config, path=path)
+
+
+def test_a_diverging_run_stops_with_an_error(digits: data.Dataset) -> None:
+    config = dataclasses.replace(SHORT, lr=1e30, schedule="steps")
+    with pytest.raises(FloatingPointError, match=r"training diverged in epoch 1 \(learning rate 1e\+30\): lower it"):
+        train(small_net(1), digits, config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "hinge"}, "loss must be one of pgd, natural, trades, got 'hinge'"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"eps": -0.1}, "eps must be positive and finite, got -0.1"),
+        ({"lr": float("nan")}, "lr must be positive and finite, got nan"),
+        ({"hold_out": False}, "select must be 'last'"),
+    ],
+)
+def test_a_configuration_outside_its_range_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SHORT, **changes)
+
+
+def test_presets_keep_the_papers_numbers_where_they_claim_to() -> None:
+    paper = PRESETS["paper"]
+    assert (paper.epochs, paper.lr, paper.num_steps) == (200, 0.1, 10)
+    assert (paper.eps, paper.step_size) == (8 / 255, 2 / 255)
+    assert PRESETS["authors"].attack_batch_norm == "train"
+    assert all(preset.attack_batch_norm == "eval" for name, preset in PRESETS.items() if name != "authors")
