@@ -1,0 +1,149 @@
+"""Multilevel Monte Carlo: delivered errors on closed forms, rates, diagnostics, warnings."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pdekit.fastmath import cos2pi, sin2pi
+from pdekit.multilevel import ProblemLevels, multilevel
+from pdekit.multilevel_plot import plot_multilevel
+from pdekit.problem import ConvectionDiffusion
+from pdekit.sampler import feynman_kac
+from pdekit.velocity import GridVelocity, RedrawnVelocity, compiled
+
+RATE, VOLATILITY = 0.05, 0.2
+D1 = (RATE + VOLATILITY**2 / 2) / VOLATILITY
+CALL = stats.norm.cdf(D1) - np.exp(-RATE) * stats.norm.cdf(D1 - VOLATILITY)  # Black and Scholes 1973
+POINTS = np.random.default_rng(0).uniform(size=(3, 2))
+
+
+def geometric_brownian_call(seed, *, milstein, broken=False):
+    """Levels for a European call on dX = rX dt + sX dW, by Euler-Maruyama or Milstein."""
+    rng = np.random.default_rng(seed)
+
+    def advance(x, dt, dw):
+        correction = 0.5 * VOLATILITY**2 * x * (dw**2 - dt) if milstein else 0.0
+        return x + RATE * x * dt + VOLATILITY * x * dw + correction
+
+    def level_function(level, num_samples):
+        dt = 2.0**-level
+        fine = np.ones(num_samples)
+        coarse = np.ones(num_samples)
+        summed = np.zeros(num_samples)
+        for n in range(2**level):
+            dw = rng.normal(scale=np.sqrt(dt), size=num_samples)
+            fine, summed = advance(fine, dt, dw), summed + dw
+            if n % 2:
+                coarse, summed = advance(coarse, 2 * dt, summed), np.zeros(num_samples)
+        fine, coarse = (np.exp(-RATE) * np.maximum(x - 1.0, 0.0) for x in (fine, coarse))
+        if broken:
+            coarse = coarse + 0.05
+        y = fine - coarse if level else fine
+        return np.array([y.sum(), (y**2).sum(), (y**3).sum(), (y**4).sum(), fine.sum(), (fine**2).sum()])
+
+    return level_function
+
+
+@compiled(2)
+def swirl(x, y, t):
+    return sin2pi(x) * cos2pi(y) + 0.3, 0.2 * sin2pi(y) - 0.5 * cos2pi(x) * sin2pi(y)
+
+
+def bumps(x):
+    return np.exp(np.sin(2 * np.pi * x[..., 0])) * np.cos(2 * np.pi * x[..., 1])
+
+
+@pytest.mark.parametrize(("milstein", "beta"), [(False, 1), (True, 2)])
+def test_delivered_error_is_within_the_requested_one(milstein, beta):
+    """Root-mean-square error over 30 seeds; half of rmse² is sampling error, so 1 lies three deviations above."""
+    rmse = 1e-3
+    runs = [multilevel(geometric_brownian_call(s, milstein=milstein), rmse=rmse) for s in range(30)]
+    errors = np.array([run.mean[0] - CALL for run in runs])
+    assert np.sqrt(np.mean(errors**2)) <= rmse
+    assert abs(np.median([run.beta for run in runs]) - beta) < 0.3
+    assert all(run.gamma == pytest.approx(1.0) for run in runs)
+
+
+def test_levels_of_a_problem_agree_with_plain_monte_carlo():
+    problem = ConvectionDiffusion(swirl, bumps, 0.1, horizon=0.5)
+    run = multilevel(problem, POINTS, rmse=4e-3)
+    plain = feynman_kac(problem, POINTS, num_paths=200_000, num_steps=128, rng=7)
+    error = np.sqrt(plain.standard_error**2 + run.rmse**2)
+    assert np.abs((run.mean - plain.mean) / error).max() < 4
+    assert (run.standard_error <= run.rmse).all()
+    assert (run.total_error() <= 1.1 * run.rmse).all()
+    assert run.beta == pytest.approx(2.0, abs=0.4)  # additive noise: strong order one
+    assert run.plain_cost > run.cost
+    assert "plain Monte Carlo would cost" in repr(run)
+
+
+def test_levels_telescope_along_one_brownian_path():
+    """With F constant every step size gives the same end point, so the coupled levels do not differ at all."""
+    constant = GridVelocity(np.ones((2, 4, 4)), "bilinear")
+    levels = ProblemLevels(ConvectionDiffusion(constant, bumps, 0.1), POINTS, first_steps=2)
+    sums = levels(3, 512)
+    assert np.abs(sums[0]).max() < 1e-10 * 512
+    assert (sums[5] > 0).all()
+    again = ProblemLevels(ConvectionDiffusion(constant, bumps, 0.1), POINTS, first_steps=2)
+    np.testing.assert_allclose(again(3, 256) + again(3, 256), sums, rtol=1e-12, atol=1e-9)
+
+
+def test_first_level_is_where_the_coupling_begins_to_pay():
+    assert ProblemLevels(ConvectionDiffusion(swirl, bumps, 0.1), POINTS).first_steps in (4, 8, 16, 32)
+    constant = ConvectionDiffusion(GridVelocity(np.ones((2, 4, 4)), "bilinear"), bumps, 0.1)
+    assert ProblemLevels(constant, POINTS).first_steps == 1
+    redrawn = ConvectionDiffusion(RedrawnVelocity(8, 1 / 8, seed=1), bumps, 0.1)
+    assert ProblemLevels(redrawn, POINTS).first_steps % 8 == 0
+
+
+def test_inconsistent_levels_are_reported():
+    with pytest.warns(RuntimeWarning, match="do not agree"), pytest.warns(RuntimeWarning, match="finest allowed"):
+        multilevel(geometric_brownian_call(0, milstein=True, broken=True), rmse=2e-3, max_level=4)
+
+
+def test_a_kurtosis_that_spoils_the_variance_is_reported():
+    rng = np.random.default_rng(0)
+
+    def rare(level, n):
+        y = (rng.uniform(size=n) < 2.0**-9) * 1.0 if level else rng.normal(size=n)
+        return [y.sum(), (y**2).sum(), (y**3).sum(), (y**4).sum(), 0.0, n]
+
+    with pytest.warns(RuntimeWarning, match="kurtosis"):
+        multilevel(rare, rmse=0.1, max_level=2, alpha=1.0, beta=1.0)
+
+
+def test_a_level_limit_that_is_too_low_is_reported():
+    with pytest.warns(RuntimeWarning, match="at level 2, the finest allowed"):
+        multilevel(
+            ConvectionDiffusion(swirl, bumps, 0.1), POINTS[:1], rmse=2e-3, scheme="euler", first_steps=1, max_level=2
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((lambda l, n: np.zeros(6),), {"rmse": 0.0}, "rmse: expected a positive error"),
+        ((lambda l, n: np.zeros(6),), {"rmse": 1.0, "max_level": 1}, "max_level: expected at least 2"),
+        ((lambda l, n: np.zeros(6), POINTS), {"rmse": 1.0}, "points: expected None with a level function"),
+        ((lambda l, n: np.zeros(5),), {"rmse": 1.0}, r"expected sums of shape \(6,\) or \(6, P\), got \(5,\)"),
+        ((lambda l, n: np.full(6, np.nan),), {"rmse": 1.0}, "expected finite sums"),
+        ((ConvectionDiffusion(swirl, bumps, 0.1),), {"rmse": 1.0}, "points: expected an array"),
+        ((ConvectionDiffusion(swirl, bumps, 0.0), POINTS), {"rmse": 1.0}, "sigma: expected noise to sample"),
+        ((ConvectionDiffusion(swirl, bumps, 0.1), POINTS), {"rmse": 1.0, "scheme": "rk4"}, "scheme: expected one of"),
+        ((ConvectionDiffusion(swirl, bumps, 0.1), POINTS), {"rmse": 1.0, "first_steps": 0}, "first_steps: expected"),
+        ((ConvectionDiffusion(swirl, bumps, 0.1), POINTS), {"rmse": 1.0, "t0": 2.0}, "t0: expected a time before"),
+    ],
+)
+def test_bad_arguments_get_one_clear_line(arguments, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        multilevel(*arguments, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_four_panels_are_drawn():
+    pytest.importorskip("matplotlib")
+    runs = [multilevel(geometric_brownian_call(1, milstein=True), rmse=rmse) for rmse in (4e-3, 2e-3)]
+    figure = plot_multilevel(runs)
+    assert len(figure.axes) == 4
+    with pytest.raises(ValueError, match="expected at least one"):
+        plot_multilevel([])
