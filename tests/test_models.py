@@ -85,7 +85,8 @@ def test_any_small_image_size_and_number_of_channels_works(channels, size):
 
 
 def test_initial_weights_have_he_variance_on_the_fan_out():
-    convolution = resnet(20, width=32, seed=0).members[0].blocks[-1].conv2.weight.detach().double()
+    convolution = resnet(20, width=32, seed=0).members[0].blocks[-3].conv1.weight.detach().double()
+    assert convolution.shape == (128, 64, 3, 3)
     standardised = convolution.flatten() / math.sqrt(2 / (9 * 128))
     assert stats.kstest(standardised.numpy(), "norm").pvalue > 1e-4
 

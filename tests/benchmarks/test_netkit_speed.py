@@ -1,0 +1,167 @@
+"""Speed of noise, attacks and training against the authors' formulation and another library; printed, not asserted.
+
+The candidates take turns, so that they share whatever else the machine is doing; ratios are of medians. On a busy
+machine the CPU time is the steadier of the two clocks.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from netkit import attacks
+from netkit.memory import keep_freed_memory
+from netkit.models import EnResNet, en_resnet, resnet
+
+EPS, STEP = 8 / 255, 2 / 255
+BATCH = 64
+
+
+@pytest.fixture(scope="module", params=["usual", "kept"], autouse=True)
+def freed_memory(request: pytest.FixtureRequest) -> None:
+    """Everything once with the C library's usual setting and once with `keep_freed_memory`, which cannot be undone."""
+    if request.param == "kept" and not keep_freed_memory():
+        pytest.skip("not a setting of this C library")
+    print(f"\n== freed memory: {request.param}")
+
+
+def compare(title: str, candidates: dict[str, Callable[[], object]], *, rounds: int = 7) -> None:
+    """The first candidate is what the others are measured against."""
+    clocks = {"wall": time.perf_counter, "CPU": time.process_time}
+    seconds = {(name, clock): [] for name in candidates for clock in clocks}
+    for turn in range(rounds + 1):
+        for name, run in candidates.items():
+            start = {clock: read() for clock, read in clocks.items()}
+            run()
+            for clock, read in clocks.items():
+                if turn > 0:
+                    seconds[name, clock].append(read() - start[clock])
+    medians = {key: statistics.median(values) for key, values in seconds.items()}
+    reference = next(iter(candidates))
+    print(f"\n{title} ({torch.get_num_threads()} threads)")
+    for name in candidates:
+        columns = [
+            f"{1e3 * medians[name, clock]:9.2f} ms {clock} {medians[reference, clock] / medians[name, clock]:6.2f}x"
+            for clock in clocks
+        ]
+        print(f"  {name:<32}", *columns)
+
+
+class AuthorsNoise(nn.Module):
+    """The released code's line."""
+
+    def forward(self, out: Tensor) -> Tensor:
+        return out + 0.1 * torch.std(out) * torch.randn_like(out)
+
+
+def authors_model(num_members: int) -> EnResNet:
+    model = en_resnet(20, num_members=num_members, seed=0)
+    for member in model.members:
+        for block in member.blocks:
+            block.noise = AuthorsNoise()
+    return model
+
+
+def batch(*, channels_last: bool = False) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(BATCH, 3, 32, 32, generator=generator)
+    y = torch.randint(10, (BATCH,), generator=generator)
+    return (x.contiguous(memory_format=torch.channels_last) if channels_last else x), y
+
+
+def channels_last(model: EnResNet) -> EnResNet:
+    return model.to(memory_format=torch.channels_last)
+
+
+def plain_pgd(model: nn.Module, x: Tensor, y: Tensor, num_steps: int) -> Tensor:
+    """The released code's loop."""
+    x_adv = x + torch.zeros_like(x).uniform_(-EPS, EPS)
+    for _ in range(num_steps):
+        x_adv.requires_grad_()
+        loss = F.cross_entropy(model(x_adv), y, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, [x_adv])
+        x_adv = x_adv.detach() + STEP * torch.sign(gradient.detach())
+        x_adv = torch.min(torch.max(x_adv, x - EPS), x + EPS).clamp(0, 1)
+    return x_adv
+
+
+def test_drawing_noise():
+    like = torch.zeros(BATCH, 16, 32, 32)
+    permuted = like.contiguous(memory_format=torch.channels_last)
+    ours = {kind: en_resnet(8, noise=kind, seed=0).stream for kind in ("gaussian", "two_point")}
+    candidates: dict[str, Callable[[], object]] = {
+        "torch.randn_like": lambda: torch.randn_like(like),
+        "torch.randn_like, channels_last": lambda: torch.randn_like(permuted),
+        "gaussian": lambda: ours["gaussian"].draw(like, "gaussian"),
+        "gaussian, channels_last": lambda: ours["gaussian"].draw(permuted, "gaussian"),
+        "two_point": lambda: ours["two_point"].draw(like, "two_point"),
+        "two_point, channels_last": lambda: ours["two_point"].draw(permuted, "two_point"),
+    }
+    compare(f"{like.numel():,} entries of noise", candidates, rounds=25)
+
+
+def test_pgd_20_without_noise():
+    torchattacks = pytest.importorskip("torchattacks", reason="the extra 'oracles' is not installed")
+    model, permuted = resnet(20, seed=0).eval(), channels_last(resnet(20, seed=0)).eval()
+    (x, y), (x_permuted, _) = batch(), batch(channels_last=True)
+    library = torchattacks.PGD(model, eps=EPS, alpha=STEP, steps=20)
+    options = {"eps": EPS, "step_size": STEP, "num_steps": 20}
+    candidates: dict[str, Callable[[], object]] = {
+        "torchattacks": lambda: library(x, y),
+        "pgd": lambda: attacks.pgd(model, x, y, **options),
+        "pgd, channels_last": lambda: attacks.pgd(permuted, x_permuted, y, **options),
+    }
+    compare("PGD-20 of a noise-free ResNet20", candidates, rounds=5)
+
+
+def test_noisy_pgd_10():
+    (x, y), (x_permuted, _) = batch(), batch(channels_last=True)
+    options = {"eps": EPS, "step_size": STEP, "num_steps": 10}
+
+    def ours(model: EnResNet, images: Tensor) -> Callable[[], object]:
+        model.eval()
+        return lambda: attacks.pgd(model, images, y, **options)
+
+    theirs = authors_model(1).eval()
+    candidates: dict[str, Callable[[], object]] = {
+        "authors": lambda: plain_pgd(theirs, x, y, 10),
+        "gaussian": ours(en_resnet(20, num_members=1, seed=0), x),
+        "gaussian, channels_last": ours(channels_last(en_resnet(20, num_members=1, seed=0)), x_permuted),
+        "two_point": ours(en_resnet(20, num_members=1, noise="two_point", seed=0), x),
+        "two_point, channels_last": ours(
+            channels_last(en_resnet(20, num_members=1, noise="two_point", seed=0)), x_permuted
+        ),
+        "no noise": ours(resnet(20, seed=0), x),
+        "no noise, channels_last": ours(channels_last(resnet(20, seed=0)), x_permuted),
+    }
+    compare("PGD-10 of En1ResNet20", candidates, rounds=5)
+
+
+def test_one_training_step_of_en2():
+    (x, y), (x_permuted, _) = batch(), batch(channels_last=True)
+
+    def step(model: EnResNet, craft: Callable[[EnResNet], Tensor]) -> Callable[[], object]:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+        model.train()
+
+        def run() -> None:
+            optimizer.zero_grad()
+            F.cross_entropy(model(craft(model)), y).backward()
+            optimizer.step()
+
+        return run
+
+    def ours(images: Tensor) -> Callable[[EnResNet], Tensor]:
+        return lambda model: attacks.pgd(model, images, y, eps=EPS, step_size=STEP, num_steps=10)
+
+    candidates: dict[str, Callable[[], object]] = {
+        "authors": step(authors_model(2), lambda model: plain_pgd(model, x, y, 10)),
+        "gaussian": step(en_resnet(20, seed=0), ours(x)),
+        "gaussian, channels_last": step(channels_last(en_resnet(20, seed=0)), ours(x_permuted)),
+        "two_point, channels_last": step(channels_last(en_resnet(20, noise="two_point", seed=0)), ours(x_permuted)),
+    }
+    compare("Adversarial training step (PGD-10) of En2ResNet20", candidates, rounds=3)
