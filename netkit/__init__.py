@@ -1,0 +1,35 @@
+"""Noise-injected residual networks and their ensembles: train, attack, and score them as the random models they are.
+
+model = en_resnet(depth=20, num_members=2, noise_coef=0.1)
+train(model, load("cifar10", data="cifar10.npz"), PRESETS["paper"], path=Path("model.safetensors"))
+x_adv = attacks.ifgsm(model, x, y, eps=8 / 255, step_size=2 / 255, num_steps=20)
+score = evaluate.robust_accuracy(model, x, y, attack, num_draws=10)
+"""
+
+from netkit import attacks, checkpoint, evaluate
+from netkit.checkpoint import CheckpointError
+from netkit.data import DataError, Dataset, load
+from netkit.evaluate import Score
+from netkit.models import EnResNet, ResNet, en_resnet, from_name
+from netkit.presets import PRESETS
+from netkit.training import TrainConfig, TrainResult, load_model, train
+
+__all__ = [
+    "PRESETS",
+    "CheckpointError",
+    "DataError",
+    "Dataset",
+    "EnResNet",
+    "ResNet",
+    "Score",
+    "TrainConfig",
+    "TrainResult",
+    "attacks",
+    "checkpoint",
+    "en_resnet",
+    "evaluate",
+    "from_name",
+    "load",
+    "load_model",
+    "train",
+]

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from netkit import attacks, checkpoint, evaluate
+from netkit.checkpoint import CheckpointError
 from netkit.data import Dataset, Split, augment
-from netkit.models import EnResNet
+from netkit.models import EnResNet, build
 from netkit.randomness import derived_generator, noise_from
 
 Loss = Literal["pgd", "natural", "trades"]
@@ -191,6 +192,19 @@ def train(
             report(*run.position)
     run.leave_best_weights()
     return TrainResult(tuple(run.history), run.best_epoch, config)
+
+
+def load_model(path: Path, *, device: torch.device | str = "cpu") -> EnResNet:
+    """The network that a training run left in the checkpoint `path`, with its selected weights, in eval mode.
+
+    Raises FileNotFoundError; CheckpointError for a damaged or foreign file, or a run without selected weights yet.
+    """
+    tree = checkpoint.load(path, kind="training")
+    if tree["best"]["weights"] is None:
+        raise CheckpointError(f"{path} is a run of {tree['epoch']} epochs so far, with no weights selected yet")
+    model = build(tree["identity"]["model"])
+    model.load_state_dict(tree["best"]["weights"])
+    return model.to(device).eval()
 
 
 class _Run:

@@ -19,7 +19,7 @@ from reporting import provenance
 
 from netkit import attacks, checkpoint, data, evaluate, models
 from netkit.presets import PRESETS
-from netkit.training import TrainConfig, make_accelerator, train
+from netkit.training import TrainConfig, load_model, make_accelerator, train
 
 Column = Literal["nat", "fgsm", "ifgsm20", "cw"]
 Report = Callable[[int, int], None]
@@ -287,10 +287,8 @@ def _train(task: TrainTask, settings: Settings, report: Report) -> str:
 
 
 def _best_model(name: str, settings: Settings, task: EvaluateTask) -> models.EnResNet:
-    _, tree = selected(name, settings, task.needs)
-    model = models.build(tree["identity"]["model"]).to(settings.device)
-    model.load_state_dict(tree["best"]["weights"])
-    return model
+    training, _ = selected(name, settings, task.needs)
+    return load_model(checkpoint_path(training, settings), device=settings.device)
 
 
 def cost(task: Task, settings: Settings) -> float:

@@ -46,6 +46,9 @@ from netkit.models import count_parameters
 PAPER = json.loads((Path(__file__).parent / "paper_tables.json").read_text())["tables"]
 
 
+_SMOKE = {"epochs": 1, "num_train": 128, "num_test": 40, "attack_steps": 2, "num_draws": 2, "eot": 2}
+
+
 @dataclass(frozen=True)
 class Row:
     """A network of the table; `paper` says where its numbers are if not under its own name in this table."""
@@ -105,44 +108,47 @@ def app_for(table: Table) -> typer.Typer:
             str | None, typer.Option(help="paper, authors, fast, smoke or digits; default: paper, or digits")
         ] = None,
         rows: Annotated[str | None, typer.Option(help="Only these networks, separated by commas")] = None,
-        num_train: Annotated[int | None, typer.Option(min=2, help="Only the first N training images")] = None,
-        num_test: Annotated[int | None, typer.Option(min=1, help="Only the first N test images")] = None,
-        epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's")] = None,
+        num_train: Annotated[int | None, typer.Option(help="Only the first N training images")] = None,
+        num_test: Annotated[int | None, typer.Option(help="Only the first N test images")] = None,
+        epochs: Annotated[int | None, typer.Option(help="Instead of the preset's")] = None,
         lr: Annotated[
             str | None, typer.Option(help="Learning rates, separated by commas; the best on validation counts")
         ] = None,
-        attack_steps: Annotated[int | None, typer.Option(min=1, help="Cap the steps of all attacks")] = None,
-        eot: Annotated[int, typer.Option(min=1, help="Noise draws averaged in each attack gradient")] = 5,
-        num_draws: Annotated[int, typer.Option(min=1, help="Fresh noise draws each example is scored on")] = 10,
-        seed: Annotated[int, typer.Option(min=0, help="The first seed")] = 0,
-        num_seeds: Annotated[int | None, typer.Option(min=1, help="Default: 3 on digits, else 1")] = None,
+        attack_steps: Annotated[int | None, typer.Option(help="Cap the steps of all attacks")] = None,
+        eot: Annotated[int | None, typer.Option(help="Noise draws in each attack gradient; default 5")] = None,
+        num_draws: Annotated[int | None, typer.Option(help="Draws each example is scored on; default 10")] = None,
+        seed: Annotated[int, typer.Option(help="The first seed")] = 0,
+        num_seeds: Annotated[int | None, typer.Option(help="Default: 3 on digits, else 1")] = None,
         device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto")] = "auto",
-        workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core, one on a GPU")] = None,
+        workers: Annotated[int | None, typer.Option(help="Processes; default: one a core, one on a GPU")] = None,
         out: Annotated[Path, typer.Option(help="Folder for models, predictions and results")] = ROOT / "out",
         smoke: Annotated[bool, typer.Option(help="As little as shows that everything runs")] = False,
         list_jobs: Annotated[bool, typer.Option(help="Print one command for each network and seed")] = False,
         no_table: Annotated[bool, typer.Option(help="Train and attack, but write no table")] = False,
     ) -> None:
         with _one_line_errors():
-            is_digits = dataset == "digits"
-            small = {"epochs": 1, "num_train": 128, "num_test": 40, "attack_steps": 2, "num_draws": 2, "eot": 2}
+            _require(0, seed=seed)
+            _require(2, num_train=num_train)
+            _require(1, num_test=num_test, epochs=epochs, attack_steps=attack_steps, eot=eot)
+            _require(1, num_draws=num_draws, num_seeds=num_seeds, workers=workers)
+            small = _SMOKE if smoke else {}
             settings = Settings(
                 dataset=dataset,
                 loss=table.loss,
-                preset=preset or ("digits" if is_digits else "paper"),
+                preset=preset or ("digits" if dataset == "digits" else "paper"),
                 out=out,
                 data=data,
                 download=download,
                 learning_rates=_numbers(lr),
-                num_train=num_train or (small["num_train"] if smoke else None),
-                num_test=num_test or (small["num_test"] if smoke else None),
-                epochs=epochs or (small["epochs"] if smoke else None),
-                attack_steps=attack_steps or (small["attack_steps"] if smoke else None),
-                eot_draws=small["eot"] if smoke else eot,
-                num_draws=small["num_draws"] if smoke else num_draws,
+                num_train=num_train or small.get("num_train"),
+                num_test=num_test or small.get("num_test"),
+                epochs=epochs or small.get("epochs"),
+                attack_steps=attack_steps or small.get("attack_steps"),
+                eot_draws=eot or small.get("eot", 5),
+                num_draws=num_draws or small.get("num_draws", 10),
                 device=_device(device),
             )
-            count = num_seeds or (3 if is_digits and not smoke else 1)
+            count = num_seeds or (3 if dataset == "digits" and not smoke else 1)
             seeds = range(seed, seed + count)
             chosen = _chosen_rows(table, dataset, rows or ("ResNet20,En2ResNet20" if smoke else None))
             if list_jobs:
@@ -173,6 +179,12 @@ def _one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         errors.print("interrupted; the same command continues from here")
         raise typer.Exit(130) from None
+
+
+def _require(least: int, **options: int | None) -> None:
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise InputError(f"{name} must be at least {least}, got {value}")
 
 
 def _numbers(text: str | None) -> tuple[float, ...]:
@@ -320,7 +332,7 @@ def results(table: Table, rows: Sequence[Row], settings: Settings, seeds: range)
         "dataset": settings.dataset,
         "columns": {column: column_title(column, settings) for column in table.columns},
         "rows": entries,
-        "verdicts": _verdicts(table, rows, settings.dataset, scores),
+        "verdicts": verdicts(table, rows, settings.dataset, scores),
     }
 
 
@@ -343,7 +355,7 @@ def _cell(scores: Sequence[evaluate.Score], num_seeds: int) -> dict[str, Any]:
     }
 
 
-def _verdicts(
+def verdicts(
     table: Table,
     rows: Sequence[Row],
     dataset: str,
@@ -354,7 +366,7 @@ def _verdicts(
     Where the paper's own numbers order two rows the other way round in some column, the claim is turned there.
     """
     paper = {row.model: table.paper_values(row) for row in rows}
-    verdicts = []
+    found = []
     for claim in table.claims:
         if claim.better not in paper or claim.worse not in paper:
             continue
@@ -371,7 +383,7 @@ def _verdicts(
                 [score.correct for score in scores[better, column]],
                 [score.correct for score in scores[worse, column]],
             )
-            verdicts.append(
+            found.append(
                 {
                     "better": on_dataset(better, dataset),
                     "worse": on_dataset(worse, dataset),
@@ -383,4 +395,4 @@ def _verdicts(
                     "verdict": difference.verdict,
                 }
             )
-    return verdicts
+    return found
