@@ -126,6 +126,8 @@ class TrainResult:
 def make_accelerator(config: TrainConfig, device: torch.device | str) -> Accelerator:
     """Device, precision and processes in one object; under torchrun each process takes a share of a batch."""
     is_cpu = torch.device(device).type == "cpu"
+    if not is_cpu:
+        torch.cuda.set_device(device)  # accelerate takes the current one
     return Accelerator(cpu=is_cpu, mixed_precision="no" if is_cpu else config.precision)
 
 
@@ -442,13 +444,13 @@ class _Run:
         assert self.path is not None
         for what, expected in self.identity.items():
             checkpoint.require(self.path, what, tree["identity"][what], expected)
+        self.epoch = tree["epoch"]
+        self._start_epoch()
         self.model.load_state_dict(tree["weights"])
         checkpoint.load_optimizer_tree(self.optimizer, tree["optimizer"])
         self.history = [EpochRecord(**record) for record in tree["history"]]
         best = tree["best"]
         self.best_epoch, self.best_value, self.best_weights = best["epoch"], best["value"], best["weights"]
-        self.epoch = tree["epoch"]
-        self._start_epoch()
         self.step, self.seconds = tree["step"], tree["seconds"]
         self.totals.copy_(tree["totals"])
         for name, state in tree["generators"].items():

@@ -188,15 +188,26 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("checkpoint_steps", [1, None])
+AUTHORS = dataclasses.replace(
+    PRESETS["authors"], epochs=3, batch_size=16, eps=0.2, step_size=0.1, num_steps=2, milestones=(0.5,)
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "checkpoint_steps"),
+    [(SHORT, 1), (SHORT, None), (AUTHORS, 1), (dataclasses.replace(SHORT, loss="trades"), 1)],
+    ids=["every-step", "every-epoch", "authors", "trades"],
+)
 def test_a_run_stopped_at_every_step_ends_with_the_same_bits(
-    digits: data.Dataset, tmp_path: Path, checkpoint_steps: int | None
+    digits: data.Dataset, tmp_path: Path, config: TrainConfig, checkpoint_steps: int | None
 ) -> None:
-    train(small_net(), digits, SHORT, path=tmp_path / "whole")
-    last = 0
+    digits = dataclasses.replace(digits, augmented=True)
+    train(small_net(), digits, config, path=tmp_path / "whole")
+    last = num_steps = 0
 
     def stop_when_new(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, num_steps
+        num_steps = total
         if done > last and (done == last + 1 if checkpoint_steps else done % 4 == 0):
             last = done
             raise Stop
@@ -206,7 +217,7 @@ def test_a_run_stopped_at_every_step_ends_with_the_same_bits(
             train(
                 small_net(),
                 digits,
-                SHORT,
+                config,
                 path=tmp_path / "parts",
                 checkpoint_steps=checkpoint_steps,
                 on_step=stop_when_new,
@@ -214,7 +225,7 @@ def test_a_run_stopped_at_every_step_ends_with_the_same_bits(
             break
         except Stop:
             continue
-    assert last == (9 if checkpoint_steps else 8)
+    assert last == (num_steps if checkpoint_steps else num_steps - num_steps % 4)
     assert_identical(everything_trained(tmp_path / "parts"), everything_trained(tmp_path / "whole"))
 
 
