@@ -13,7 +13,7 @@ step costs two real transforms and one gather. Second order in dt (Strang splitt
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import njit, prange
 from numpy.typing import NDArray
 from scipy import fft
 
@@ -21,6 +21,7 @@ from pdekit.characteristics import characteristics
 from pdekit.problem import ConvectionDiffusion
 from pdekit.spectral import five_point_symbol
 from pdekit.splines import cubic_symbol, cubic_weights, locate
+from pdekit.threads import threads_for
 from pdekit.velocity import node_points
 
 
@@ -59,7 +60,6 @@ class SemiLagrangian:
         self._nodes = node_points(num_points, dim).reshape(-1, dim)
         self._departure: NDArray | None = None
         self._started = False
-        self._workers = get_num_threads() if num_points**dim >= 1 << 17 else 1  # threads cost more than they save below
 
     def start(self, field: NDArray) -> NDArray:
         self._started = False
@@ -72,20 +72,22 @@ class SemiLagrangian:
         return float(np.sqrt(np.mean(u**2)))
 
     def step(self, u: NDArray, s: float) -> float:
-        if self._departure is None or not self._problem.autonomous:
-            t = self._problem.horizon - s
-            x = characteristics(self._problem, self._nodes, num_steps=self._substeps, t0=t - self.dt, t1=t)
-            self._departure = np.ascontiguousarray(x)
-        first = self._prefilter if self._half is None else self._prefilter * self._half
-        coefficients = self._filter(u, self._full if self._started else first)
-        _GATHER[self._dim](coefficients, self._departure, u.reshape(-1))
+        with threads_for(u.size):
+            if self._departure is None or not self._problem.autonomous:
+                t = self._problem.horizon - s
+                x = characteristics(self._problem, self._nodes, num_steps=self._substeps, t0=t - self.dt, t1=t)
+                self._departure = np.ascontiguousarray(x)
+            first = self._prefilter if self._half is None else self._prefilter * self._half
+            coefficients = self._filter(u, self._full if self._started else first)
+            _GATHER[self._dim](coefficients, self._departure, u.reshape(-1))
         self._started = True
         return self.dt
 
     def _filter(self, u: NDArray, symbol: NDArray) -> NDArray[np.float64]:
-        u_hat = fft.rfftn(u, workers=self._workers)
-        u_hat *= symbol
-        return fft.irfftn(u_hat, s=self._shape, overwrite_x=True, workers=self._workers)
+        with threads_for(u.size) as workers:
+            u_hat = fft.rfftn(u, workers=workers)
+            u_hat *= symbol
+            return fft.irfftn(u_hat, s=self._shape, overwrite_x=True, workers=workers)
 
     def history(self) -> dict[str, NDArray]:
         return {"started": np.array(self._started)}

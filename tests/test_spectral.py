@@ -1,0 +1,154 @@
+"""Fourier calculus, the dealiased product, the continuation of node values, and the numbers that describe fields."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import fft
+
+from pdekit.advection import SpectralAdvection, available_backends
+from pdekit.diagnostics import (
+    cell_peclet,
+    courant,
+    max_gradient,
+    max_speed,
+    steepening_rate,
+    steepest_difference,
+    total_variation,
+)
+from pdekit.spectral import five_point_symbol, gradient, laplacian_symbol, resample
+from pdekit.splines import spline_table
+from pdekit.velocity import GridVelocity, RedrawnVelocity, compiled, node_points
+
+TAU = 2.0 * np.pi
+
+
+def random_field(shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+@pytest.mark.parametrize(("dim", "n"), [(1, 24), (2, 16), (2, 15), (3, 8)])
+def test_gradient_of_a_mode_is_exact(dim, n):
+    k = np.array([2, 1, 3])[:dim]
+    x = node_points(n, dim)
+    expected = -TAU * k * np.sin(TAU * (x @ k))[..., None]
+    np.testing.assert_allclose(np.moveaxis(gradient(np.cos(TAU * (x @ k))), 0, -1), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [8, 9])
+@pytest.mark.parametrize("finer", [12, 16, 25])
+def test_resampling_interpolates_the_nodes_and_can_be_undone(n, finer):
+    values = random_field((n, n))
+    fine = resample(values, finer)
+    if finer % n == 0:
+        np.testing.assert_allclose(fine[:: finer // n, :: finer // n], values, atol=1e-13)
+    np.testing.assert_allclose(resample(fine, n), values, atol=1e-12)
+
+
+def test_five_point_heat_kernel_is_a_non_negative_matrix_with_the_right_variance():
+    n, time = 16, 1e-3
+    kernel = fft.irfftn(np.exp(time * five_point_symbol(n, 2)), s=(n, n))
+    assert kernel.min() > -1e-16
+    assert kernel.sum() == pytest.approx(1.0)
+    offset = (np.arange(n) + n // 2) % n - n // 2
+    assert (kernel.sum(axis=1) * (offset / n) ** 2).sum() == pytest.approx(2 * time, rel=1e-10)
+    truncated = fft.irfftn(np.exp(time / 40 * laplacian_symbol(n, 2)), s=(n, n))
+    assert truncated.min() < -1e-4  # why the exact symbol is not used where bounds must hold
+
+
+@pytest.mark.parametrize("library", available_backends())
+@pytest.mark.parametrize(("dim", "n"), [(1, 32), (2, 16), (2, 21), (3, 10)])
+def test_the_product_is_free_of_aliasing(dim, n, library):
+    """Against the product formed on a grid four times finer, which holds every mode of it."""
+    advection = SpectralAdvection(n, dim, fft=library)
+    velocity = advection.prepare_velocity(random_field((dim, *[n] * dim), 1))
+    u = advection.to_grid(advection.to_modes(random_field((n,) * dim, 2)))
+    fine_velocity = np.stack([resample(c, 4 * n) for c in velocity])
+    fine_product = (fine_velocity * gradient(resample(u, 4 * n))).sum(axis=0)
+    expected = advection.to_modes(fine_product)
+    out = np.empty(advection.shape, dtype=complex)
+    advection.evaluate(advection.to_modes(u), velocity, out)
+    np.testing.assert_allclose(out, expected, atol=1e-12 * np.abs(expected).max() * n)
+
+
+def test_parseval():
+    advection = SpectralAdvection(20, 2)
+    u_hat = advection.to_modes(random_field((20, 20)))
+    assert advection.mean_square(u_hat) == pytest.approx(np.mean(advection.to_grid(u_hat) ** 2), rel=1e-12)
+
+
+@pytest.mark.parametrize("continuation", ["trigonometric", "bicubic", "bilinear"])
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_continuations_pass_through_the_nodes_and_are_periodic(continuation, dim):
+    n = 6
+    values = random_field((dim, *[n] * dim))
+    velocity = GridVelocity(values, continuation)
+    np.testing.assert_allclose(np.moveaxis(velocity(node_points(n, dim)), -1, 0), values, atol=1e-12)
+    x = np.random.default_rng(4).uniform(-2, 2, (50, dim))
+    np.testing.assert_allclose(velocity(x), velocity(x + np.array([3, -1, 2])[:dim]), atol=1e-10)
+
+
+def test_the_trigonometric_continuation_is_the_trigonometric_interpolant():
+    n = 16
+    values = random_field((2, n, n))
+    x = np.random.default_rng(1).uniform(size=(40, 2))
+    k = np.fft.fftfreq(n, 1 / n)
+    basis = np.exp(1j * TAU * x[:, :, None] * k)  # (points, axis, mode)
+    basis[:, :, n // 2] = np.cos(TAU * x * (n // 2))  # the unpaired mode of an even grid
+    hat = np.fft.fft2(values) / n**2
+    exact = np.einsum("pi,cij,pj->pc", basis[:, 0], hat, basis[:, 1]).real
+    assert np.abs(GridVelocity(values, "trigonometric")(x) - exact).max() < 1e-4
+
+
+def test_bicubic_continuation_converges_with_fourth_order():
+    x = np.random.default_rng(2).uniform(size=(200, 2))
+
+    def f(p):
+        return np.sin(TAU * p[..., 0]) * np.exp(np.cos(TAU * p[..., 1]))
+
+    sizes = np.array([64, 128, 256])  # past the first terms of the expansion
+    errors = [np.abs(spline_table(f(node_points(n, 2))[None], "bicubic")(x)[:, 0] - f(x)).max() for n in sizes]
+    assert abs(-np.polyfit(np.log(sizes), np.log(errors), 1)[0] - 4.0) < 0.2
+
+
+def test_bilinear_continuation_stays_within_the_node_values():
+    values = np.random.default_rng(0).uniform(-1, 1, (2, 12, 12))
+    x = np.random.default_rng(5).uniform(size=(5000, 2))
+    assert np.abs(GridVelocity(values, "bilinear")(x)).max() <= np.abs(values).max()
+
+
+def test_redrawn_fields_depend_on_seed_and_interval_only():
+    velocity = RedrawnVelocity(8, 0.1, seed=3)
+    again = RedrawnVelocity(8, 0.1, seed=3)
+    x = np.random.default_rng(0).uniform(size=(5, 2))
+    np.testing.assert_array_equal(velocity(x, 0.25), again.field(2)(x))
+    np.testing.assert_array_equal(velocity(x, 0.3), again.field(3)(x))  # 0.3 / 0.1 is 2.9999999999999996
+    assert np.abs(velocity(x, 0.15) - velocity(x, 0.25)).max() > 0.01
+
+
+def test_a_compiled_velocity_is_its_formula():
+    @compiled(2)
+    def velocity(x, y, t):
+        return x + 2.0 * t, -x * y
+
+    x = random_field((3, 4, 2))
+    np.testing.assert_allclose(velocity(x, 0.5), np.stack([x[..., 0] + 1.0, -x[..., 0] * x[..., 1]], axis=-1))
+
+
+def test_diagnostics_of_known_fields():
+    n = 64
+    x = node_points(n, 2)
+    u = np.sin(TAU * x[..., 0])
+    assert total_variation(u) == pytest.approx(4.0, rel=1e-2)
+    assert max_gradient(u) == pytest.approx(TAU, rel=1e-12)
+    assert steepest_difference(u) == pytest.approx(n * np.sin(TAU / n), rel=1e-12)
+    shear = np.stack([np.sin(TAU * x[..., 1]), np.zeros((n, n))])
+    assert steepening_rate(shear) == pytest.approx(TAU / 2, rel=1e-12)  # eigenvalues ±½ ∂F_1/∂y
+    assert steepening_rate(np.sin(TAU * np.arange(n) / n)[None]) == pytest.approx(TAU, rel=1e-12)
+    three = np.zeros((3, 8, 8, 8))
+    three[0] = np.sin(TAU * np.arange(8) / 8)[:, None, None]
+    assert steepening_rate(three) == pytest.approx(TAU, rel=1e-12)
+    assert max_speed(np.stack([3 * u, 4 * u])) == pytest.approx(5.0, rel=1e-3)
+    assert cell_peclet(2.0, 100, 0.005) == pytest.approx(4.0)
+    assert cell_peclet(2.0, 100, 0.0) == np.inf
+    assert courant(2.0, 128, 1e-3) == pytest.approx(0.256)
