@@ -24,7 +24,7 @@ from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity
 _log = logging.getLogger("pdekit")
 _told: set[str] = set()
 
-_STEPS_PER_CALL = 2**24  # path-steps between two chances to interrupt: a fraction of a second
+_STEPS_PER_CALL = 2**22  # path-steps between two chances to interrupt: a fraction of a second
 _STATE_PER_CALL = 2**21  # coordinates held at a time
 
 

@@ -1,5 +1,10 @@
 """The sampler against closed forms, its own invariances, and the orders it declares."""
 
+import signal
+import subprocess
+import sys
+import time
+
 import numba
 import numpy as np
 import pytest
@@ -343,6 +348,36 @@ def test_paths_that_run_away_are_reported():
     problem = ConvectionDiffusion(lambda x, t: 1e200 * x**3, lambda x: x[..., 0], 0.1, dim=1)
     with np.errstate(over="ignore"), pytest.raises((ValueError, FloatingPointError), match="finite"):
         feynman_kac(problem, [[1.0]], num_paths=10, num_steps=4)
+
+
+LONG_RUN = """
+import numpy as np
+from pdekit.problem import ConvectionDiffusion
+from pdekit.sampler import feynman_kac
+problem = ConvectionDiffusion(np.ones((2, 8, 8)), np.ones((8, 8)), 0.1)
+feynman_kac(problem, [[0.0, 0.0]], num_paths=512, num_steps=8)
+print("ready", flush=True)
+try:
+    feynman_kac(problem, [[0.0, 0.0]], num_paths=10**9, num_steps=1024)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_an_interrupt_stops_a_long_run_at_once():
+    process = subprocess.Popen([sys.executable, "-c", LONG_RUN], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        start = time.perf_counter()
+        assert process.stdout.readline() == "interrupted\n"
+        assert time.perf_counter() - start < 1.0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_an_estimate_prints_its_errors():
