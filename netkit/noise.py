@@ -139,7 +139,7 @@ class ResidualNoise(nn.Module):
         self.stream = stream
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, ...) -> (B, ...), the same memory layout. Without noise this returns x itself and draws nothing."""
+        """(B, ...) -> (B, ...), in the same memory layout. Overwrites x; without noise nothing is drawn."""
         noise = self.noise
         if noise.sigma is not None:
             size = noise.sigma * math.sqrt(1 / self.num_blocks) * self.stream.scale
