@@ -19,7 +19,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-FORMAT = "itoflow/1"
+FORMAT = 1
+_HEADER = "itoflow"
 _TENSOR = "__tensor__"
 
 
@@ -35,8 +36,9 @@ def save(path: Path, tree: Mapping[str, Any], *, kind: str) -> None:
     """
     tensors: dict[str, Tensor] = {}
     skeleton = _detach(tree, "", tensors)
-    header = {"format": FORMAT, "kind": kind, "tree": json.dumps(skeleton)}
-    content = safetensors.torch.save(tensors, metadata=header)
+    # One entry: safetensors writes several in an order that changes, and equal content should be equal bytes.
+    header = json.dumps({"format": FORMAT, "kind": kind, "tree": skeleton})
+    content = safetensors.torch.save(tensors, metadata={_HEADER: header})
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -60,21 +62,25 @@ def load(path: Path, *, kind: str) -> dict[str, Any]:
         raise FileNotFoundError(f"no such checkpoint: {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from error
-    if header.get("format") != FORMAT:
-        found = header.get("format", "no format at all")
-        raise CheckpointError(f"{path} is not a checkpoint of this package: expected format {FORMAT}, got {found}")
-    if header.get("kind") != kind:
-        raise CheckpointError(f"{path} holds {header.get('kind')!r}, expected {kind!r}")
     try:
-        tree = _attach(json.loads(header["tree"]), tensors)
-    except (KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} has a damaged header: {error!r}") from error
+        header = json.loads(metadata[_HEADER])
+        found, found_kind, skeleton = header["format"], header["kind"], header["tree"]
+    except (KeyError, TypeError, json.JSONDecodeError):
+        raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of this package") from None
+    if found != FORMAT:
+        raise CheckpointError(f"{path} has format {found}, expected {FORMAT}")
+    if found_kind != kind:
+        raise CheckpointError(f"{path} holds {found_kind!r}, expected {kind!r}")
+    try:
+        tree = _attach(skeleton, tensors)
+    except KeyError as error:
+        raise CheckpointError(f"{path} lacks the tensor {error}") from error
     if not isinstance(tree, dict):
-        raise CheckpointError(f"{path} has a damaged header: expected a dictionary")
+        raise CheckpointError(f"{path} is damaged: its header is no dictionary")
     return tree
 
 

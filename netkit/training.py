@@ -133,7 +133,7 @@ def make_accelerator(config: TrainConfig, device: torch.device | str) -> Acceler
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int, *, num_members: int = 1) -> float:
     """The learning rate of update number `step`, a function of the position alone."""
-    peak = config.lr * (num_members if config.lr_scaling == "members" else 1)
+    peak = peak_learning_rate(config, num_members)
     if config.schedule == "steps":
         epoch = step // steps_per_epoch
         # rounded up, so that a run of one or two epochs starts at the full rate
@@ -141,6 +141,11 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int, *, num_m
         return peak * config.lr_drop**drops
     done = (step + 1) / (config.epochs * steps_per_epoch + 1)
     return peak * min(done / config.warmup, (1 - done) / (1 - config.warmup))
+
+
+def peak_learning_rate(config: TrainConfig, num_members: int) -> float:
+    """`lr`, times the number of members where the configuration says so."""
+    return config.lr * (num_members if config.lr_scaling == "members" else 1)
 
 
 def epoch_order(seed: int, epoch: int, num_images: int) -> Tensor:

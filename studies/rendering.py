@@ -33,7 +33,7 @@ def _accuracies(stored: dict[str, Any]) -> Table:
         caption=f"Accuracy in %, with 95% intervals over n = {cells[0]['n']} test images and seeds {seeds}; "
         f"noisy networks scored over {draws} fresh draws and attacked through EOT "
         f"({config['settings']['eot_draws']} draws). In brackets the paper's, which are "
-        f"on {_paper_data(stored)}. eps = {config['training']['eps']:.4g}.",
+        f"on {_paper_data(stored)}. eps = {config['training']['eps']:.4g}. {stored['note']}",
         box=box.SIMPLE_HEAD,
     )
     table.add_column("network", no_wrap=True)

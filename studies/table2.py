@@ -33,6 +33,7 @@ TABLE = Table(
         Claim("En1ResNet20", "ResNet20"),
         Claim("En2ResNet20", "En1ResNet20"),
         Claim("En5ResNet20", "En2ResNet20"),
+        Claim("En2ResNet20", "ResNet20"),
         Claim("En5ResNet20", "ResNet20"),
         Claim("En1ResNet44", "ResNet44"),
         Claim("En2ResNet44", "En1ResNet44"),

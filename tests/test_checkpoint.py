@@ -31,6 +31,14 @@ def test_a_tree_comes_back_as_it_was(tmp_path: Path) -> None:
     assert leaves(checkpoint.load(tmp_path / "new" / "file", kind="test")) == leaves(tree)
 
 
+def test_equal_trees_are_equal_bytes(tmp_path: Path) -> None:
+    contents = set()
+    for name in "abcdef":
+        checkpoint.save(tmp_path / name, {"b": torch.ones(2), "a": torch.zeros(3), "c": 1}, kind="test")
+        contents.add((tmp_path / name).read_bytes())
+    assert len(contents) == 1
+
+
 def test_a_tree_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="cannot hold set"):
         checkpoint.save(tmp_path / "file", {"a": {1}}, kind="test")
@@ -58,7 +66,10 @@ def test_foreign_files_are_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         checkpoint.load(path, kind="test")
     safetensors.torch.save_file({"a": torch.zeros(3)}, path)
-    with pytest.raises(CheckpointError, match="not a checkpoint of this package: expected format itoflow/1"):
+    with pytest.raises(CheckpointError, match="but not a checkpoint of this package"):
+        checkpoint.load(path, kind="test")
+    safetensors.torch.save_file({}, path, metadata={"itoflow": '{"format": 0, "kind": "test", "tree": {}}'})
+    with pytest.raises(CheckpointError, match="has format 0, expected 1"):
         checkpoint.load(path, kind="test")
     checkpoint.save(path, {}, kind="evaluation")
     with pytest.raises(CheckpointError, match="holds 'evaluation', expected 'training'"):
