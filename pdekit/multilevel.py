@@ -179,7 +179,8 @@ class ProblemLevels:
         self, level: int, where: slice, first: int, count: int, steps: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         index = np.arange(len(self.points), dtype=np.uint64)[where]
-        args = (self.points[where], index + np.uint64(level << _LEVEL_STREAM), first, count)
+        # Level 0 has a stream of its own too: `feynman_kac` with the same seed must be an independent check.
+        args = (self.points[where], index + np.uint64((level + 1) << _LEVEL_STREAM), first, count)
         fine = self._sim.payoffs(*args, steps)
         return fine, fine if level == 0 else self._sim.payoffs(*args, steps // 2, substeps=2)
 

@@ -63,10 +63,12 @@ def feynman_kac(
     num_paths: paths a point; with `atol` or `rtol` paths are added until the half-width of the interval at
         `confidence` is at most max(atol, rtol |mean|) at every point, `max_paths` at most.
     num_steps: steps from t0 to the horizon.
-    scheme: "heun" (weak order 2 for additive noise) or "euler" (Euler-Maruyama, weak order 1).
+    scheme: "heun" (weak order 2 for additive noise) or "euler" (Euler-Maruyama, weak order 1). A redrawn velocity is
+        frozen within its interval, both ends of a step included.
     increments: "gaussian" or "two_point", ±√dt, which keeps the weak order of Euler-Maruyama at a third of the cost.
     control: what `solve` returned for this problem; its gradient (with `hessian` also its second derivatives)
-        becomes a martingale control variate, unbiased even if that solution is wrong.
+        becomes a martingale control variate, unbiased even if that solution is wrong. Between frames it is linear in
+        time: keep some thirty of them, `solve(..., times=np.linspace(0, T, 33))`.
     antithetic: paths in pairs with opposite increments; a pair counts as one sample.
     qmc: scrambled Sobol points and a Brownian bridge instead of pseudo-random increments. `num_paths` is rounded up
         to 16 independent replicates of a power of two of paths; the standard error comes from their spread.
@@ -86,7 +88,7 @@ def feynman_kac(
     start = perf_counter()
     x = check_points(points, problem)
     duration = problem.horizon - t0
-    _check(num_paths, num_steps, scheme, increments, dtype, qmc, duration, int(extrapolate) + int(bias))
+    _check(num_paths, num_steps, scheme, increments, dtype, antithetic, qmc, duration, int(extrapolate) + int(bias))
     tolerance = _tolerance(atol, rtol)
     half_width = quantile(confidence, _REPLICATES if qmc else None)
     if problem.sigma == 0.0:
@@ -193,13 +195,15 @@ def _check(
     scheme: str,
     increments: str,
     dtype: str,
+    antithetic: bool,
     qmc: bool,
     duration: float,
     coarsenings: int,
 ) -> None:
     """One clear line for each thing that cannot be meant."""
-    if num_paths < 2:
-        raise ValueError(f"num_paths: expected at least 2 for a standard error, got {num_paths}")
+    least = 4 if antithetic else 2
+    if num_paths < least:
+        raise ValueError(f"num_paths: expected at least {least} for a standard error, got {num_paths}")
     if num_steps < 1:
         raise ValueError(f"num_steps: expected at least 1, got {num_steps}")
     if scheme not in SCHEMES:

@@ -65,7 +65,7 @@ def test_delivered_error_is_within_the_requested_one(milstein, beta):
 
 
 def test_levels_of_a_problem_agree_with_plain_monte_carlo():
-    problem = ConvectionDiffusion(swirl, bumps, 0.1, horizon=0.5)
+    problem = ConvectionDiffusion(swirl, bumps, 0.1, horizon=0.25)
     run = multilevel(problem, POINTS, rmse=4e-3)
     plain = feynman_kac(problem, POINTS, num_paths=200_000, num_steps=128, rng=7)
     error = np.sqrt(plain.standard_error**2 + run.rmse**2)

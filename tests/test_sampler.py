@@ -323,6 +323,8 @@ def test_one_point_and_one_step():
     ("points", "options", "message"),
     [
         ([[0.1, 0.2]], {"num_paths": 0}, "num_paths: expected at least 2"),
+        ([[0.1, 0.2]], {"num_paths": 2, "antithetic": True}, "num_paths: expected at least 4"),
+        ([[0.1, 0.2]], {"qmc": True, "increments": "two_point"}, "expected gaussian with qmc=True"),
         ([[0.1, 0.2]], {"num_steps": 0}, "num_steps: expected at least 1"),
         ([[0.1, 0.2]], {"scheme": "milstein"}, "scheme: expected one of euler, heun, got 'milstein'"),
         ([[0.1, 0.2]], {"increments": "levy"}, "increments: expected one of gaussian, two_point"),
