@@ -19,7 +19,7 @@ from scipy import fft
 
 from pdekit.characteristics import characteristics
 from pdekit.problem import ConvectionDiffusion
-from pdekit.spectral import five_point_symbol
+from pdekit.spectral import five_point_symbol, resample
 from pdekit.splines import cubic_symbol, cubic_weights, locate
 from pdekit.threads import threads_for
 from pdekit.velocity import node_points
@@ -74,7 +74,8 @@ class SemiLagrangian:
     def step(self, u: NDArray, s: float) -> float:
         with threads_for(u.size):
             if self._departure is None or not self._problem.autonomous:
-                t = self._problem.horizon - s
+                # a steady flow does not know the time: the same bits wherever a solve was restarted
+                t = self.dt if self._problem.autonomous else self._problem.horizon - s
                 x = characteristics(self._problem, self._nodes, num_steps=self._substeps, t0=t - self.dt, t1=t)
                 self._departure = np.ascontiguousarray(x)
             first = self._prefilter if self._half is None else self._prefilter * self._half
@@ -88,6 +89,10 @@ class SemiLagrangian:
             u_hat = fft.rfftn(u, workers=workers)
             u_hat *= symbol
             return fft.irfftn(u_hat, s=self._shape, overwrite_x=True, workers=workers)
+
+    def convert(self, field: NDArray, num_points: int) -> NDArray:
+        """A field from another grid, kept within its own bounds."""
+        return resample(field, self._shape[0]).clip(field.min(), field.max())
 
     def history(self) -> dict[str, NDArray]:
         return {"started": np.array(self._started)}

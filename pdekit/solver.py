@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+import os
 import platform
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,9 @@ from pdekit.diagnostics import cell_peclet, courant, max_speed, steepening_rate
 from pdekit.problem import ConvectionDiffusion
 from pdekit.progress import Progress
 from pdekit.semilagrangian import SemiLagrangian
-from pdekit.steppers import StepperAB4, StepperDP5, StepperRK4
+from pdekit.spectral import resample
+from pdekit.spectral_method import SpectralMethod
+from pdekit.storage import Checkpoint, CheckpointError, FileFrames, MemoryFrames, fingerprint
 from pdekit.velocity import RedrawnVelocity, node_points
 
 METHODS = ("spectral_rk4", "spectral_ab4", "spectral_adaptive", "semi_lagrangian", "characteristics")
@@ -30,70 +34,6 @@ STEEPENING_LIMIT = 3.0  # γT up to which convection cannot steepen gradients by
 
 class UnstableError(FloatingPointError):
     """A solve left the bound max|u| <= max|f| that the equation itself obeys."""
-
-
-class SpectralMethod:
-    """The equation on kept Fourier modes, advanced by one of the Lawson steppers."""
-
-    def __init__(
-        self,
-        problem: ConvectionDiffusion,
-        *,
-        num_points: int,
-        dt: float,
-        kind: str,
-        fft: str = "auto",
-        rtol: float | None = None,
-    ) -> None:
-        dim = problem.dim
-        self.problem = problem
-        self.advection = SpectralAdvection(num_points, dim, fft=fft)
-        self._velocity: NDArray | None = None
-        self._velocity_key: float | int | None = None
-        symbol = problem.diffusivity * self.advection.laplacian
-        if kind == "spectral_rk4":
-            self.stepper: Any = StepperRK4(symbol, self._advance, dt)
-        elif kind == "spectral_ab4":
-            self.stepper = StepperAB4(symbol, self._advance, dt)
-        else:
-            self.stepper = StepperDP5(symbol, self._advance, dt, norm=self.norm, rtol=rtol or 1e-6)
-        self.order, self.history, self.restore = (
-            self.stepper.order,
-            self.stepper.history,
-            self.stepper.restore,
-        )
-
-    def _advance(self, u_hat: NDArray, s: float, out: NDArray) -> None:
-        self.advection.evaluate(u_hat, self._velocity_at(self.problem.horizon - s), out)
-
-    def _velocity_at(self, t: float) -> NDArray:
-        velocity = self.problem.velocity
-        if isinstance(velocity, RedrawnVelocity):
-            t = self._step_start  # the step's own interval also at its end, which belongs to the next one
-        key: float | int = 0 if self.problem.autonomous else t
-        if isinstance(velocity, RedrawnVelocity):
-            key = velocity.index(t)
-        if key != self._velocity_key:
-            nodes = self.problem.velocity_nodes(self.advection.num_points, t)
-            self._velocity = self.advection.prepare_velocity(nodes)
-            self._velocity_key = key
-        assert self._velocity is not None
-        return self._velocity
-
-    def start(self, field: NDArray) -> NDArray:
-        return self.advection.to_modes(field)
-
-    def field(self, u_hat: NDArray) -> NDArray[np.float64]:
-        return self.advection.to_grid(u_hat)
-
-    def norm(self, u_hat: NDArray) -> float:
-        return math.sqrt(self.advection.mean_square(u_hat))
-
-    def step(self, u_hat: NDArray, s: float, limit: float = math.inf) -> float:
-        if isinstance(self.stepper, StepperDP5):
-            return self.stepper.step(u_hat, s, limit)
-        self._step_start = self.problem.horizon - s - self.stepper.dt
-        return self.stepper.step(u_hat, s)
 
 
 def choose_method(problem: ConvectionDiffusion, num_points: int) -> tuple[str, str]:
@@ -129,6 +69,9 @@ def solve(
     fft: str = "auto",
     progress: bool | None = None,
     seed: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = 60.0,
+    frames_to: str | os.PathLike[str] | None = None,
 ) -> xr.Dataset:
     """Solve the problem from its terminal condition back to t = 0 on a uniform grid.
 
@@ -142,11 +85,16 @@ def solve(
     fft: "auto", "rocket", "scipy" or "fftw".
     progress: show a progress bar; default: on a terminal only.
     seed: recorded in the attributes, for problems drawn at random.
+    checkpoint: restart file, written every `checkpoint_seconds`. Where it exists, the solve continues from it, on
+        another grid or with another dt if these changed; it is removed when the solve is complete.
+    frames_to: NetCDF file that takes the frames as they are computed, so that memory holds one; the Dataset
+        returned then reads from it.
 
     Returns a Dataset with `u` over (time, x[, y[, z]]), time increasing, and how it was made in `attrs`: sigma, dt,
     num_steps, method and method_reason, fft, continuation, peclet, courant, overshoot, seconds, versions, seed.
 
-    Raises ValueError for arguments that do not fit, `UnstableError` as soon as the solution leaves the bound
+    Raises ValueError for arguments that do not fit, `CheckpointError` for a restart file that is damaged or belongs to
+    another problem or method, `UnstableError` as soon as the solution leaves the bound
     max|u| <= max|f| beyond what an under-resolved grid explains.
     """
     if num_points < 8:
@@ -163,20 +111,25 @@ def solve(
     num_steps = max(1, math.ceil(horizon / dt - 1e-9))
     dt = horizon / num_steps
     keep = _kept_steps(times, horizon, num_steps)
+    shape = (num_points,) * dim
+    frames = MemoryFrames(len(keep)) if frames_to is None else FileFrames(frames_to, len(keep), shape)
     terminal = problem.terminal_nodes(num_points)
     bound = float(np.abs(terminal).max())
+    context = _Context(problem, num_points, dt, bound)
 
     began = time.perf_counter()
-    context = _Context(problem, num_points, dt, bound)
     if method == "characteristics":
-        frames = _carried(problem, num_points, keep, num_steps)
+        _carry(problem, num_points, keep, num_steps, frames)
+        largest = bound
     else:
-        frames, num_steps = _march(context, method, terminal, keep, num_steps, rtol, fft, progress)
+        restart = None
+        if checkpoint is not None:
+            description = fingerprint(problem) | {"method": method, "kept_times": _kept_times(keep, num_steps)}
+            restart = Checkpoint(checkpoint, description)
+        march = _March(context, method, num_steps, rtol, fft)
+        largest, num_steps = march.run(terminal, keep, frames, restart, checkpoint_seconds, progress)
     seconds = time.perf_counter() - began
 
-    order = sorted(frames)
-    field = np.stack([frames[t] for t in order])
-    overshoot = float(np.abs(field).max() / bound - 1.0) if bound > 0 else 0.0
     speed = context.speed()
     attrs: dict[str, Any] = {
         "equation": "du/dt + F.grad u + sigma^2/2 lap u = 0, u(x, T) = f(x)",
@@ -190,7 +143,7 @@ def solve(
         "continuation": problem.continuation,
         "peclet": cell_peclet(speed, num_points, problem.diffusivity),
         "courant": courant(speed, num_points, dt),
-        "overshoot": max(overshoot, 0.0),
+        "overshoot": max(largest / bound - 1.0, 0.0) if bound > 0 else 0.0,
         "seconds": seconds,
         "versions": _versions(),
     }
@@ -198,14 +151,14 @@ def solve(
         attrs["rtol"] = rtol
     if seed is not None:
         attrs["seed"] = seed
-    axes = ("x", "y", "z")[:dim]
     grid = np.arange(num_points) / num_points
-    return xr.Dataset(
-        {"u": (("time", *axes), field, {"long_name": "solution"})},
-        coords={"time": ("time", np.array(order), {"long_name": "problem time t"})}
-        | {a: (a, grid, {"long_name": a, "units": "box lengths"}) for a in axes},
-        attrs=attrs,
-    )
+    stored = horizon * np.array(_kept_times(keep, round(horizon / dt)))[::-1]
+    coords: dict[str, Any] = {"time": ("time", stored, {"long_name": "problem time t"})}
+    coords |= {a: (a, grid, {"long_name": a, "units": "box lengths"}) for a in ("x", "y", "z")[:dim]}
+    solution = frames.finish(coords, attrs)
+    if checkpoint is not None:
+        Path(checkpoint).unlink(missing_ok=True)
+    return solution
 
 
 class _Context:
@@ -254,63 +207,123 @@ def _kept_steps(times: Sequence[float] | None, horizon: float, num_steps: int) -
     return sorted({round((horizon - t) / horizon * num_steps) for t in wanted})
 
 
-def _march(
-    context: _Context,
-    kind: str,
-    terminal: NDArray,
-    keep: list[int],
-    num_steps: int,
-    rtol: float | None,
-    fft: str,
-    progress: bool | None,
-) -> tuple[dict[float, NDArray], int]:
-    problem, n, dt = context.problem, context.num_points, context.dt
-    method: Any
-    if kind == "semi_lagrangian":
-        nodes = problem.velocity_nodes(n, 0.0)
-        # an RK4 substep on which F strains by at most a half misses a departure point by less than 1/2000 of the way
-        strain = max(steepening_rate(nodes), steepening_rate(-nodes))
-        substeps = max(1, math.ceil(2.0 * strain * dt))
-        method = SemiLagrangian(problem, num_points=n, dt=dt, substeps=substeps)
-    else:
-        method = SpectralMethod(problem, num_points=n, dt=dt, kind=kind, fft=fft, rtol=rtol)
-    state = method.start(terminal)
-    frames: dict[float, NDArray] = {}
-    stops = [(k, problem.horizon * k / num_steps) for k in keep]
-    end = stops[-1][1]
-    s, taken = 0.0, 0
-    with Progress(f"{kind}, σ = {problem.sigma:g}", total=max(end, 1e-300), enabled=progress) as bar:
-        for k, stop in stops:
-            while (taken < k) if rtol is None else (s < stop * (1.0 - 1e-12)):
-                try:
-                    s += method.step(state, s) if rtol is None else method.step(state, s, stop - s)
-                except FloatingPointError as error:
-                    raise context.unstable(s, math.nan) from error
-                taken += 1
-                if rtol is None:
-                    s = problem.horizon * taken / num_steps
-                size = method.norm(state)
-                if not size <= 2.0 * context.bound:  # rms <= max|u| <= max|f|; not finite counts as larger
-                    raise context.unstable(s, size)
-                bar.update(s)
-            field = method.field(state)
-            size = float(np.abs(field).max())
-            if not size <= 2.0 * context.bound:
-                raise context.unstable(s, size)
-            frames[problem.horizon - stop] = field if k else terminal.copy()
-    return frames, taken
+def _kept_times(keep: list[int], num_steps: int) -> list[float]:
+    """Times of the kept frames as fractions of the horizon, in the order in which they are computed."""
+    return [1.0 - k / num_steps for k in keep]
 
 
-def _carried(problem: ConvectionDiffusion, num_points: int, keep: list[int], num_steps: int) -> dict[float, NDArray]:
+class _March:
+    """Steps from the terminal condition to the last kept frame."""
+
+    def __init__(self, context: _Context, kind: str, num_steps: int, rtol: float | None, fft: str) -> None:
+        self._context, self._kind, self._num_steps, self._adaptive = context, kind, num_steps, rtol is not None
+        problem, n, dt = context.problem, context.num_points, context.dt
+        self._method: Any
+        if kind == "semi_lagrangian":
+            nodes = problem.velocity_nodes(n, 0.0)
+            # an RK4 substep on which F strains by at most a half misses the departure point by < 1/2000 of the way
+            strain = max(steepening_rate(nodes), steepening_rate(-nodes))
+            substeps = max(1, math.ceil(2.0 * strain * dt))
+            self._method = SemiLagrangian(problem, num_points=n, dt=dt, substeps=substeps)
+        else:
+            self._method = SpectralMethod(problem, num_points=n, dt=dt, kind=kind, fft=fft, rtol=rtol)
+
+    def run(
+        self,
+        terminal: NDArray,
+        keep: list[int],
+        frames: MemoryFrames | FileFrames,
+        restart: Checkpoint | None,
+        checkpoint_seconds: float,
+        progress: bool | None,
+    ) -> tuple[float, int]:
+        """Fill the frames; returns the largest |u| among them and the number of steps."""
+        horizon, method = self._context.problem.horizon, self._method
+        state, s, taken, next_frame, largest = method.start(terminal), 0.0, 0, 0, 0.0
+        if restart is not None and (stored := restart.load()) is not None:
+            state, s, taken, next_frame, largest = self._restore(*stored, frames)
+        saved = time.monotonic()
+        label = f"{self._kind}, σ = {self._context.problem.sigma:g}"
+        with Progress(label, total=max(horizon * keep[-1] / self._num_steps, 1e-300), enabled=progress) as bar:
+            for index in range(next_frame, len(keep)):
+                stop = horizon * keep[index] / self._num_steps
+                while s < stop * (1.0 - 1e-12):
+                    s = self._step(state, s, stop)
+                    taken += 1
+                    bar.update(s)
+                    if restart is not None and time.monotonic() - saved >= checkpoint_seconds:
+                        self._save(restart, state, s, taken, index, largest, frames)
+                        saved = time.monotonic()
+                field = method.field(state) if keep[index] else terminal.copy()
+                size = float(np.abs(field).max())
+                if not size <= 2.0 * self._context.bound:
+                    raise self._context.unstable(s, size)
+                largest = max(largest, size)
+                frames.put(len(keep) - 1 - index, field)
+        return largest, taken
+
+    def _step(self, state: NDArray, s: float, stop: float) -> float:
+        try:
+            if self._adaptive:
+                s += self._method.step(state, s, stop - s)
+            else:
+                self._method.step(state, s)
+                s = self._context.problem.horizon * (round(s / self._context.dt) + 1) / self._num_steps
+        except FloatingPointError as error:
+            raise self._context.unstable(s, math.nan) from error
+        size = self._method.norm(state)
+        if not size <= 2.0 * self._context.bound:  # rms <= max|u| <= max|f|; not finite counts as larger
+            raise self._context.unstable(s, size)
+        return s
+
+    def _save(
+        self,
+        restart: Checkpoint,
+        state: NDArray,
+        s: float,
+        taken: int,
+        next_frame: int,
+        largest: float,
+        frames: MemoryFrames | FileFrames,
+    ) -> None:
+        history = {f"history_{name}": array for name, array in self._method.history().items()}
+        numbers = {"s": s, "taken": taken, "next_frame": next_frame, "largest": largest, "dt": self._context.dt}
+        numbers["num_points"] = self._context.num_points
+        restart.save({"state": state} | history | frames.arrays(), **numbers)
+
+    def _restore(
+        self, arrays: dict[str, NDArray], numbers: dict[str, float], frames: MemoryFrames | FileFrames
+    ) -> tuple[NDArray, float, int, int, float]:
+        n, s = int(numbers["num_points"]), numbers["s"]
+        same_grid = n == self._context.num_points
+        steps = s / self._context.dt
+        if not self._adaptive and abs(steps - round(steps)) > 1e-6:
+            raise CheckpointError(f"expected a dt that divides the time s = {s:g} reached, got {self._context.dt:g}")
+        if not same_grid and any(name.startswith("frame_") for name in arrays):
+            arrays = {
+                k: resample(v, self._context.num_points) if k.startswith("frame_") else v for k, v in arrays.items()
+            }
+        frames.restore(arrays)
+        state = arrays["state"] if same_grid else self._method.convert(arrays["state"], n)
+        history = {k.removeprefix("history_"): v for k, v in arrays.items() if k.startswith("history_")}
+        if not same_grid:
+            history = {k: self._method.convert(v, n) if v.ndim else v for k, v in history.items()}
+        if self._adaptive or numbers["dt"] == self._context.dt:
+            self._method.restore(history)  # with another dt a multistep method starts afresh
+        elif self._kind == "semi_lagrangian":
+            raise CheckpointError(f"expected dt = {numbers['dt']:g} as in the checkpoint, got {self._context.dt:g}")
+        return state, s, int(numbers["taken"]), int(numbers["next_frame"]), numbers["largest"]
+
+
+def _carry(
+    problem: ConvectionDiffusion, num_points: int, keep: list[int], num_steps: int, frames: MemoryFrames | FileFrames
+) -> None:
     """u(x, t) = f(X_T) along dX = F dt from every node, in `num_steps` RK4 steps a horizon."""
-    shape = (num_points,) * problem.dim
     nodes = node_points(num_points, problem.dim)
-    frames = {}
-    for k in keep:
+    for index, k in enumerate(keep):
         t = problem.horizon * (1.0 - k / num_steps)
         ends = characteristics(problem, nodes.reshape(-1, problem.dim), num_steps=k, t0=t) if k else nodes
-        frames[t] = problem.evaluate_terminal(ends.reshape(*shape, problem.dim))
-    return frames
+        frames.put(len(keep) - 1 - index, problem.evaluate_terminal(ends.reshape(nodes.shape)))
 
 
 def _versions() -> str:

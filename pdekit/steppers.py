@@ -125,6 +125,8 @@ class StepperAB4:
     def restore(self, history: dict[str, NDArray]) -> None:
         self._slopes[...] = history["slopes"]
         self._taken = int(history["taken"])
+        if self._taken >= 3:
+            self._starter = None
 
 
 class StepperDP5:

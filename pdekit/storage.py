@@ -1,0 +1,170 @@
+"""Where a long solve keeps its frames and its restart point. Files are complete or absent, never half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from pdekit.problem import ConvectionDiffusion
+from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity
+
+
+class CheckpointError(ValueError):
+    """A restart file that is damaged, or belongs to another problem or method."""
+
+
+def fingerprint(problem: ConvectionDiffusion) -> dict[str, Any]:
+    """What identifies a problem; node values by their hash. Plain callables cannot be told apart and are named so."""
+
+    def digest(values: NDArray) -> str:
+        return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
+
+    velocity = problem.velocity
+    if isinstance(velocity, GridVelocity):
+        flow = f"nodes {digest(velocity.values)} {velocity.continuation}"
+    elif isinstance(velocity, RedrawnVelocity):
+        flow = repr(velocity)
+    else:
+        flow = "compiled" if isinstance(velocity, CompiledVelocity) else "callable"
+    terminal = "callable" if callable(problem.terminal) else f"nodes {digest(np.asarray(problem.terminal))}"
+    return {
+        "sigma": problem.sigma,
+        "horizon": problem.horizon,
+        "dim": problem.dim,
+        "velocity": flow,
+        "terminal": terminal,
+    }
+
+
+def _replace(path: Path, write: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+class Checkpoint:
+    """A restart file (.npz): arrays, and a description that has to match on loading."""
+
+    def __init__(self, path: str | os.PathLike[str], description: Mapping[str, Any]) -> None:
+        self.path, self._description = Path(path), dict(description)
+
+    def save(self, arrays: Mapping[str, NDArray], **numbers: float) -> None:
+        """Raises ValueError, and keeps the file that is there, if any array is not finite."""
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise ValueError(f"checkpoint: expected finite values, got some that are not in {name!r}")
+        meta = json.dumps({"description": self._description, "numbers": numbers})
+        content: dict[str, Any] = {"meta": np.array(meta), **arrays}
+        _replace(self.path, lambda file: np.savez(file, **content))
+
+    def load(self) -> tuple[dict[str, NDArray], dict[str, float]] | None:
+        """Arrays and numbers, or None where there is no file.
+
+        Raises `CheckpointError` for a file that cannot be read or was made for something else.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+                meta = json.loads(str(stored["meta"]))
+                arrays = {name: stored[name] for name in stored.files if name != "meta"}
+                found, numbers = meta["description"], meta["numbers"]
+        except Exception as error:
+            raise CheckpointError(
+                f"{self.path}: expected a checkpoint of solve(), got a file that does not read"
+            ) from error
+        for key, expected in self._description.items():
+            if found.get(key) != expected:
+                raise CheckpointError(f"{self.path}: made for {key} = {found.get(key)!r}, not {expected!r}")
+        return arrays, numbers
+
+    def discard(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+class MemoryFrames:
+    """Frames kept in memory, indexed by their place in time."""
+
+    def __init__(self, count: int) -> None:
+        self._frames: dict[int, NDArray] = {}
+        self._count = count
+
+    def put(self, index: int, field: NDArray) -> None:
+        self._frames[index] = field
+
+    def arrays(self) -> dict[str, NDArray]:
+        return {f"frame_{i}": field for i, field in self._frames.items()}
+
+    def restore(self, arrays: Mapping[str, NDArray]) -> None:
+        self._frames = {int(k.removeprefix("frame_")): v for k, v in arrays.items() if k.startswith("frame_")}
+
+    def finish(self, coords: Mapping[str, Any], attrs: Mapping[str, Any]) -> xr.Dataset:
+        field = np.stack([self._frames[i] for i in range(self._count)])
+        return dataset(field, coords, attrs)
+
+
+class FileFrames:
+    """Frames written to a NetCDF file as they come; the file takes its name when it is complete."""
+
+    def __init__(self, path: str | os.PathLike[str], count: int, shape: tuple[int, ...]) -> None:
+        self.path = Path(path)
+        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._shape = (count, *shape)
+        self._started = False
+
+    def _open(self) -> Any:
+        import h5netcdf
+
+        return h5netcdf.File(self._partial, "a")
+
+    def _start(self) -> None:
+        import h5netcdf
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with h5netcdf.File(self._partial, "w") as file:
+            names = ("time", "x", "y", "z")[: len(self._shape)]
+            file.dimensions = dict(zip(names, self._shape, strict=True))
+            file.create_variable("u", names, dtype="f8", chunks=(1, *self._shape[1:]), fillvalue=np.nan)
+        self._started = True
+
+    def put(self, index: int, field: NDArray) -> None:
+        if not self._started:
+            self._start()
+        with self._open() as file:
+            file["u"][index] = field
+
+    def arrays(self) -> dict[str, NDArray]:
+        return {}
+
+    def restore(self, arrays: Mapping[str, NDArray]) -> None:
+        if not self._partial.exists():
+            raise CheckpointError(f"{self._partial}: expected the frames written before the interruption, got no file")
+        self._started = True
+
+    def finish(self, coords: Mapping[str, Any], attrs: Mapping[str, Any]) -> xr.Dataset:
+        with self._open() as file:
+            for name, (dims, values, described) in coords.items():
+                variable = file.create_variable(name, (dims,), data=np.asarray(values))
+                for key, text in described.items():
+                    variable.attrs[key] = text
+            file["u"].attrs["long_name"] = "solution"
+            for key, value in attrs.items():
+                file.attrs[key] = value
+        os.replace(self._partial, self.path)
+        return xr.open_dataset(self.path, engine="h5netcdf")
+
+
+def dataset(field: NDArray, coords: Mapping[str, Any], attrs: Mapping[str, Any]) -> xr.Dataset:
+    return xr.Dataset({"u": (tuple(coords), field, {"long_name": "solution"})}, coords=dict(coords), attrs=dict(attrs))

@@ -1,0 +1,166 @@
+"""Restart files and streamed frames: a solve that is cut off anywhere ends with the same numbers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import pdekit.solver
+from pdekit import ConvectionDiffusion, solve
+from pdekit.solver import UnstableError
+from pdekit.storage import Checkpoint, CheckpointError
+
+TAU = 2.0 * np.pi
+
+
+def problem(sigma: float = 0.15) -> ConvectionDiffusion:
+    nodes = np.random.default_rng(2).uniform(-0.5, 0.5, (2, 8, 8))
+    terminal = np.random.default_rng(3).uniform(-1, 1, (8, 8))
+    return ConvectionDiffusion(nodes, terminal, sigma)
+
+
+class Cut(Exception):
+    pass
+
+
+def cut_after(monkeypatch, saves: int) -> None:
+    """Stop the run right after its n-th restart file."""
+    count = 0
+    original = Checkpoint.save
+
+    def save(self, arrays, **numbers):
+        nonlocal count
+        original(self, arrays, **numbers)
+        count += 1
+        if count == saves:
+            raise Cut
+
+    monkeypatch.setattr(Checkpoint, "save", save)
+
+
+@pytest.mark.parametrize("saves", [1, 2, 7, 19])
+@pytest.mark.parametrize("method", ["spectral_rk4", "spectral_ab4", "spectral_adaptive", "semi_lagrangian"])
+@pytest.mark.parametrize("stream", [False, True], ids=["memory", "stream"])
+def test_a_restarted_solve_ends_with_the_same_bits(monkeypatch, tmp_path, method, saves, stream):
+    settings = {"num_points": 24, "dt": 0.05, "method": method, "times": [1.0, 0.8, 0.35, 0.0]}
+    if method == "spectral_adaptive":
+        settings |= {"rtol": 1e-7, "dt": 0.02}
+    expected = solve(problem(), **settings)
+    files = {"checkpoint": tmp_path / "restart.npz", "checkpoint_seconds": 0.0}
+    if stream:
+        files["frames_to"] = tmp_path / "u.nc"
+    with monkeypatch.context() as patch:
+        cut_after(patch, saves)
+        with pytest.raises(Cut):
+            solve(problem(), **settings, **files)
+    assert not (tmp_path / "u.nc").exists()
+    with solve(problem(), **settings, **files) as resumed:
+        np.testing.assert_array_equal(resumed.u, expected.u)
+        np.testing.assert_array_equal(resumed.time, expected.time)
+        assert resumed.attrs["num_steps"] == expected.attrs["num_steps"]
+        assert resumed.attrs["overshoot"] == expected.attrs["overshoot"]
+    assert not (tmp_path / "restart.npz").exists()
+    assert [f.name for f in tmp_path.iterdir()] == (["u.nc"] if stream else [])
+
+
+@pytest.mark.parametrize("method", ["spectral_rk4", "spectral_ab4", "semi_lagrangian"])
+def test_a_solve_can_continue_on_a_finer_grid(monkeypatch, tmp_path, method):
+    settings = {"dt": 0.01, "method": method}
+    files = {"checkpoint": tmp_path / "restart.npz", "checkpoint_seconds": 0.0}
+    with monkeypatch.context() as patch:
+        cut_after(patch, 50)
+        with pytest.raises(Cut):
+            solve(problem(0.25), num_points=32, **settings, **files)
+    resumed = solve(problem(0.25), num_points=64, **settings, **files).u[0].values
+    direct = solve(problem(0.25), num_points=64, **settings).u[0].values
+    assert np.abs(resumed - direct).max() < (0.03 if method == "semi_lagrangian" else 1e-3)
+    assert np.abs(resumed).max() <= np.abs(problem(0.25).terminal).max()
+
+
+def test_streamed_frames_are_the_frames_in_memory(tmp_path):
+    settings = {"num_points": 16, "dt": 0.05, "times": np.linspace(0, 1, 6)}
+    memory = solve(problem(), **settings)
+    with solve(problem(), frames_to=tmp_path / "u.nc", **settings) as stored:
+        xr.testing.assert_equal(stored.load(), memory)
+        assert stored.attrs["method"] == memory.attrs["method"]
+
+
+def test_a_killed_solve_continues(tmp_path):
+    """SIGKILL at a moment of the system's choosing; the script is the same before and after."""
+    script = (
+        "import numpy as np, sys; from pdekit import ConvectionDiffusion, solve\n"
+        "v = np.random.default_rng(0).uniform(-.3, .3, (2, 8, 8))\n"
+        "f = np.random.default_rng(1).uniform(-1, 1, (8, 8))\n"
+        "u = solve(ConvectionDiffusion(v, f, .2), num_points=96, dt=2e-4, method='spectral_ab4',\n"
+        "          checkpoint=sys.argv[1] + '/c.npz', checkpoint_seconds=0.02).u\n"
+        "np.save(sys.argv[1] + '/u.npy', u)\n"
+    )
+    reference, killed = tmp_path / "reference", tmp_path / "killed"
+    reference.mkdir()
+    killed.mkdir()
+    subprocess.run([sys.executable, "-c", script, str(reference)], check=True)
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", script, str(killed)])
+        deadline = time.monotonic() + 60
+        before = (killed / "c.npz").stat().st_mtime_ns if (killed / "c.npz").exists() else 0
+        while process.poll() is None and time.monotonic() < deadline:
+            if (killed / "c.npz").exists() and (killed / "c.npz").stat().st_mtime_ns > before:
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+            time.sleep(0.001)
+    subprocess.run([sys.executable, "-c", script, str(killed)], check=True)
+    np.testing.assert_array_equal(np.load(killed / "u.npy"), np.load(reference / "u.npy"))
+
+
+def test_files_that_do_not_fit_are_refused_with_the_reason(monkeypatch, tmp_path):
+    path = tmp_path / "restart.npz"
+    files = {"checkpoint": path, "checkpoint_seconds": 0.0, "num_points": 16, "dt": 0.1}
+    with monkeypatch.context() as patch:
+        cut_after(patch, 3)
+        with pytest.raises(Cut):
+            solve(problem(), method="spectral_rk4", **files)
+    whole = path.read_bytes()
+    with pytest.raises(CheckpointError, match=r"restart.npz: made for sigma = 0.15, not 0.2"):
+        solve(problem(0.2), method="spectral_rk4", **files)
+    with pytest.raises(CheckpointError, match="made for method = 'spectral_rk4', not 'semi_lagrangian'"):
+        solve(problem(), method="semi_lagrangian", **files)
+    other = ConvectionDiffusion(problem().velocity, -problem().terminal, 0.15)
+    with pytest.raises(CheckpointError, match="made for terminal = 'nodes"):
+        solve(other, method="spectral_rk4", **files)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="expected a checkpoint of solve"):
+        solve(problem(), method="spectral_rk4", **files)
+    path.write_text("something else")
+    with pytest.raises(CheckpointError, match="expected a checkpoint of solve"):
+        solve(problem(), method="spectral_rk4", **files)
+
+
+def test_an_unstable_solve_never_writes_a_restart_file_that_is_not_finite(tmp_path):
+    rough = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64))
+    unstable = ConvectionDiffusion(rough, problem().terminal, 0.01)
+    with pytest.raises(UnstableError):
+        solve(
+            unstable, num_points=64, dt=5e-3, method="spectral_rk4", checkpoint=tmp_path / "c.npz", checkpoint_seconds=0
+        )
+    with np.load(tmp_path / "c.npz") as stored:
+        assert np.isfinite(stored["state"]).all()
+    with pytest.raises(ValueError, match="expected finite values, got some that are not in 'state'"):
+        Checkpoint(tmp_path / "d.npz", {}).save({"state": np.array([1.0, np.nan])})
+    assert not (tmp_path / "d.npz").exists()
+
+
+def test_an_interruption_passes_through_at_once(monkeypatch, tmp_path):
+    def interrupt(self, *args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pdekit.solver.SpectralMethod, "step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        solve(problem(), num_points=16, dt=0.1, method="spectral_rk4", frames_to=tmp_path / "u.nc")
+    assert not (tmp_path / "u.nc").exists()
