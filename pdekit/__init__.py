@@ -2,10 +2,12 @@
 
 from pdekit.characteristics import characteristics
 from pdekit.estimate import Estimate
+from pdekit.multilevel import multilevel
 from pdekit.problem import ConvectionDiffusion
 from pdekit.sampler import feynman_kac
 from pdekit.solver import UnstableError, choose_method, solve
 from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity, compiled
+from pdekit.verify import Verification, verify
 
 __all__ = [
     "CompiledVelocity",
@@ -14,9 +16,12 @@ __all__ = [
     "GridVelocity",
     "RedrawnVelocity",
     "UnstableError",
+    "Verification",
     "characteristics",
     "choose_method",
     "compiled",
     "feynman_kac",
+    "multilevel",
     "solve",
+    "verify",
 ]
