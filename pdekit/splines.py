@@ -186,6 +186,21 @@ def _cubic_line(flat, k, step, w):
     )
 
 
+@lane
+def _linear_patch(flat, k, row, step, r, s):
+    return (1.0 - r) * _linear_line(flat, k, step, s) + r * _linear_line(flat, k + row, step, s)
+
+
+@lane
+def _cubic_patch(flat, k, row, step, w, v):
+    return (
+        w[0] * _cubic_line(flat, k, step, v)
+        + w[1] * _cubic_line(flat, k + row, step, v)
+        + w[2] * _cubic_line(flat, k + 2 * row, step, v)
+        + w[3] * _cubic_line(flat, k + 3 * row, step, v)
+    )
+
+
 _kernel = njit(cache=True, error_model="numpy", fastmath={"contract"})
 
 
@@ -210,28 +225,26 @@ def _lanes_2d(table: NDArray, degree: int, x: NDArray, out: NDArray) -> None:
     n, mi, mj = table.shape[2], table.shape[0] - 3, table.shape[1] - 3
     row = table.shape[1] * n
     flat = table.reshape(-1)
-    for c in range(len(out)):
-        x0, x1, to = x[0], x[1], out[c]
+    # Two components at a time share the weights and, being neighbours in the table, the cache lines; the last one of
+    # an odd number is its own partner.
+    for c in range(0, len(out), 2):
+        e = min(c + 1, len(out) - 1)
+        x0, x1, to, other = x[0], x[1], out[c], out[e]
         if degree == 1:
             for p in range(len(to)):
                 i, r = locate(load(x0, p), mi)
                 j, s = locate(load(x1, p), mj)
                 k = (i + 1) * row + (j + 1) * n + c
-                low, high = _linear_line(flat, k, n, s), _linear_line(flat, k + row, n, s)
-                store(to, p, (1.0 - r) * low + r * high)
+                store(to, p, _linear_patch(flat, k, row, n, r, s))
+                store(other, p, _linear_patch(flat, k + e - c, row, n, r, s))
         else:
             for p in range(len(to)):
                 i, r = locate(load(x0, p), mi)
                 j, s = locate(load(x1, p), mj)
                 w, v = cubic_weights(r), cubic_weights(s)
                 k = i * row + j * n + c
-                value = (
-                    w[0] * _cubic_line(flat, k, n, v)
-                    + w[1] * _cubic_line(flat, k + row, n, v)
-                    + w[2] * _cubic_line(flat, k + 2 * row, n, v)
-                    + w[3] * _cubic_line(flat, k + 3 * row, n, v)
-                )
-                store(to, p, value)
+                store(to, p, _cubic_patch(flat, k, row, n, w, v))
+                store(other, p, _cubic_patch(flat, k + e - c, row, n, w, v))
 
 
 @_kernel

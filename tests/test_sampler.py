@@ -197,7 +197,7 @@ def test_points_outside_the_box_see_the_periodic_field():
 
 
 def test_a_redrawn_velocity_is_followed_interval_by_interval():
-    velocity = RedrawnVelocity(8, 1 / 16, seed=4)
+    velocity = RedrawnVelocity(8, 1 / 16, seed=4, continuation="bicubic")
     table = ConvectionDiffusion(velocity, wave, 0.1)
     # Heun's second stage lies at the end of a step, where a plain callable already sees the next interval.
     slow = ConvectionDiffusion(lambda x, t: velocity(x, t), wave, 0.1, dim=2)
