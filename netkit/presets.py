@@ -39,7 +39,7 @@ SMOKE = TrainConfig(epochs=1, batch_size=32, schedule="one-cycle", num_steps=2)
 """Finishes in seconds; shows that the parts fit, nothing else."""
 
 DIGITS = TrainConfig(
-    epochs=12,
+    epochs=10,
     batch_size=128,
     schedule="one-cycle",
     lr=0.1,

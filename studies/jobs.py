@@ -26,7 +26,7 @@ Report = Callable[[int, int], None]
 
 _EVALUATION_BATCH = 250
 _PAPER_EPS = 8 / 255
-_DIGITS_WIDTH = 8  # half the paper's: three seeds in the time of one and a half
+_DIGITS_WIDTH = 8  # half the paper's, at half the time
 
 
 class InputError(ValueError):

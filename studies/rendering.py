@@ -75,7 +75,7 @@ def _orderings(stored: dict[str, Any]) -> Table:
     for verdict in stored["verdicts"]:
         low, high = (100 * bound for bound in verdict["interval"])
         style = styles[verdict["verdict"]]
-        text = f"{low:+.1f} to {high:+.1f}\n[{style}]{verdict['verdict']}[/{style}]"
+        text = f"{low:+.1f}..{high:+.1f}\n[{style}]{verdict['verdict']}[/{style}]"
         lines.setdefault((verdict["better"], verdict["worse"]), {})[verdict["column"]] = text
     for (better, worse), values in lines.items():
         table.add_row(f"{better}\n> {worse}", *(values.get(column, "") for column in stored["columns"]))
@@ -90,8 +90,16 @@ def _conclusion(stored: dict[str, Any]) -> str:
         for v in stored["verdicts"]
         if v["verdict"] == "does not hold"
     ]
-    text = (
+    claims: dict[str, set[str]] = {}
+    for verdict in stored["verdicts"]:
+        claims.setdefault(f"{verdict['better']} over {verdict['worse']}", set()).add(verdict["verdict"])
+    unsupported = [claim for claim, found in claims.items() if "holds" not in found]
+    sentences = [
         f"On {stored['dataset']}, of {total} orderings {count['holds']} hold, {count['does not hold']} do not "
         f"(the reverse does), {count['undecided']} are undecided."
-    )
-    return text + (f" Against the paper: {'; '.join(reversed_)}." if reversed_ else "")
+    ]
+    if reversed_:
+        sentences.append(f"Against the paper: {'; '.join(reversed_)}.")
+    if unsupported:
+        sentences.append(f"Shown in no column: {'; '.join(unsupported)}.")
+    return " ".join(sentences)

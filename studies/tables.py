@@ -120,7 +120,7 @@ def app_for(table: Table) -> typer.Typer:
         eot: Annotated[int | None, typer.Option(help="Noise draws in each attack gradient; default 5")] = None,
         num_draws: Annotated[int | None, typer.Option(help="Draws each example is scored on; default 10")] = None,
         seed: Annotated[int, typer.Option(help="The first seed")] = 0,
-        num_seeds: Annotated[int | None, typer.Option(help="Default: 3 on digits, else 1")] = None,
+        num_seeds: Annotated[int | None, typer.Option(help="Default: 2 on digits, else 1")] = None,
         device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto")] = "auto",
         workers: Annotated[int | None, typer.Option(help="Processes; default: one a core, one on a GPU")] = None,
         out: Annotated[Path, typer.Option(help="Folder for models, predictions and results")] = ROOT / "out",
@@ -150,7 +150,7 @@ def app_for(table: Table) -> typer.Typer:
                 num_draws=num_draws or small.get("num_draws", 10),
                 device=_device(device),
             )
-            count = num_seeds or (3 if dataset == "digits" and not smoke else 1)
+            count = num_seeds or (2 if dataset == "digits" and not smoke else 1)
             seeds = range(seed, seed + count)
             chosen = _chosen_rows(table, dataset, rows or ("ResNet20,En2ResNet20" if smoke else None))
             if list_jobs:

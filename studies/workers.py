@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -117,6 +118,7 @@ class _Worker:
 def _work(connection: Connection, settings: Settings, num_threads: int) -> None:
     """A worker's life: receive a task, answer with progress and an outcome; end when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(num_threads)
     reported = 0.0
 
@@ -138,3 +140,11 @@ def _work(connection: Connection, settings: Settings, num_threads: int) -> None:
                 connection.send(("failed", error))
     except (EOFError, ConnectionError):
         os._exit(1)
+
+
+def _end_with_parent() -> None:
+    # A killed parent cannot end its workers, and a long attack would not notice for minutes.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
