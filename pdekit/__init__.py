@@ -2,7 +2,7 @@
 
 from pdekit.characteristics import characteristics
 from pdekit.estimate import Estimate
-from pdekit.multilevel import multilevel
+from pdekit.multilevel import MultilevelEstimate, multilevel
 from pdekit.problem import ConvectionDiffusion
 from pdekit.sampler import feynman_kac
 from pdekit.solver import UnstableError, choose_method, solve
@@ -14,6 +14,7 @@ __all__ = [
     "ConvectionDiffusion",
     "Estimate",
     "GridVelocity",
+    "MultilevelEstimate",
     "RedrawnVelocity",
     "UnstableError",
     "Verification",

@@ -2,7 +2,8 @@
 
 A field on N nodes an axis keeps the modes |k| <= K = (N - 1) // 3 (Orszag's 2/3 rule). F is kept up to
 |k| <= N - 1 - 2K, so that no product can alias onto a kept mode; a grid of twice the velocity's nodes keeps all
-of F. The state is *compact*: only the kept modes, of shape (2K+1,)*(d-1) + (K+1,), frequencies in the order
+of F. Products of a smooth F with modes |k_F| <= B alone need no more than 2K + B + 1 nodes: a steady velocity gets
+the smallest such grid, and the same result. The state is *compact*: only the kept modes, of shape (2K+1,)*(d-1) + (K+1,), frequencies in the order
 0..K, -K..-1 along all axes but the last, scaled so that mode 0 is the mean.
 
 One evaluation costs d inverse real transforms and one forward one. Transforms run along the first axes on the
@@ -20,6 +21,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 from scipy import fft
+from scipy.fft import next_fast_len
+
+from pdekit.spectral import resample
 
 _HAVE_ROCKET = find_spec("rocket_fft") is not None  # without it the transforms go through scipy.fft
 if _HAVE_ROCKET:
@@ -85,15 +89,25 @@ def available_backends() -> tuple[str, ...]:
     return tuple(name for name, here in present.items() if here)
 
 
+def bandlimit(values: NDArray) -> int:
+    """Highest |k| along any axis among the modes of node values (C, N, ..., N) that are not rounding errors."""
+    n, dim = values.shape[-1], values.ndim - 1
+    size = np.abs(fft.rfftn(values, axes=tuple(range(1, dim + 1)))).max(axis=0)
+    present = np.argwhere(size > 1e-14 * n**dim * np.abs(values).max())
+    return int(np.minimum(present, n - present).max()) if len(present) else 0
+
+
 class SpectralAdvection:
     """Kept modes, their Laplacian, and the map u_hat -> (F·∇u)_hat on a grid of N nodes an axis.
 
+    velocity_cutoff: highest |k| of F, where it is known: products then need as few as 2K + velocity_cutoff + 1 nodes
+        an axis, which for a smooth F saves half of the work in two dimensions and changes nothing else.
     fft: "auto", "rocket" (inside numba), "scipy" or "fftw" (pyFFTW, GPL; only where installed).
 
     Raises ValueError for an unknown or missing FFT library, or fewer than 4 nodes.
     """
 
-    def __init__(self, num_points: int, dim: int, *, fft: str = "auto") -> None:
+    def __init__(self, num_points: int, dim: int, *, velocity_cutoff: int | None = None, fft: str = "auto") -> None:
         if num_points < 4:
             raise ValueError(f"num_points: expected at least 4, got {num_points}")
         backends = available_backends()
@@ -103,6 +117,10 @@ class SpectralAdvection:
             raise ValueError(f"fft: expected one of {', '.join(('auto', *backends))} here, got {fft!r}")
         self.num_points, self.dim, self.fft = num_points, dim, fft
         self.cutoff = k = (num_points - 1) // 3
+        self.velocity_cutoff = num_points - 1 - 2 * k
+        if velocity_cutoff is not None:
+            self.velocity_cutoff = min(self.velocity_cutoff, velocity_cutoff)
+        self.product_points = min(next_fast_len(2 * k + self.velocity_cutoff + 1, real=True), num_points)
         self.shape = (2 * k + 1,) * (dim - 1) + (k + 1,)
         self._all = 2.0 * np.pi * np.concatenate([np.arange(k + 1.0), np.arange(-k, 0.0)])
         self._half = self._all[: k + 1].copy()
@@ -133,16 +151,16 @@ class SpectralAdvection:
         return fft.irfftn(full, s=(n,) * self.dim, norm="forward")
 
     def prepare_velocity(self, values: NDArray) -> NDArray[np.float64]:
-        """Node values (d, N, ..., N) of F without the modes whose products would alias."""
-        keep = self.num_points - 1 - 2 * self.cutoff
-        hat = fft.rfftn(values, axes=tuple(range(1, self.dim + 1)))
-        for axis in range(1, self.dim + 1):
+        """F on the product grid, without the modes that would alias, from node values (d, N, ..., N)."""
+        axes = tuple(range(1, self.dim + 1))
+        hat = fft.rfftn(values, axes=axes)
+        for axis in axes:
             n = self.num_points
             k = np.arange(n // 2 + 1) if axis == self.dim else np.abs(fft.fftfreq(n, 1.0 / n))
             shape = [1] * hat.ndim
             shape[axis] = -1
-            hat *= (k <= keep).reshape(shape)
-        return fft.irfftn(hat, s=values.shape[1:], axes=tuple(range(1, self.dim + 1)))
+            hat *= (k <= self.velocity_cutoff).reshape(shape)
+        return resample(fft.irfftn(hat, s=values.shape[1:], axes=axes), self.product_points, axes=axes)
 
     def mean_square(self, u_hat: NDArray) -> float:
         """∫u² over the box (Parseval)."""
@@ -151,7 +169,7 @@ class SpectralAdvection:
     # u_hat, F -> (F·∇u)_hat
 
     def _library(self, lib: Transforms) -> Callable[[NDArray, NDArray, NDArray], None]:
-        n, d = self.num_points, self.dim
+        n, d = self.product_points, self.dim
         full = np.zeros((d,) + (n,) * (d - 1) + (n // 2 + 1,), dtype=complex)
         index = self._compact_index(n)
         back = index[1:]
@@ -167,7 +185,7 @@ class SpectralAdvection:
         return evaluate
 
     def _rocket(self) -> Callable[[NDArray, NDArray, NDArray], None]:
-        n, d, k = self.num_points, self.dim, self.cutoff
+        n, d, k = self.product_points, self.dim, self.cutoff
         rows = min(_ROWS, n ** (d - 1))
         columns = np.zeros((d,) + (n,) * (d - 1) + (k + 1,), dtype=complex)
         line_hat = np.zeros((rows, n // 2 + 1), dtype=complex)
@@ -181,7 +199,7 @@ class SpectralAdvection:
         return evaluate
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract"})  # NaN must stay NaN: no other flag
 def _mean_square(u_hat: NDArray) -> float:
     total = 0.0
     for i in range(u_hat.shape[0]):

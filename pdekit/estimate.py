@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from pdekit.threefry import LANES
 
@@ -76,8 +76,8 @@ def quantile(level: float, replicates: int | None = None) -> float:
     if not 0.0 < level < 1.0:
         raise ValueError(f"confidence level: expected a number between 0 and 1, got {level}")
     if replicates is None:
-        return float(stats.norm.ppf(0.5 + 0.5 * level))
-    return float(stats.t.ppf(0.5 + 0.5 * level, replicates - 1))
+        return float(special.ndtri(0.5 + 0.5 * level))
+    return float(special.stdtrit(replicates - 1, 0.5 + 0.5 * level))
 
 
 class Moments:

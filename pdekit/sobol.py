@@ -18,7 +18,6 @@ from math import sqrt
 import numpy as np
 from numba import njit, prange, uint32, uint64
 from numpy.typing import NDArray
-from scipy.stats import qmc
 
 from pdekit.fastmath import lane, log_kernel
 from pdekit.threefry import LANES, threefry
@@ -70,6 +69,8 @@ def direction_numbers(dimensions: int, bits: int) -> NDArray[np.uint32]:
 
     Raises ValueError for more dimensions than are tabulated.
     """
+    from scipy.stats import qmc  # half a second of import that only these paths need
+
     if dimensions > qmc.Sobol.MAXDIM:
         raise ValueError(f"qmc: expected at most {qmc.Sobol.MAXDIM} dimensions (num_steps times d), got {dimensions}")
     engine = qmc.Sobol(dimensions, scramble=False, bits=_BITS)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pdekit.advection import SpectralAdvection
+from pdekit.advection import SpectralAdvection, bandlimit
 from pdekit.problem import ConvectionDiffusion
 from pdekit.steppers import StepperAB4, StepperDP5, StepperRK4
 from pdekit.velocity import RedrawnVelocity
@@ -27,9 +27,9 @@ class SpectralMethod:
         fft: str = "auto",
         rtol: float | None = None,
     ) -> None:
-        dim = problem.dim
         self.problem = problem
-        self.advection = SpectralAdvection(num_points, dim, fft=fft)
+        cutoff = bandlimit(problem.velocity_nodes(num_points, 0.0)) if problem.autonomous else None
+        self.advection = SpectralAdvection(num_points, problem.dim, velocity_cutoff=cutoff, fft=fft)
         self._velocity: NDArray | None = None
         self._velocity_key: float | int | None = None
         symbol = problem.diffusivity * self.advection.laplacian

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import fft
 
-from pdekit.advection import SpectralAdvection, available_backends
+from pdekit.advection import SpectralAdvection, available_backends, bandlimit
 from pdekit.diagnostics import (
     cell_peclet,
     courant,
@@ -46,7 +46,7 @@ def test_resampling_interpolates_the_nodes_and_can_be_undone(n, finer):
 
 
 def test_five_point_heat_kernel_is_a_non_negative_matrix_with_the_right_variance():
-    n, time = 16, 1e-3
+    n, time = 32, 1e-3
     kernel = fft.irfftn(np.exp(time * five_point_symbol(n, 2)), s=(n, n))
     assert kernel.min() > -1e-16
     assert kernel.sum() == pytest.approx(1.0)
@@ -69,6 +69,24 @@ def test_the_product_is_free_of_aliasing(dim, n, library):
     out = np.empty(advection.shape, dtype=complex)
     advection.evaluate(advection.to_modes(u), velocity, out)
     np.testing.assert_allclose(out, expected, atol=1e-12 * np.abs(expected).max() * n)
+
+
+@pytest.mark.parametrize("library", available_backends())
+@pytest.mark.parametrize(("dim", "n"), [(1, 64), (2, 48), (3, 24)])
+def test_a_band_limited_velocity_needs_a_smaller_product_grid(dim, n, library):
+    velocity = np.stack([resample(c, n) for c in random_field((dim, *[5] * dim), 3)])
+    assert bandlimit(velocity) == 2
+    small = SpectralAdvection(n, dim, velocity_cutoff=2, fft=library)
+    full = SpectralAdvection(n, dim, fft=library)
+    assert small.product_points < 0.8 * n
+    u_hat = full.to_modes(random_field((n,) * dim, 4))
+    found, expected = np.empty_like(u_hat), np.empty_like(u_hat)
+    small.evaluate(u_hat, small.prepare_velocity(velocity), found)
+    full.evaluate(u_hat, full.prepare_velocity(velocity), expected)
+    np.testing.assert_allclose(found, expected, atol=1e-13 * np.abs(expected).max() * n)
+    assert bandlimit(random_field((2, 10, 10))) == 5
+    assert bandlimit(np.ones((2, 8, 8))) == 0
+    assert bandlimit(np.zeros((2, 8, 8))) == 0
 
 
 def test_parseval():
