@@ -1,10 +1,12 @@
 """The spatial part of the pseudo-spectral method: u_hat -> the transform of F·∇u, free of aliasing.
 
 A field on N nodes an axis keeps the modes |k| <= K = (N - 1) // 3 (Orszag's 2/3 rule). F is kept up to
-|k| <= N - 1 - 2K, so that no product can alias onto a kept mode; a grid of twice the velocity's nodes keeps all
-of F. Products of a smooth F with modes |k_F| <= B alone need no more than 2K + B + 1 nodes: a steady velocity gets
-the smallest such grid, and the same result. The state is *compact*: only the kept modes, of shape (2K+1,)*(d-1) + (K+1,), frequencies in the order
-0..K, -K..-1 along all axes but the last, scaled so that mode 0 is the mean.
+|k| <= N - 1 - 2K, so that no product can alias onto a kept mode; a grid of twice the velocity's nodes keeps all of F.
+Products of a smooth F with modes |k| <= B alone need no more than 2K + B + 1 nodes: a steady velocity gets the smallest
+such grid, and the same result.
+
+The state is *compact*: only the kept modes, of shape (2K+1,)*(d-1) + (K+1,), frequencies in the order 0..K, -K..-1
+along all axes but the last, scaled so that mode 0 is the mean.
 
 One evaluation costs d inverse real transforms and one forward one. Transforms run along the first axes on the
 kept columns only; the pass along the last axis is done by blocks of rows, product included, while they are in
