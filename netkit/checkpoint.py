@@ -40,6 +40,8 @@ def save(path: Path, tree: Mapping[str, Any], *, kind: str) -> None:
     header = json.dumps({"format": FORMAT, "kind": kind, "tree": skeleton})
     content = safetensors.torch.save(tensors, metadata={_HEADER: header})
     path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f"{path.name}.*.tmp"):  # left by a process that was killed while writing
+        stale.unlink(missing_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

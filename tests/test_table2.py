@@ -140,7 +140,8 @@ def test_a_killed_study_ends_as_an_uninterrupted_one(smoke: Path, tmp_path: Path
     assert "attack" in done.stdout
 
     assert without_clock(tmp_path / "table2-digits-smoke.json") == without_clock(smoke / "table2-digits-smoke.json")
-    for path in tmp_path.glob("models/*"):
+    assert not list(tmp_path.glob("models/*.tmp"))  # what the killed process left is swept up
+    for path in tmp_path.glob("models/*.safetensors"):
         ours, theirs = (
             checkpoint.load(folder / "models" / path.name, kind="training")["best"]["weights"]
             for folder in (tmp_path, smoke)
