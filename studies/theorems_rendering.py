@@ -29,6 +29,7 @@ NAMES = {
     "coupling": "coupling",
 }
 REFINEMENT = "two thirds of nodes and steps against all"
+STYLES = {"rough": "-", "medium": "--", "smooth": ":"}
 KINDS = {"constant": "D", "rough": "o", "medium": "s", "smooth": "^"}
 
 
@@ -208,18 +209,23 @@ def _shade(value: float, low: float, high: float) -> Any:
 
 
 def _draw_collapse(ax: Axes, stored: Fields) -> None:
+    """Moduli divided by |δ|/σ: one curve for every σ where they collapse, level where α = 1."""
     z = np.array(stored["scaled_shifts"])
-    flows = [f for f in envelopes(stored["moduli"]) if f["dim"] == 1 and f["speed"] == 1.0]
-    for flow in flows:
+    flows = envelopes(stored["moduli"])
+    line = [f for f in flows if f["dim"] == 1]
+    for kind, style in STYLES.items():
+        flow = max((f for f in line if f["kind"] == kind and f["speed"] == 1.0), key=lambda f: f["supremum"][0])
         for sigma, omega in zip(flow["sigmas"], flow["by_sigma"], strict=True):
-            ax.loglog(z, omega, color=_shade(sigma, 0.05, 1.0), lw=0.8)
-    for sigma in flows[0]["sigmas"]:
-        ax.plot([], [], color=_shade(sigma, 0.05, 1.0), lw=1.6, label=f"σ = {sigma:g}")
-    still = next(f for f in envelopes(stored["moduli"]) if f["kind"] == "constant" and f["dim"] == 1)
-    ax.loglog(z, coupling_modulus(z, 0.0, 1.0), "k--", lw=1.2, label="erf, F constant")
-    ax.loglog(z[::2], still["supremum"][::2], "kD", ms=3, mfc="w", label="measured, F constant")
-    ax.set(xlabel="|δ| / σ", ylabel="largest |u(x + δ, 0) - u(x, 0)|", title="Theorem 1: moduli, max|F| = 1, d = 1")
-    ax.legend(loc="lower right")
+            ax.semilogx(z, omega / z, style, color=_shade(sigma, 0.05, 1.0), lw=1.1)
+        ax.plot([], [], style, color="0.3", lw=1.1, label=f"{kind} F")
+    still = next(f for f in line if f["kind"] == "constant")
+    ax.semilogx(z, coupling_modulus(z, 0.0, 1.0) / z, "k-", lw=0.8, label="F constant: erf")
+    ax.semilogx(z, still["supremum"] / z, "kD", ms=3, mfc="w", label="  measured")
+    for sigma in line[0]["sigmas"]:
+        ax.plot([], [], color=_shade(sigma, 0.05, 1.0), lw=2.5, label=f"σ = {sigma:g}")
+    ax.set(xlabel="|δ| / σ", ylabel="sup |u(x + δ, 0) - u(x, 0)| · σ/|δ|", title="Theorem 1: moduli, max|F| = 1, d = 1")
+    ax.set_ylim(0.5, 1.45 * max(f["supremum"][0] / z[0] for f in line if f["speed"] == 1.0))
+    ax.legend(loc="upper left", ncol=3, columnspacing=1.0)
 
 
 def _draw_constants(ax: Axes, stored: Fields) -> None:
@@ -275,11 +281,12 @@ def _draw_map(ax: Axes, stored: Fields) -> None:
     ax.plot([0.0] * len(failing), failing, "k_", ms=9, mew=1.0, clip_on=False, zorder=4, label="fails for the ramp")
     curve = np.linspace(0, 5, 200)
     ax.plot(curve, np.sqrt(curve), "k-", lw=1.2, label="σ² = γ, the proof's limit")
-    ax.set(xlabel="γ", ylabel="σ", title="Theorem 2: where Eq. 13 as printed fails", xlim=(0, 5), ylim=(0, 4.0))
-    bar = ax.figure.colorbar(found, cax=ax.inset_axes((0.64, 0.93, 0.32, 0.025)), orientation="horizontal")
-    bar.set_label("log₁₀ measured / bound", fontsize=7.5, labelpad=1)
+    ax.set(xlabel="γ", ylabel="σ", title="Theorem 2: where Eq. 13 as printed fails", xlim=(0, 5), ylim=(0, 4.2))
+    ax.set_yticks([0, 1, 2, 3])
+    bar = ax.figure.colorbar(found, cax=ax.inset_axes((0.71, 0.94, 0.26, 0.025)), orientation="horizontal")
+    bar.set_label("log₁₀ of the excess", fontsize=7.5, labelpad=1)
     bar.ax.tick_params(labelsize=7, pad=1)
-    ax.legend(loc="upper left", ncol=2, columnspacing=0.8, handletextpad=0.4, borderaxespad=0.2)
+    ax.legend(loc="upper left", ncol=2, columnspacing=0.6, handletextpad=0.3, borderaxespad=0.2, handlelength=1.3)
 
 
 def _draw_tightness(ax: Axes, stored: Fields) -> None:
@@ -324,7 +331,7 @@ def _draw_ramp(ax: Axes, stored: Fields) -> None:
         bound = BOUNDS[name](0.0, sigma, 1.0, 1.0)
         ax.plot(sigma, bound, style, color=matplotlib.colormaps[COLOURS](shade), lw=1.4, label=NAMES[name].strip())
     start = stored["verdicts"]["ramp"]["fails_from"]["printed"]
-    ax.axvline(start, color="0.6", lw=0.8, zorder=0)
+    ax.axvline(start, ymax=0.58, color="0.6", lw=0.8, zorder=0)
     ax.annotate(
         f"printed fails from σ = {start:.3f}", (start, 1.2), xytext=(4, 0), textcoords="offset points", fontsize=7.5
     )
