@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,11 @@ def choose_method(problem: ConvectionDiffusion, num_points: int) -> tuple[str, s
     Spectral where diffusion resolves the grid scale (cell Péclet number max|F| h / ν <= 5), or where convection is
     too gentle to create fine scales (γT <= 3, γ of Theorem 2); semi-Lagrangian everywhere else.
     """
-    speed, gamma = 0.0, 0.0
+    speed, gamma = 0.0, 0.0  # Eq. 10 runs from T back to 0, so what steepens gradients is -F (Remark 1)
     times = [0.0] if problem.autonomous else np.linspace(0.0, problem.horizon, 5, endpoint=False)
     for t in times:
         nodes = problem.velocity_nodes(num_points, float(t))
-        speed, gamma = max(speed, max_speed(nodes)), max(gamma, steepening_rate(nodes))
+        speed, gamma = max(speed, max_speed(nodes)), max(gamma, steepening_rate(-nodes))
     peclet = cell_peclet(speed, num_points, problem.diffusivity)
     if peclet <= PECLET_LIMIT:
         return "spectral_rk4", f"cell Péclet number {peclet:.2g} <= {PECLET_LIMIT:g}"
@@ -326,6 +327,7 @@ def _carry(
         frames.put(len(keep) - 1 - index, problem.evaluate_terminal(ends.reshape(nodes.shape)))
 
 
+@cache
 def _versions() -> str:
     packages = ("itoflow", "numpy", "scipy", "numba", "rocket-fft", "xarray")
     found = [f"python {platform.python_version()}"]

@@ -194,6 +194,22 @@ def test_auto_chooses_by_peclet_number_and_steepening():
     assert "Péclet" in solution.attrs["method_reason"]
 
 
+def test_auto_sees_which_way_the_flow_steepens():
+    """In 1-D, paths that spread (F' > 0 on most of the box) steepen u(·, 0) and paths that gather smooth it."""
+
+    def spreading(x, t):
+        s = x - np.floor(x) - 0.5
+        return 0.5 * (np.tanh(10 * s) - 2 * s * np.tanh(5))
+
+    def f(x):
+        return np.cos(TAU * x[..., 0] + 0.5)
+
+    spread = ConvectionDiffusion(spreading, f, 0.003, dim=1)
+    gather = ConvectionDiffusion(lambda x, t: -spreading(x, t), f, 0.003, dim=1)
+    assert choose_method(spread, 256)[0] == "semi_lagrangian"
+    assert choose_method(gather, 256)[0] == "spectral_rk4"
+
+
 def test_an_unstable_solve_stops_with_a_reason():
     rough = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64))
     with pytest.raises(UnstableError, match=r"at t = 0\.\d+.*Péclet number \d+.*Courant number.*semi_lagrangian"):
