@@ -29,7 +29,8 @@ def steepening_rate(velocity: NDArray) -> float:
     """γ = max over nodes and unit ξ of -ξ·∇F·ξ, from node values (d, N, ..., N)   (Theorem 2).
 
     In ∂u/∂t + F·∇u = 0 run forward in time (Eq. 12), convection can steepen |∇u| by at most exp(γ t); for the
-    terminal-value problem (Eq. 10), which runs backward, γ is that of -F. It is the largest eigenvalue of -(∇F + ∇Fᵀ)/2.
+    terminal-value problem (Eq. 10), which runs backward, γ is that of -F.
+    It is the largest eigenvalue of -(∇F + ∇Fᵀ)/2.
     """
     grads = np.stack([gradient(component) for component in velocity])  # (c, a, N, ..., N): ∂F_c/∂x_a
     strain = -0.5 * (grads + grads.swapaxes(0, 1))
