@@ -1,1 +1,44 @@
-"""The neural ensemble as a Monte Carlo estimate of the PDE solution."""
+"""The neural ensemble as a Monte Carlo estimate of the PDE solution.
+
+network = FlowNetwork(SmoothVelocity(2, box=Box(4.6, 6.0)), num_blocks=16, sigma=0.3)
+problem = network_problem(network)                      # its own equation, for pdekit
+result = compare(network, points, solution_at(problem, box.to_unit(points)), generator=generator)
+estimate = ensemble_estimate(model, x, num_draws=100, stop_when_decided=True, generator=generator)
+"""
+
+from bridge.box import Box
+from bridge.comparison import Comparison, compare, solution_at
+from bridge.control import bias_variance, member_probabilities
+from bridge.ensemble import EnsembleEstimate, ensemble_estimate
+from bridge.flow import FlowNetwork, NetworkVelocity, ProblemNetwork, SmoothVelocity, network_problem
+from bridge.levels import DepthLevels, coupled_outputs, depth_levels, multilevel_ensemble
+from bridge.scaling import measure_noise, noise_coef_of, sigma_of
+from bridge.weights import ensemble_loss, learn_weights, optimal_weights, paper_update, weight_gradient
+
+__all__ = [
+    "Box",
+    "Comparison",
+    "DepthLevels",
+    "EnsembleEstimate",
+    "FlowNetwork",
+    "NetworkVelocity",
+    "ProblemNetwork",
+    "SmoothVelocity",
+    "bias_variance",
+    "compare",
+    "coupled_outputs",
+    "depth_levels",
+    "ensemble_estimate",
+    "ensemble_loss",
+    "learn_weights",
+    "measure_noise",
+    "member_probabilities",
+    "multilevel_ensemble",
+    "network_problem",
+    "noise_coef_of",
+    "optimal_weights",
+    "paper_update",
+    "sigma_of",
+    "solution_at",
+    "weight_gradient",
+]

@@ -1,0 +1,275 @@
+"""A noisy network's prediction as a Monte Carlo estimate: mean, error, how many draws, and when to stop (Eq. 14).
+
+`ensemble_estimate` averages f = softmax over noise draws of any model whose noise comes from a generator: netkit's
+networks, and those of `bridge.flow`. Three ways to choose the number of draws:
+
+- `num_draws`, the same for every image.
+- `target_error`: Stein's (1945) two stages. A pilot gives each image's variance, and that fixes how many draws the
+  half-width of the interval needs. Looking once, and never again, is what keeps the interval honest.
+- `stop_when_decided`: each image drops out once its class is certain, however often one looks. For every class k a
+  bet against "k has the largest mean probability" is placed before each draw: on the leader among the other classes,
+  whose probability minus that of k has mean <= 0 if k is the largest. A fraction λ of the wealth is bet, so the
+  wealth is a product of 1 + λ(p_leader - p_k), a supermartingale that reaches 1/α with probability at most α (Ville;
+  Waudby-Smith and Ramdas 2024). A class whose bet has reached 1/α is out, and the image is decided when one is left.
+  As only the truly largest class can be excluded by mistake, there is no correction for the number of classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from bridge.control import NoiseExpansion
+from netkit.noise import ResidualNoise
+
+_PILOT = 16  # draws before the first look at a variance
+_BETS = (1.0, 0.5, 0.25, 0.125)  # λ, mixed with equal weights
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """f of Eq. 14."""
+    return logits.softmax(-1)
+
+
+def values(outputs: Tensor) -> Tensor:
+    """The outputs as they are, for models that return f itself."""
+    return outputs
+
+
+@dataclass(frozen=True, eq=False)
+class EnsembleEstimate:
+    """Mean predictions of B images in K classes, with their errors.
+
+    mean, standard_deviation: (B, K) over draws, float64; the deviation is that of one draw (of one draw less the
+        control, where one was used).
+    num_draws: (B,) draws behind each image; cost: passes of one image through the network, in all.
+    decided: (B,) whether early stopping excluded all classes but one; all False without it.
+    """
+
+    mean: Tensor
+    standard_deviation: Tensor
+    num_draws: Tensor
+    decided: Tensor
+    cost: int
+
+    @property
+    def standard_error(self) -> Tensor:
+        """(B, K), of the mean."""
+        return self.standard_deviation / self.num_draws.unsqueeze(-1).sqrt()
+
+    @property
+    def prediction(self) -> Tensor:
+        """(B,) int64: the class of largest mean."""
+        return self.mean.argmax(-1)
+
+    def confidence_interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Lower and upper ends (B, K), by Student's t. For a fixed number of draws or `target_error`: with early
+        stopping the number of draws depends on the outcome, and only the decision is guaranteed.
+
+        Raises ValueError unless 0 < level < 1.
+        """
+        half = _student(level, self.num_draws).unsqueeze(-1) * self.standard_error
+        return self.mean - half, self.mean + half
+
+    def draws_for(self, target_error: float, *, level: float = 0.95) -> Tensor:
+        """(B,) draws that a half-width of `target_error` needs for every class, judged by the variance seen so far."""
+        if not target_error > 0:
+            raise ValueError(f"target_error: expected a positive half-width, got {target_error}")
+        quantile = _student(level, self.num_draws)
+        largest = self.standard_deviation.max(-1).values
+        return (quantile * largest / target_error).square().ceil().clamp_min(2).long()
+
+
+def ensemble_estimate(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    num_draws: int = 100,
+    target_error: float | None = None,
+    stop_when_decided: bool = False,
+    level: float = 0.95,
+    output: Callable[[Tensor], Tensor] = softmax,
+    control: bool = False,
+    batch_size: int = 250,
+    max_draws: int = 100_000,
+    generator: torch.Generator,
+) -> EnsembleEstimate:
+    """Average the model's predictions for x (B, ...) over its noise, in eval mode and without gradients.
+
+    num_draws: for every image; with `stop_when_decided` the most that an image gets.
+    target_error: half-width of the interval at `level` for every class of every image; replaces num_draws,
+        `max_draws` at most.
+    stop_when_decided: drop each image once its class is certain at `level`, valid however often one looks.
+    output: from what the model returns (B, K) to what is averaged; probabilities for early stopping.
+    control: subtract the first-order expansion in the noise (`bridge.control`), whose mean is known; it costs K + 1
+        passes and backward passes an image, and pays for small noise.
+    batch_size: images a pass. generator: of the noise, on x's device.
+
+    Raises ValueError for counts that do not fit, options that exclude each other, a model whose noise depends on the
+    rest of the batch where images would drop out of it, or one whose output is the same for different noise.
+    """
+    if num_draws < 2 or batch_size < 1:
+        raise ValueError(f"expected num_draws >= 2 and batch_size >= 1, got {num_draws} and {batch_size}")
+    if not 0 < level < 1:
+        raise ValueError(f"level: expected a number between 0 and 1, got {level}")
+    if sum([target_error is not None, stop_when_decided, control]) > 1:
+        raise ValueError("expected at most one of target_error, stop_when_decided and control")
+    if target_error is not None and not target_error > 0:
+        raise ValueError(f"target_error: expected a positive half-width, got {target_error}")
+    dropping = target_error is not None or stop_when_decided
+    if dropping and any(m.noise.std == "batch" for m in model.modules() if isinstance(m, ResidualNoise)):
+        raise ValueError(
+            "images drop out of the batch as they are done: expected noise_std 'sample' or 'constant', got 'batch', "
+            "whose noise depends on the images that are left"
+        )
+    parts = []
+    with _evaluating(model), noise_of(model, generator):
+        for start in range(0, len(x), batch_size):
+            batch = x[start : start + batch_size]
+            if control:
+                parts.append(_controlled(model, batch, num_draws, output))
+            elif target_error is not None:
+                parts.append(_two_stages(model, batch, target_error, level, max_draws, output))
+            else:
+                parts.append(_draw(model, batch, num_draws, output, 1 - level if stop_when_decided else None))
+    mean, deviation, counts, decided = (torch.cat(column) for column in zip(*(p[:4] for p in parts), strict=True))
+    return EnsembleEstimate(mean, deviation, counts, decided, sum(p[4] for p in parts))
+
+
+_Part = tuple[Tensor, Tensor, Tensor, Tensor, int]
+
+
+class _Sums:
+    """Running mean and sum of squared deviations (Welford), for a subset of images at a time."""
+
+    def __init__(self) -> None:
+        self.mean = self.squares = torch.zeros(0)
+        self.counts = torch.zeros(0)
+
+    def add(self, sample: Tensor, active: Tensor) -> None:
+        if not len(self.counts):
+            self.mean = torch.zeros(len(active), sample.shape[1], dtype=torch.float64, device=sample.device)
+            self.squares = torch.zeros_like(self.mean)
+            self.counts = torch.zeros(len(active), dtype=torch.float64, device=sample.device)
+        self.counts[active] += 1
+        delta = sample - self.mean[active]
+        self.mean[active] += delta / self.counts[active].unsqueeze(-1)
+        self.squares[active] += delta * (sample - self.mean[active])
+
+    @property
+    def deviation(self) -> Tensor:
+        return (self.squares / (self.counts - 1).clamp_min(1).unsqueeze(-1)).sqrt()
+
+
+def _draw(
+    model: nn.Module, x: Tensor, num_draws: int, output: Callable[[Tensor], Tensor], alpha: float | None
+) -> _Part:
+    sums, bets = _Sums(), None
+    active = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    decided = torch.zeros_like(active)
+    for draw in range(num_draws):
+        sample = output(model(x if bool(active.all()) else x[active])).double()
+        if alpha is not None and draw > 0:
+            bets = bets or _Bets(sums.mean)
+            bets.place(sample, sums.mean, active)
+        sums.add(sample, active)
+        if bets is not None and alpha is not None:
+            decided = bets.decided(alpha)
+            active = ~decided
+            if not active.any():
+                break
+    return sums.mean, sums.deviation, sums.counts, decided, int(sums.counts.sum())
+
+
+class _Bets:
+    """Wealth (B, K, bets) of the bets against each class being the largest; logarithms."""
+
+    def __init__(self, mean: Tensor) -> None:
+        self._fractions = torch.tensor(_BETS, dtype=torch.float64, device=mean.device)
+        self._log_wealth = torch.zeros(*mean.shape, len(_BETS), dtype=torch.float64, device=mean.device)
+        self._largest = torch.zeros_like(mean)
+
+    def place(self, sample: Tensor, mean: Tensor, active: Tensor) -> None:
+        """mean (B, K) over the draws before this one chooses the rival, so the choice is made before the draw."""
+        if float(sample.min()) < 0 or float(sample.max()) > 1 + 1e-6:
+            low, high = float(sample.min()), float(sample.max())
+            raise ValueError(f"stop_when_decided: expected probabilities from output, got {low:.3g} to {high:.3g}")
+        top = mean[active].topk(2, dim=-1).indices
+        leader, second = sample.gather(1, top[:, :1]), sample.gather(1, top[:, 1:])
+        rival = leader.expand_as(sample).scatter(1, top[:, :1], second)
+        gain = (rival - sample).clamp(-1.0, 1.0)
+        self._log_wealth[active] += torch.log1p(self._fractions * gain.unsqueeze(-1))
+        mixed = (self._log_wealth[active].logsumexp(-1) - math.log(len(_BETS))).exp()
+        self._largest[active] = torch.maximum(self._largest[active], mixed)
+
+    def decided(self, alpha: float) -> Tensor:
+        return (self._largest < 1.0 / alpha).sum(-1) <= 1
+
+
+def _two_stages(
+    model: nn.Module, x: Tensor, target: float, level: float, max_draws: int, output: Callable[[Tensor], Tensor]
+) -> _Part:
+    sums = _Sums()
+    everyone = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    for _ in range(_PILOT):
+        sums.add(output(model(x)).double(), everyone)
+    # Stein: the variance of the pilot and its degrees of freedom serve for the whole sample.
+    deviation = sums.deviation
+    quantile = float(stats.t.ppf(0.5 + 0.5 * level, _PILOT - 1))
+    wanted = (quantile * deviation.max(-1).values / target).square().ceil().clamp(_PILOT, max_draws)
+    while bool((active := sums.counts < wanted).any()):
+        sums.add(output(model(x[active])).double(), active)
+    return sums.mean, sums.deviation, sums.counts, ~everyone, int(sums.counts.sum())
+
+
+def _controlled(model: nn.Module, x: Tensor, num_draws: int, output: Callable[[Tensor], Tensor]) -> _Part:
+    sums = _Sums()
+    everyone = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    expansion = NoiseExpansion(model, x, output)
+    for _ in range(num_draws):
+        sums.add(expansion.draw(), everyone)
+    cost = int(sums.counts.sum()) + len(x) * 2 * (sums.mean.shape[1] + 1)
+    return sums.mean, sums.deviation, sums.counts, ~everyone, cost
+
+
+def _student(level: float, num_draws: Tensor) -> Tensor:
+    if not 0 < level < 1:
+        raise ValueError(f"level: expected a number between 0 and 1, got {level}")
+    quantiles = stats.t.ppf(0.5 + 0.5 * level, (num_draws.cpu() - 1).clamp_min(1).numpy())
+    return torch.as_tensor(quantiles, dtype=torch.float64, device=num_draws.device)
+
+
+@contextlib.contextmanager
+def noise_of(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
+    """Let everything in the model that draws noise draw from `generator`; their own come back after.
+
+    Raises ValueError for a model in which nothing takes a generator.
+    """
+    takers: list[Any] = [module for module in model.modules() if hasattr(module, "using_generator")]
+    if not takers:
+        raise ValueError(
+            f"model: expected one with noise from a generator (a using_generator method), got {type(model).__name__}"
+        )
+    with contextlib.ExitStack() as stack:
+        for module in takers:
+            stack.enter_context(module.using_generator(generator))
+        yield
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,277 @@
+"""Residual networks on R^d as the Euler-Maruyama scheme of their own equation, and back.
+
+Block l takes x to x + Δt·F(x, t_l) + σ√Δt·N(0, I) with Δt = 1/L and t_l = l/L (Eq. 5, Sec. 3.1), and the output is
+softmax(W x + b) of the last features (Eq. 3). All blocks come from one weight function of time, so that networks of
+every depth discretise one flow, and the mean over noise tends to u(x, 0) of Eq. 10 as L grows.
+
+`network_problem` hands that flow to pdekit as a problem of its own; `ProblemNetwork` makes a residual network of a
+problem of pdekit's.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from bridge.box import Box
+from netkit.noise import Noise, NoiseStream, ResidualNoise
+from pdekit.problem import ConvectionDiffusion
+from pdekit.velocity import node_points
+
+UNCUT = Box(1e6, 2e6)  # where a velocity needs no cut-off
+
+
+class SmoothVelocity(nn.Module):
+    """F(x, t) = speed · χ(x) · tanh(MLP(x, t)), smooth in x and t, |F_i| <= speed, zero outside the box.
+
+    dim: d; width: units in each of the `depth` hidden layers (tanh); speed: bound on each component;
+    box: where the cut-off χ acts; scale: length by which x is divided before the first layer; seed: of the weights.
+    """
+
+    def __init__(
+        self,
+        dim: int = 2,
+        *,
+        width: int = 24,
+        depth: int = 2,
+        speed: float = 2.0,
+        box: Box = UNCUT,
+        scale: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if min(dim, width, depth) < 1:
+            raise ValueError(f"dim, width and depth: expected at least 1, got {dim}, {width} and {depth}")
+        self.dim, self.speed, self.box, self.scale = dim, speed, box, scale
+        sizes = [dim + 1, *[width] * depth, dim]
+        generator = torch.Generator().manual_seed(seed)
+        first, *others = (_linear(a, b, generator) for a, b in pairwise(sizes))
+        self.first, self.others = first, nn.ModuleList(others)
+
+    def forward(self, x: Tensor, t: float) -> Tensor:
+        """(..., d) -> (..., d)."""
+        weight, bias = self.first.weight, self.first.bias
+        # t enters through the bias, which saves building (x, t) for every point
+        y = nn.functional.linear(x / self.scale, weight[:, :-1], bias + t * weight[:, -1])
+        for layer in self.others:
+            y = layer(y.tanh())
+        bounded = self.speed * y.tanh()
+        return bounded if self.box.holds(x) else self.box.cutoff(x) * bounded
+
+
+def _linear(size_in: int, size_out: int, generator: torch.Generator) -> nn.Linear:
+    layer = nn.utils.skip_init(nn.Linear, size_in, size_out)
+    assert isinstance(layer, nn.Linear)
+    nn.init.normal_(layer.weight, std=1.0 / math.sqrt(size_in), generator=generator)
+    nn.init.normal_(layer.bias, std=0.1, generator=generator)
+    return layer
+
+
+class NoisyFlow(nn.Module):
+    """What `FlowNetwork` and `ProblemNetwork` share: L Euler-Maruyama steps of a velocity module (x, t) -> F.
+
+    order: which time each block belongs to, block l by default to t_l = l/L; a wrong order is for tests of tests.
+    """
+
+    def __init__(
+        self, velocity: nn.Module, *, num_blocks: int, sigma: float, seed: int, order: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        if num_blocks < 1:
+            raise ValueError(f"num_blocks: expected at least 1, got {num_blocks}")
+        self.order = list(range(num_blocks)) if order is None else list(order)
+        if sorted(self.order) != list(range(num_blocks)):
+            raise ValueError(f"order: expected a permutation of 0..{num_blocks - 1}, got {self.order}")
+        self.velocity, self.num_blocks, self.sigma = velocity, num_blocks, sigma
+        self.stream = NoiseStream(seed)
+        noise = Noise("gaussian", "constant", sigma=sigma)
+        self.noise = ResidualNoise(noise, num_blocks=num_blocks, stream=self.stream)
+
+    def carry(self, x: Tensor, increments: Tensor | None = None) -> Tensor:
+        """The last features (B, d) from points (B, d).
+
+        increments: (L, B, d) Brownian increments of variance Δt, to be multiplied by σ; by default the noise comes
+        from the stream. Raises ValueError for another shape.
+        """
+        dt = 1.0 / self.num_blocks
+        if increments is not None and increments.shape != (self.num_blocks, *x.shape):
+            raise ValueError(
+                f"increments: expected shape {(self.num_blocks, *x.shape)}, one for each block and point, "
+                f"got {tuple(increments.shape)}"
+            )
+        for l, position in enumerate(self.order):
+            x = x + dt * self.velocity(x, position * dt)
+            x = self.noise(x) if increments is None else x + self.sigma * self.stream.scale * increments[l]
+        return x
+
+    def brownian(self, x: Tensor, num_steps: int, generator: torch.Generator) -> Tensor:
+        """Brownian increments (num_steps, B, d) over [0, 1] for points (B, d)."""
+        size = (num_steps, *x.shape)
+        return torch.randn(size, dtype=x.dtype, device=x.device, generator=generator).mul_(num_steps**-0.5)
+
+    @contextmanager
+    def using_generator(self, generator: torch.Generator) -> Iterator[None]:
+        """Draw the noise from another generator inside the block."""
+        with self.stream.replaced(generator=generator):
+            yield
+
+    @contextmanager
+    def noise_scale(self, scale: float) -> Iterator[None]:
+        """Multiply the noise by `scale` inside the block."""
+        before = self.stream.scale
+        self.stream.scale = scale
+        try:
+            yield
+        finally:
+            self.stream.scale = before
+
+    @contextmanager
+    def noise_off(self) -> Iterator[None]:
+        """No noise inside the block: the twin that steps along characteristics (Eq. 5)."""
+        with self.noise_scale(0.0):
+            yield
+
+
+class FlowNetwork(NoisyFlow):
+    """A residual classifier on R^d: L blocks of one velocity, then W x + b.
+
+    velocity: (x, t) -> F, usually a `SmoothVelocity`. num_classes: K. num_blocks: L. sigma: of the noise.
+    seed: of W and of the noise. order: see `NoisyFlow`.
+    """
+
+    def __init__(
+        self,
+        velocity: SmoothVelocity,
+        *,
+        num_classes: int = 2,
+        num_blocks: int = 16,
+        sigma: float = 0.0,
+        seed: int = 0,
+        order: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(velocity, num_blocks=num_blocks, sigma=sigma, seed=seed, order=order)
+        self.num_classes = num_classes
+        self.readout = _linear(velocity.dim, num_classes, torch.Generator().manual_seed(seed))
+        self.seed = seed
+
+    def forward(self, x: Tensor, increments: Tensor | None = None) -> Tensor:
+        """Points (B, d) -> logits (B, K); increments as in `carry`."""
+        logits: Tensor = self.readout(self.carry(x, increments))
+        return logits
+
+    def variant(
+        self, *, num_blocks: int | None = None, sigma: float | None = None, order: Sequence[int] | None = None
+    ) -> FlowNetwork:
+        """Another discretisation of the same flow; the weights are shared, not copied."""
+        other = FlowNetwork(
+            self.velocity,  # type: ignore[arg-type]
+            num_classes=self.num_classes,
+            num_blocks=num_blocks or self.num_blocks,
+            sigma=self.sigma if sigma is None else sigma,
+            seed=self.seed,
+            order=order,
+        )
+        other.readout = self.readout
+        return other
+
+    def with_blocks_swapped(self, i: int, j: int) -> FlowNetwork:
+        """The same network with blocks i and j exchanged: a mistake that a comparison should find."""
+        order = list(range(self.num_blocks))
+        order[i], order[j] = order[j], order[i]
+        return self.variant(order=order)
+
+
+class NetworkVelocity:
+    """A network's F on the periodic unit box, for pdekit: callable (z, t) with z and F_z of shape (..., d)."""
+
+    def __init__(self, velocity: SmoothVelocity) -> None:
+        self.dim, self.box = velocity.dim, velocity.box
+        self._module = copy.deepcopy(velocity).double().cpu()
+
+    def __call__(self, z: NDArray[np.float64], t: float) -> NDArray[np.float64]:
+        x = torch.from_numpy(self.box.wrapped(np.asarray(z, dtype=np.float64)))
+        with torch.no_grad():
+            return self._module(x, float(t)).numpy() / self.box.width
+
+
+class NetworkTerminal:
+    """f = softmax(W x + b)_label on the periodic unit box, smoothly led to 1/K outside [-inner, inner]^d (Eq. 8)."""
+
+    def __init__(self, network: FlowNetwork, box: Box, label: int) -> None:
+        self.box, self.label = box, label
+        self._readout = copy.deepcopy(network.readout).double().cpu()
+
+    def __call__(self, z: NDArray[np.float64]) -> NDArray[np.float64]:
+        x = torch.from_numpy(self.box.wrapped(np.asarray(z, dtype=np.float64)))
+        with torch.no_grad():
+            probability = self._readout(x).softmax(-1)
+            level = 1.0 / probability.shape[-1]
+            out = level + self.box.cutoff(x)[..., 0] * (probability[..., self.label] - level)
+        return np.asarray(out.numpy())
+
+
+def network_problem(network: FlowNetwork, *, label: int = 1, sigma: float | None = None) -> ConvectionDiffusion:
+    """The equation (Eq. 10; Eq. 8 for σ = 0) of which the network is a discretisation, on pdekit's unit box.
+
+    Its u(z, 0) is the probability of class `label` for points x = box.from_unit(z) of [-inner, inner]^d, up to the time
+    step of the network and the boundary (`Box.escape_probability`). sigma: by default the network's own.
+
+    Raises ValueError for a label out of range, or a velocity without a box.
+    """
+    velocity = network.velocity
+    if not isinstance(velocity, SmoothVelocity) or velocity.box is UNCUT:
+        raise ValueError("network: expected a SmoothVelocity with a box, so that the flow fits into the unit box")
+    if not 0 <= label < network.num_classes:
+        raise ValueError(f"label: expected 0..{network.num_classes - 1}, got {label}")
+    box = velocity.box
+    sigma = network.sigma if sigma is None else sigma
+    return ConvectionDiffusion(NetworkVelocity(velocity), NetworkTerminal(network, box, label), sigma / box.width)
+
+
+def box_nodes(box: Box, num_points: int, dim: int = 2) -> NDArray[np.float64]:
+    """The nodes of pdekit's grid as points of the box, (N,)*d + (d,)."""
+    return box.from_unit(node_points(num_points, dim))
+
+
+class _ProblemVelocity(nn.Module):
+    """A velocity of pdekit's as a module; it has no weights and no gradient."""
+
+    def __init__(self, problem: ConvectionDiffusion) -> None:
+        super().__init__()
+        self._problem = problem
+
+    def forward(self, x: Tensor, t: float) -> Tensor:
+        values = self._problem.evaluate_velocity(x.detach().cpu().double().numpy(), self._problem.horizon * t)
+        return torch.from_numpy(self._problem.horizon * values).to(x)
+
+
+class ProblemNetwork(NoisyFlow):
+    """The residual network whose blocks are Euler-Maruyama steps of a problem of pdekit's: (B, d) -> f(X_T) (B, 1).
+
+    Time is measured in units of the horizon T, so F becomes T·F and σ becomes σ√T. There is nothing to train, and no
+    gradient flows; average its `values`, not softmax, over draws.
+    """
+
+    def __init__(self, problem: ConvectionDiffusion, *, num_blocks: int, seed: int = 0) -> None:
+        sigma = problem.sigma * math.sqrt(problem.horizon)
+        super().__init__(_ProblemVelocity(problem), num_blocks=num_blocks, sigma=sigma, seed=seed)
+        self._problem = problem
+
+    def forward(self, x: Tensor, increments: Tensor | None = None) -> Tensor:
+        """Points (B, d) of the unit box -> (B, 1); increments as in `carry`."""
+        ends = self.carry(x, increments).detach().cpu().double().numpy()
+        return torch.from_numpy(self._problem.evaluate_terminal(ends)).to(x).unsqueeze(-1)
+
+
+def as_points(points: ArrayLike | Tensor, like: nn.Module) -> Tensor:
+    """Points (B, d) with the dtype and device of the module's parameters."""
+    parameter = next(like.parameters())
+    return torch.as_tensor(np.asarray(points)).to(parameter)

@@ -1,0 +1,178 @@
+"""Learned weights of an ensemble of different networks, w_1 + ... + w_k = 1 (Sec. 5, for any k).
+
+The ensemble's logits are Σ_m w_m y_m, and the loss is the cross-entropy, here its mean over the N examples where the
+paper has the sum. As log-sum-exp is convex and the logits are linear in w, the loss is convex in w: the best weights
+need no training schedule, they are the minimum of a convex function on an affine space.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import optimize
+from torch import Tensor
+
+from netkit.models import EnResNet
+from netkit.randomness import noise_from
+
+Array = NDArray[np.float64]
+_NEWTON_STEPS = 100
+
+
+def ensemble_loss(weights: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy () of Σ_m w_m logits_m. weights (k,), logits (k, N, K), y (N,) int64."""
+    _check(weights, logits, y)
+    return torch.nn.functional.cross_entropy(torch.einsum("m,mnc->nc", weights.to(logits), logits), y)
+
+
+def weight_gradient(weights: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+    """∂L/∂w_m (k,), as derived in Sec. 5: minus the mean of y_m[t] - Σ_j y_m[j] softmax(Σ w y)_j.
+
+    Shapes as in `ensemble_loss`; Σ w = 1 is not built in.
+    """
+    _check(weights, logits, y)
+    weights = weights.to(logits)
+    probability = torch.einsum("m,mnc->nc", weights, logits).softmax(-1)
+    at_label = logits.gather(2, y.expand(len(logits), -1).unsqueeze(-1))[..., 0]
+    expected = torch.einsum("nc,mnc->mn", probability, logits)
+    return -(at_label - expected).mean(1)
+
+
+def paper_update(weights: Tensor, logits: Tensor, y: Tensor, *, lr: float) -> Tensor:
+    """One update as the paper makes it once an epoch: a gradient step, then division by the sum.
+
+    Raises ValueError where the sum after the step is not positive: the step was too long.
+    """
+    stepped = weights - lr * weight_gradient(weights, logits, y).to(weights)
+    total = float(stepped.sum())
+    if not total > 0:
+        raise ValueError(f"lr: expected a step that leaves a positive sum of weights, got {total:.3g} with lr {lr:g}")
+    return stepped / total
+
+
+def optimal_weights(
+    logits: Tensor, y: Tensor, *, signs: Literal["any", "nonnegative"] = "any", tol: float = 1e-10
+) -> Tensor:
+    """The weights (k,), float64, of least training loss with Σ w = 1.
+
+    logits: (k, N, K). signs: "any" (extrapolation needs negative weights) or "nonnegative", for which a minimum
+    always exists. Members that agree get equal weights: the search starts there and does not move along directions
+    that change nothing. With "any" and data that some weights separate perfectly the loss has no minimum; the search
+    then ends where its gradient is below `tol`.
+
+    Raises ValueError for shapes that do not fit; RuntimeError where the search does not converge.
+    """
+    k = len(logits)
+    start = torch.full((k,), 1.0 / k, dtype=torch.float64)
+    logits = logits.detach().double().cpu()
+    y = y.cpu()
+    _check(start, logits, y)
+    if signs not in ("any", "nonnegative"):
+        raise ValueError(f"signs: expected 'any' or 'nonnegative', got {signs!r}")
+    if k == 1:
+        return start
+    if signs == "nonnegative":
+        return _on_simplex(start, logits, y, tol)
+    return _newton(start, logits, y, tol)
+
+
+def _newton(weights: Tensor, logits: Tensor, y: Tensor, tol: float) -> Tensor:
+    """Newton's method in coordinates of {Σ w = 1}, halving steps that do not lower the loss enough (Armijo)."""
+    k = len(logits)
+    basis = torch.linalg.qr(torch.eye(k, dtype=torch.float64)[:, : k - 1] - 1.0 / k)[0]
+    directions = torch.einsum("mv,mnc->vnc", basis, logits)
+    for _ in range(_NEWTON_STEPS):
+        loss = ensemble_loss(weights, logits, y)
+        gradient = basis.T @ weight_gradient(weights, logits, y)
+        if float(gradient.norm()) <= tol:
+            return weights
+        step = basis @ -(torch.linalg.pinv(_hessian(weights, logits, directions), rtol=1e-12) @ gradient)
+        slope = float((basis.T @ step) @ gradient)
+        length = 1.0
+        while float(ensemble_loss(weights + length * step, logits, y)) > float(loss) + 1e-4 * length * slope:
+            length *= 0.5
+            if length < 1e-12:
+                return weights  # rounding: no step lowers the loss any more
+        weights = weights + length * step
+    raise RuntimeError(f"optimal_weights: expected convergence within {_NEWTON_STEPS} steps, got {weights.tolist()}")
+
+
+def _hessian(weights: Tensor, logits: Tensor, directions: Tensor) -> Tensor:
+    """Mean covariance (k-1, k-1) of the directions' logits under the ensemble's probabilities."""
+    probability = torch.einsum("m,mnc->nc", weights, logits).softmax(-1)
+    mean = torch.einsum("nc,vnc->vn", probability, directions)
+    second = torch.einsum("nc,vnc,unc->vu", probability, directions, directions)
+    return (second - mean @ mean.T) / logits.shape[1]
+
+
+def _on_simplex(start: Tensor, logits: Tensor, y: Tensor, tol: float) -> Tensor:
+    def loss_and_gradient(w: Array) -> tuple[float, Array]:
+        weights = torch.from_numpy(w)
+        return float(ensemble_loss(weights, logits, y)), weight_gradient(weights, logits, y).numpy()
+
+    found = optimize.minimize(
+        loss_and_gradient,
+        start.numpy(),
+        jac=True,
+        method="SLSQP",
+        bounds=[(0.0, 1.0)] * len(start),
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1.0, "jac": lambda w: np.ones_like(w)},
+        options={"ftol": tol, "maxiter": 500},
+    )
+    if not found.success:
+        raise RuntimeError(f"optimal_weights: expected convergence, got {found.message!r}")
+    clipped = np.clip(found.x, 0.0, None)
+    return torch.from_numpy(clipped / clipped.sum())
+
+
+def member_logits(model: EnResNet, x: Tensor, *, num_draws: int = 1, generator: torch.Generator) -> Tensor:
+    """Each member's logits (k, N, K) for images x (N, C, H, W), averaged over noise draws, in eval mode."""
+    if num_draws < 1:
+        raise ValueError(f"num_draws: expected at least 1, got {num_draws}")
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad(), noise_from(generator, model):
+            return sum((model.member_logits(x) for _ in range(num_draws)), torch.zeros(())) / num_draws
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def learn_weights(
+    model: EnResNet,
+    x: Tensor,
+    y: Tensor,
+    *,
+    num_draws: int = 1,
+    signs: Literal["any", "nonnegative"] = "any",
+    generator: torch.Generator,
+) -> Tensor:
+    """Give the members their optimal weights on images x (N, C, H, W) with labels y (N,); returns them (k,)."""
+    weights = optimal_weights(member_logits(model, x, num_draws=num_draws, generator=generator), y, signs=signs)
+    model.set_weights(weights)
+    return weights
+
+
+def least_squares_weights(outputs: Tensor, target: Tensor) -> Tensor:
+    """The weights (k,), Σ w = 1, for which Σ w_m outputs_m is nearest to the target.
+
+    outputs: (k, N), say mean probabilities of networks of k depths; target: (N,), say the PDE's solution. For two
+    depths L and 2L and exact means these are the weights of extrapolation, (-1, 2), up to terms of order 1/L.
+    """
+    if outputs.dim() != 2 or target.shape != outputs.shape[1:]:
+        raise ValueError(f"expected outputs (k, N) and target (N,), got {tuple(outputs.shape)}, {tuple(target.shape)}")
+    outputs, target = outputs.double(), target.double()
+    free = torch.linalg.lstsq((outputs[:-1] - outputs[-1]).T, (target - outputs[-1]).unsqueeze(-1)).solution[:, 0]
+    return torch.cat([free, 1.0 - free.sum().unsqueeze(0)])
+
+
+def _check(weights: Tensor, logits: Tensor, y: Tensor) -> None:
+    if logits.dim() != 3 or weights.shape != logits.shape[:1] or y.shape != logits.shape[1:2]:
+        raise ValueError(
+            f"expected weights (k,), logits (k, N, K) and labels (N,), "
+            f"got {tuple(weights.shape)}, {tuple(logits.shape)} and {tuple(y.shape)}"
+        )

@@ -1,0 +1,234 @@
+"""The ensemble as an estimate: its interval, number of draws, early stopping, control, and the split of its error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import special, stats
+from torch import nn
+
+from bridge.control import NoiseExpansion, bias_variance, member_probabilities
+from bridge.ensemble import ensemble_estimate, softmax, values
+from bridge.flow import FlowNetwork, ProblemNetwork, SmoothVelocity
+from netkit import en_resnet
+from netkit.noise import Noise, NoiseStream, ResidualNoise
+from pdekit import ConvectionDiffusion
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Drawn(nn.Module):
+    """Returns f = fixed probabilities or random ones, one independent draw an image; each call advances."""
+
+    def __init__(self, draw) -> None:
+        super().__init__()
+        self.draw, self.stream = draw, NoiseStream(0)
+
+    def using_generator(self, generator):
+        return self.stream.replaced(generator=generator)
+
+    def forward(self, x):
+        return self.draw(x, self.stream.generator(x.device))
+
+
+def gaussian_logit(sigma: float = 1.5) -> FlowNetwork:
+    """No velocity: logits (0, N(x_1, σ²)), so the mean probability is an integral in one dimension."""
+    velocity = SmoothVelocity(2, speed=1.0)
+    velocity.speed = 0.0
+    network = FlowNetwork(velocity, num_blocks=1, sigma=sigma)
+    with torch.no_grad():
+        network.readout.weight.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+        network.readout.bias.zero_()
+    return network
+
+
+def test_the_interval_is_right_in_95_of_100_repetitions():
+    """10,000 images that are all the same point: as many repetitions of one estimate with a known answer."""
+    exact = stats.norm(0.5, 1.5).expect(special.expit)
+    x = torch.tensor([[0.5, 0.0]]).expand(10_000, 2)
+    estimate = ensemble_estimate(gaussian_logit(), x, num_draws=50, batch_size=10_000, generator=seeded(1))
+    low, high = estimate.confidence_interval(0.95)
+    right = float(((low[:, 1] <= exact) & (exact <= high[:, 1])).double().mean())
+    assert abs(right - 0.95) <= 0.015
+    assert abs(float(estimate.mean[:, 1].mean()) - exact) < 4 * float(estimate.standard_error[:, 1].mean()) / 100
+
+
+def test_the_target_error_is_reached_as_often_as_promised():
+    exact = stats.norm(0.5, 1.5).expect(special.expit)
+    x = torch.tensor([[0.5, 0.0]]).expand(4000, 2)
+    estimate = ensemble_estimate(gaussian_logit(), x, target_error=0.1, batch_size=4000, generator=seeded(2))
+    within = float((estimate.mean[:, 1] - exact).abs().le(0.1).double().mean())
+    assert within >= 0.945
+    assert len(set(estimate.num_draws.tolist())) > 10  # every image has its own number
+
+
+def test_the_number_of_draws_asked_for_delivers_the_half_width():
+    x = torch.tensor([[0.5, 0.0]]).expand(20, 2)
+    pilot = ensemble_estimate(gaussian_logit(), x, num_draws=200, generator=seeded(3))
+    needed = int(pilot.draws_for(0.02).double().median())
+    low, high = ensemble_estimate(gaussian_logit(), x, num_draws=needed, generator=seeded(4)).confidence_interval()
+    assert float((high - low).mean()) / 2 == pytest.approx(0.02, rel=0.1)
+
+
+def test_early_stopping_is_wrong_no_more_often_than_promised():
+    """Two classes at 0.5 ± 0.02, 3000 times: a procedure that looks at every draw and ignores it would err often."""
+
+    def draw(x, generator):
+        p = torch.rand(len(x), 1, generator=generator) < 0.52
+        return torch.cat([p, ~p], 1).double()
+
+    x = torch.zeros(3000, 1)
+    estimate = ensemble_estimate(
+        Drawn(draw), x, num_draws=300, stop_when_decided=True, output=values, batch_size=3000, generator=seeded(5)
+    )
+    wrong = estimate.decided & (estimate.prediction == 1)
+    assert 0 < int(estimate.decided.sum()) < 3000
+    assert float(wrong.double().mean()) <= 0.05
+    naive = ensemble_estimate(Drawn(draw), x, num_draws=20, output=values, batch_size=3000, generator=seeded(5))
+    assert float((naive.prediction == 1).double().mean()) > 0.2
+
+
+def test_a_certain_image_stops_early_and_an_even_one_never():
+    def draw(x, generator):
+        noise = torch.rand(len(x), 1, generator=generator, dtype=torch.float64)
+        even = torch.cat([noise, 1 - noise, torch.zeros(len(x), 1)], 1)
+        sure = torch.tensor([[0.02, 0.95, 0.03]], dtype=torch.float64).expand(len(x), 3)
+        return torch.where(x > 0, sure, even)
+
+    x = torch.tensor([[1.0], [0.0]]).repeat(30, 1)
+    estimate = ensemble_estimate(
+        Drawn(draw), x, num_draws=100, stop_when_decided=True, output=values, generator=seeded(6)
+    )
+    sure = x[:, 0] > 0
+    assert int(estimate.num_draws[sure].max()) <= 10
+    assert (estimate.prediction[sure] == 1).all()
+    assert float((estimate.num_draws[~sure] == 100).double().mean()) > 0.9
+    assert estimate.cost == int(estimate.num_draws.sum())
+
+
+@pytest.mark.parametrize("std", ["sample", "constant"])
+@pytest.mark.parametrize("size", [0.02, 0.2])
+def test_the_control_keeps_the_mean_and_takes_the_variance(std, size):
+    network = en_resnet(
+        8,
+        num_members=2,
+        in_channels=1,
+        width=4,
+        noise_std=std,
+        noise_coef=size,
+        sigma=size if std == "constant" else None,
+        seed=1,
+    ).double()
+    x = torch.rand(6, 1, 8, 8, generator=seeded(), dtype=torch.float64)
+    plain = ensemble_estimate(network, x, num_draws=300, generator=seeded(1))
+    controlled = ensemble_estimate(network, x, num_draws=300, control=True, generator=seeded(2))
+    z = (plain.mean - controlled.mean) / torch.hypot(plain.standard_error, controlled.standard_error)
+    assert float(z.abs().max()) < 4
+    ratio = (plain.standard_deviation.square().mean() / controlled.standard_deviation.square().mean()).item()
+    assert ratio > (3 if size == 0.02 else 1), ratio  # kinks of the relu leave more than second order
+
+
+def test_what_is_left_after_the_control_is_of_second_order():
+    network = FlowNetwork(SmoothVelocity(2, seed=1), num_blocks=8, sigma=0.2, seed=2).double()
+    x = torch.randn(20, 2, generator=seeded(), dtype=torch.float64)
+    left = []
+    for scale in (0.1, 0.2, 0.4):
+        with network.noise_scale(scale):
+            estimate = ensemble_estimate(network, x, num_draws=200, control=True, generator=seeded(3))
+            twin = NoiseExpansion(network, x, softmax).twin
+        left.append(float(estimate.standard_deviation.mean()))
+    assert abs(np.polyfit(np.log([0.1, 0.2, 0.4]), np.log(left), 1)[0] - 2) < 0.1
+    with network.noise_off(), torch.no_grad():
+        torch.testing.assert_close(network(x).softmax(-1), twin)
+
+
+def test_it_averages_any_model_and_leaves_it_as_it_was():
+    model = en_resnet(8, in_channels=1, noise_std="batch", seed=0).train()
+    state = model.generator_state()
+    x = torch.rand(7, 1, 8, 8, generator=seeded())
+    first = ensemble_estimate(model, x, num_draws=4, batch_size=3, generator=seeded(1))
+    again = ensemble_estimate(model, x, num_draws=4, batch_size=3, generator=seeded(1))
+    assert torch.equal(first.mean, again.mean)
+    assert model.training
+    assert torch.equal(model.generator_state(), state)
+    torch.testing.assert_close(first.mean.sum(1), torch.ones(7, dtype=torch.float64))
+    assert not first.decided.any()
+
+
+def test_a_problem_of_pdekit_is_averaged_as_it_is():
+    problem = ConvectionDiffusion(np.zeros((2, 8, 8)), lambda z: np.cos(2 * np.pi * z[..., 0]), 0.2)
+    network = ProblemNetwork(problem, num_blocks=1)
+    x = torch.tensor([[0.1, 0.2]], dtype=torch.float64).repeat(500, 1)
+    estimate = ensemble_estimate(network, x, num_draws=20, batch_size=500, output=values, generator=seeded())
+    exact = np.cos(0.2 * np.pi) * np.exp(-0.5 * (2 * np.pi * 0.2) ** 2)
+    assert abs(float(estimate.mean.mean()) - exact) < 4 * float(estimate.standard_error.mean()) / 500**0.5
+
+
+def test_the_split_finds_the_parts_that_were_put_in():
+    generator = seeded(7)
+    members = 0.1 * torch.randn(400, 1, 3, 2, generator=generator, dtype=torch.float64)
+    draws = 0.2 * torch.randn(400, 6, 3, 2, generator=generator, dtype=torch.float64)
+    p = torch.tensor([0.7, 0.3], dtype=torch.float64) + members + draws
+    split = bias_variance(p, torch.tensor([0, 0, 0]))
+    assert split.between_draws == pytest.approx(2 * 0.04, rel=0.05)
+    assert split.between_members == pytest.approx(2 * 0.01, rel=0.15)
+    assert split.rest == pytest.approx(2 * 0.09, rel=0.05)
+    measured = float((p - torch.tensor([1.0, 0.0], dtype=torch.float64)).square().sum(-1).mean())
+    assert split.total == pytest.approx(measured, rel=1e-6)
+    assert split.second_member > split.second_draw
+    assert split.error(2, 3) == pytest.approx(split.rest + split.between_members / 2 + split.between_draws / 6)
+
+
+def test_member_probabilities_are_those_of_the_members():
+    model = en_resnet(8, num_members=3, in_channels=1, noise="off", seed=0).eval()
+    x = torch.rand(4, 1, 8, 8, generator=seeded())
+    p = member_probabilities(model, x, num_draws=2, generator=seeded())
+    assert p.shape == (3, 2, 4, 10)
+    torch.testing.assert_close(p[:, 0], model.member_logits(x).softmax(-1).detach())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_draws": 1}, "expected num_draws >= 2"),
+        ({"level": 1.0}, "level: expected a number between 0 and 1, got 1.0"),
+        ({"target_error": -1.0}, "target_error: expected a positive half-width, got -1.0"),
+        ({"control": True, "stop_when_decided": True}, "expected at most one of"),
+        ({"stop_when_decided": True, "output": values}, "expected probabilities from output"),
+    ],
+)
+def test_errors_say_what_was_expected(options, message):
+    with pytest.raises(ValueError, match=message):
+        ensemble_estimate(gaussian_logit(), 9 * torch.ones(3, 2), generator=seeded(), **options)
+
+
+def test_images_cannot_drop_out_of_a_batch_they_make_noise_for():
+    model = en_resnet(8, in_channels=1, noise_std="batch", seed=0)
+    with pytest.raises(ValueError, match="expected noise_std 'sample' or 'constant', got 'batch'"):
+        ensemble_estimate(model, torch.rand(3, 1, 8, 8), stop_when_decided=True, generator=seeded())
+
+
+def test_models_without_noise_are_refused():
+    with pytest.raises(ValueError, match="expected one with noise from a generator"):
+        ensemble_estimate(nn.Linear(2, 2), torch.ones(3, 2), generator=seeded())
+    with pytest.raises(ValueError, match="expected noise in every block, got kind 'off'"):
+        NoiseExpansion(ResidualNoise(Noise("off"), num_blocks=1, stream=NoiseStream(0)), torch.ones(3, 2), softmax)
+    with pytest.raises(ValueError, match="on one stream, got 0 streams"):
+        NoiseExpansion(nn.Linear(2, 2), torch.ones(3, 2), softmax)
+    split = torch.rand(1, 2, 3, 4)
+    with pytest.raises(ValueError, match="members >= 2"):
+        bias_variance(split, torch.zeros(3, dtype=torch.long))
+    estimate = ensemble_estimate(gaussian_logit(), torch.ones(3, 2), num_draws=2, generator=seeded())
+    with pytest.raises(ValueError, match="target_error: expected a positive half-width, got 0"):
+        estimate.draws_for(0)

@@ -1,0 +1,141 @@
+"""Learned weights (Sec. 5): the derived gradient, the convex optimum, and the cases whose answer is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bridge.weights import (
+    ensemble_loss,
+    learn_weights,
+    least_squares_weights,
+    member_logits,
+    optimal_weights,
+    paper_update,
+    weight_gradient,
+)
+from netkit import en_resnet, from_name
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def case(k: int, seed: int = 0, n: int = 300, classes: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Members that see the truth through noise of different size."""
+    generator = seeded(seed)
+    truth = torch.randn(n, classes, dtype=torch.float64, generator=generator)
+    noise = torch.randn(k, n, classes, dtype=torch.float64, generator=generator)
+    logits = 1.5 * truth + noise * torch.linspace(0.5, 2.0, k, dtype=torch.float64).view(-1, 1, 1)
+    y = torch.multinomial((1.5 * truth).softmax(-1), 1, generator=generator)[:, 0]
+    return logits, y
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_the_derived_gradient_is_that_of_autograd(k):
+    logits, y = case(k)
+    weights = torch.randn(k, dtype=torch.float64, generator=seeded(1)).requires_grad_()
+    (expected,) = torch.autograd.grad(ensemble_loss(weights, logits, y), weights)
+    torch.testing.assert_close(weight_gradient(weights.detach(), logits, y), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("signs", ["any", "nonnegative"])
+def test_the_convex_optimum_is_never_worse_than_the_papers_update(seed, signs):
+    logits, y = case(3, seed)
+    best = optimal_weights(logits, y, signs=signs)
+    assert float(best.sum()) == pytest.approx(1.0, abs=1e-12)
+    weights = torch.full((3,), 1 / 3, dtype=torch.float64)
+    reached = float(ensemble_loss(best, logits, y))
+    for _ in range(50):
+        weights = paper_update(weights, logits, y, lr=0.1)
+        assert float(weights.sum()) == pytest.approx(1.0, abs=1e-12)
+        if signs == "any" or bool((weights >= 0).all()):
+            assert reached <= float(ensemble_loss(weights, logits, y)) + 1e-9
+
+
+def test_the_optimum_satisfies_the_conditions_of_optimality():
+    logits, y = case(4)
+    gradient = weight_gradient(optimal_weights(logits, y), logits, y)
+    assert float((gradient - gradient.mean()).abs().max()) < 1e-9  # one multiplier for Σ w = 1
+
+
+def test_one_network_has_weight_one():
+    logits, y = case(1)
+    assert optimal_weights(logits, y).tolist() == [1.0]
+    assert paper_update(torch.ones(1, dtype=torch.float64), logits, y, lr=0.1).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("signs", ["any", "nonnegative"])
+def test_equal_networks_keep_equal_weights(signs):
+    logits, y = case(1)
+    same = logits.expand(3, -1, -1)
+    third = torch.full((3,), 1 / 3, dtype=torch.float64)
+    torch.testing.assert_close(optimal_weights(same, y, signs=signs), third)
+    torch.testing.assert_close(paper_update(third, same, y, lr=0.1), third)
+
+
+def test_a_useless_member_gets_no_weight():
+    """The first member is the truth itself; the second knows nothing, so its weight is zero up to sampling."""
+    generator = seeded(3)
+    truth = 2.0 * torch.randn(20_000, 4, dtype=torch.float64, generator=generator)
+    y = torch.multinomial(truth.softmax(-1), 1, generator=generator)[:, 0]
+    logits = torch.stack([truth, 2.0 * torch.randn(truth.shape, dtype=torch.float64, generator=generator)])
+    assert abs(float(optimal_weights(logits, y)[1])) < 0.02
+    assert abs(float(optimal_weights(logits, y, signs="nonnegative")[1])) < 0.02
+    weights = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    for _ in range(300):
+        weights = paper_update(weights, logits, y, lr=0.1)
+    assert abs(float(weights[1])) < 0.05
+
+
+def test_a_better_member_gets_more():
+    logits, y = case(3, n=3000)
+    weights = optimal_weights(logits, y)
+    assert weights[0] > weights[1] > weights[2]
+
+
+def test_exact_means_of_two_depths_get_the_weights_of_extrapolation():
+    u = torch.rand(500, dtype=torch.float64, generator=seeded())
+    slope = torch.randn(500, dtype=torch.float64, generator=seeded(1))
+    outputs = torch.stack([u + slope / 8, u + slope / 16])
+    torch.testing.assert_close(least_squares_weights(outputs, u), torch.tensor([-1.0, 2.0], dtype=torch.float64))
+
+
+def test_separable_data_end_in_finite_weights():
+    y = torch.tensor([0, 1, 0, 1])
+    right = torch.nn.functional.one_hot(y, 2).double() * 4
+    weights = optimal_weights(torch.stack([right, -right]), y)
+    assert torch.isfinite(weights).all()
+    assert float(ensemble_loss(weights, torch.stack([right, -right]), y)) < 1e-8
+
+
+def test_an_ensemble_of_depths_takes_its_learned_weights():
+    model = from_name("En1ResNet8&En1ResNet14", in_channels=1, noise_std="sample", seed=0, width=4)
+    x, y = torch.rand(40, 1, 8, 8, generator=seeded()), torch.randint(10, (40,), generator=seeded(1))
+    model.train()
+    weights = learn_weights(model, x, y, num_draws=2, generator=seeded(2))
+    torch.testing.assert_close(model.weights.double(), weights, rtol=0, atol=1e-6)
+    assert model.training
+    logits = member_logits(model, x, num_draws=2, generator=seeded(2))
+    assert logits.shape == (2, 40, 10)
+    before = float(ensemble_loss(torch.tensor([0.5, 0.5]), logits, y))
+    assert float(ensemble_loss(weights, logits, y)) <= before
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ensemble_loss(torch.ones(2), torch.ones(3, 4, 5), torch.zeros(4)), r"expected weights \(k,\)"),
+        (lambda: optimal_weights(*case(2), signs="positive"), "expected 'any' or 'nonnegative', got 'positive'"),
+        (lambda: paper_update(torch.tensor([0.5, 0.5]), 50 * case(2)[0], case(2)[1], lr=100.0), "expected a step that"),
+        (lambda: least_squares_weights(torch.ones(2, 3), torch.ones(4)), r"expected outputs \(k, N\)"),
+        (
+            lambda: member_logits(en_resnet(8, in_channels=1), torch.rand(2, 1, 8, 8), num_draws=0, generator=seeded()),
+            "num_draws: expected at least 1, got 0",
+        ),
+    ],
+)
+def test_errors_say_what_was_expected(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
