@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from reporting import provenance
+from reporting import InputError, provenance
 
 from netkit import attacks, checkpoint, data, evaluate, models
 from netkit.presets import PRESETS
@@ -27,10 +27,6 @@ Report = Callable[[int, int], None]
 _EVALUATION_BATCH = 250
 _PAPER_EPS = 8 / 255
 _DIGITS_WIDTH = 8  # half the paper's, at half the time
-
-
-class InputError(ValueError):
-    """Something asked for that does not exist or makes no sense; the message is one line."""
 
 
 @dataclass(frozen=True)

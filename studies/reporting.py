@@ -73,10 +73,15 @@ class InputError(ValueError):
 
 
 @contextmanager
-def one_line_errors(usage: tuple[type[Exception], ...], failure: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def one_line_errors(
+    usage: tuple[type[Exception], ...],
+    failure: tuple[type[Exception], ...] = (),
+    *,
+    interrupted: str = "interrupted",
+) -> Iterator[None]:
     """End a command on wrong input with one line and code 2, on a failed run with code 1, interrupted with 130.
 
-    Any other exception is a bug and shows itself.
+    `interrupted` is what Ctrl-C prints. Any other exception is a bug and shows itself.
     """
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     try:
@@ -88,5 +93,5 @@ def one_line_errors(usage: tuple[type[Exception], ...], failure: tuple[type[Exce
         errors.print(f"error: {error}")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        errors.print("interrupted")
+        errors.print(interrupted)
         raise SystemExit(130) from None

@@ -10,8 +10,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +20,6 @@ import typer
 from jobs import (
     Column,
     EvaluateTask,
-    InputError,
     Settings,
     Task,
     TrainTask,
@@ -32,8 +30,7 @@ from jobs import (
     tasks_for,
 )
 from rendering import draw
-from reporting import ROOT, console, provenance, write_json
-from rich.console import Console
+from reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from workers import WorkerDied, run_all
 
@@ -47,6 +44,8 @@ from netkit.training import peak_learning_rate
 PAPER = json.loads((Path(__file__).parent / "paper_tables.json").read_text())["tables"]
 
 
+_USAGE = (InputError, DataError, CheckpointError, OSError)
+_FAILURE = (FloatingPointError, WorkerDied)
 _DIGITS_NOTE = "Networks of depth 8 and width 8 stand for the paper's of depth 20 and width 16."
 _SMOKE = {"epochs": 1, "num_train": 128, "num_test": 40, "attack_steps": 2, "num_draws": 2, "eot": 2}
 
@@ -128,7 +127,7 @@ def app_for(table: Table) -> typer.Typer:
         list_jobs: Annotated[bool, typer.Option(help="Print one command for each network and seed")] = False,
         no_table: Annotated[bool, typer.Option(help="Train and attack, but write no table")] = False,
     ) -> None:
-        with _one_line_errors():
+        with one_line_errors(_USAGE, _FAILURE, interrupted="interrupted; the same command continues from here"):
             _require(0, seed=seed)
             _require(2, num_train=num_train)
             _require(1, num_test=num_test, epochs=epochs, attack_steps=attack_steps, eot=eot)
@@ -164,23 +163,6 @@ def app_for(table: Table) -> typer.Typer:
                 draw(path, console)
 
     return app
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Wrong input ends with one line and code 2, an interruption with 130; a bug shows itself."""
-    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    try:
-        yield
-    except (InputError, DataError, CheckpointError, OSError) as error:
-        errors.print(f"error: {error}")
-        raise typer.Exit(2) from None
-    except (FloatingPointError, WorkerDied) as error:
-        errors.print(f"error: {error}")
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        errors.print("interrupted; the same command continues from here")
-        raise typer.Exit(130) from None
 
 
 def _require(least: int, **options: int | None) -> None:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from jobs import EvaluateTask, Settings, Task, TrainTask, cost, is_done, run_task
 
+from netkit.memory import keep_freed_memory
+
 
 class WorkerDied(RuntimeError):
     """A worker process ended without an answer, as when the system kills it for its memory."""
@@ -40,7 +42,7 @@ def run_all(
     pending = [task for task in dict.fromkeys(tasks) if not is_done(task, settings)]
     pending.sort(key=lambda task: -cost(task, settings))
     if num_workers == 1:
-        torch.set_num_threads(num_threads)
+        _prepare_process(settings, num_threads)
         for task in sorted(pending, key=lambda task: isinstance(task, EvaluateTask)):
             started = time.perf_counter()
             outcome = run_task(task, settings, partial(report, task))
@@ -119,7 +121,7 @@ def _work(connection: Connection, settings: Settings, num_threads: int) -> None:
     """A worker's life: receive a task, answer with progress and an outcome; end when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(num_threads)
+    _prepare_process(settings, num_threads)
     reported = 0.0
 
     def report(done: int, total: int) -> None:
@@ -140,6 +142,12 @@ def _work(connection: Connection, settings: Settings, num_threads: int) -> None:
                 connection.send(("failed", error))
     except (EOFError, ConnectionError):
         os._exit(1)
+
+
+def _prepare_process(settings: Settings, num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
+    if settings.device == "cpu":
+        keep_freed_memory()
 
 
 def _end_with_parent() -> None:
