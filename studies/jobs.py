@@ -10,35 +10,38 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from reporting import InputError, provenance
+from reporting import InputError, provenance, write_json
 
 from netkit import attacks, checkpoint, data, evaluate, models
 from netkit.presets import PRESETS
+from netkit.randomness import derived_generator, noise_from
 from netkit.training import TrainConfig, load_model, make_accelerator, train
 
 Column = Literal["nat", "fgsm", "ifgsm20", "cw"]
+Loss = Literal["pgd", "natural", "trades"]
+Weights = Literal["equal", "learned"]
 Report = Callable[[int, int], None]
 
 _EVALUATION_BATCH = 250
 _PAPER_EPS = 8 / 255
 _DIGITS_WIDTH = 8  # half the paper's, at half the time
+_REPEAT_SEED = 1000  # between the seeds of networks of one kind, trained separately for one ensemble
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a whole table is computed with; two runs with equal settings share every file.
+    """What a whole table is computed with; tables with equal settings share every file.
 
     `attack_steps` caps the steps of every attack, in training and in evaluation. Several `learning_rates` are
     all trained, and the best on validation is kept, for each row and seed.
     """
 
     dataset: str
-    loss: Literal["pgd", "natural", "trades"]
     preset: str
     out: Path
     data: Path | None = None
@@ -57,16 +60,16 @@ class Settings:
             raise InputError(f"unknown preset {self.preset!r}: expected one of {', '.join(PRESETS)}")
         try:
             for lr in self.candidates():
-                self.train_config(seed=0, lr=lr)
+                self.train_config(seed=0, loss="pgd", lr=lr)
         except ValueError as error:
             raise InputError(str(error)) from error
 
-    def train_config(self, seed: int, lr: float | None = None) -> TrainConfig:
-        """The preset with this table's loss and what the command line changed."""
+    def train_config(self, seed: int, loss: Loss, lr: float | None = None) -> TrainConfig:
+        """The preset with what the command line changed."""
         config = PRESETS[self.preset]
         return replace(
             config,
-            loss=self.loss,
+            loss=loss,
             seed=seed,
             epochs=self.epochs or config.epochs,
             lr=config.lr if lr is None else lr,
@@ -87,43 +90,73 @@ class TrainTask:
     model: str
     seed: int
     lr: float
+    loss: Loss = "pgd"
 
     def __str__(self) -> str:
-        return f"train {self.model}, seed {self.seed}, lr {self.lr:g}"
+        how = "" if self.loss == "pgd" else f", {self.loss} loss"
+        return f"train {self.model}{how}, seed {self.seed}, lr {self.lr:g}"
 
 
 @dataclass(frozen=True)
 class EvaluateTask:
-    """Score `model` on one column; an `oracle` is attacked in its place."""
+    """Score `model` on one column; an `oracle` is attacked in its place.
+
+    With "learned" weights the members of an "A&B" count as much as is best on validation (section 5).
+    """
 
     model: str
     seed: int
     column: Column
-    needs: tuple[TrainTask, ...] = field(compare=False)
+    needs: tuple[TrainTask, ...]
     oracle: str | None = None
+    weights: Weights = "equal"
 
     def __str__(self) -> str:
-        return f"attack {self.oracle or self.model}, seed {self.seed}, {self.column}"
+        how = "" if self.needs[0].loss == "pgd" else f" after {self.needs[0].loss} training"
+        weights = "" if self.weights == "equal" else f" with {self.weights} weights"
+        return f"attack {self.oracle or self.model}{weights}{how}, seed {self.seed}, {self.column}"
 
 
 Task = TrainTask | EvaluateTask
 
 
-def tasks_for(settings: Settings, model: str, seed: int, columns: Iterable[Column], oracle: str | None) -> list[Task]:
+def separate_networks(model: str, seed: int) -> list[tuple[str, int]]:
+    """The networks that are trained apart for `model`, each with its seed: more than one where "+" joins them.
+
+    Networks of one kind get seeds of their own, which no other ensemble of a few seeds in a row uses.
+    """
+    parts = model.split("+")
+    return [(part, seed + _REPEAT_SEED * parts[:index].count(part)) for index, part in enumerate(parts)]
+
+
+def tasks_for(
+    settings: Settings,
+    model: str,
+    seed: int,
+    columns: Iterable[Column],
+    *,
+    loss: Loss,
+    oracle: str | None = None,
+    weights: Weights = "equal",
+) -> list[Task]:
     """Everything one row needs with one seed, the training first."""
-    names = [model] if oracle is None else [model, oracle]
-    training = tuple(TrainTask(name, seed, lr) for name in names for lr in settings.candidates())
-    return [*training, *(EvaluateTask(model, seed, column, training, oracle) for column in columns)]
+    networks = [pair for name in (model, oracle) if name is not None for pair in separate_networks(name, seed)]
+    training = tuple(TrainTask(name, own, lr, loss) for name, own in networks for lr in settings.candidates())
+    return [*training, *(EvaluateTask(model, seed, column, training, oracle, weights) for column in columns)]
 
 
 def network(model: str, settings: Settings, seed: int) -> models.EnResNet:
     """The network called `model`, for the images of this data set.
 
     Besides the paper's names (`netkit.models.from_name`), "Plain5ResNet20" averages five members without
-    noise, and "Wide5ResNet20" is one network without noise and with as many parameters as five.
+    noise, "Wide5ResNet20" is one network without noise and with as many parameters as five, and "A+B" averages
+    A and B, which are trained apart.
 
     Raises InputError for other names.
     """
+    if "+" in model:
+        parts = [network(part, settings, own) for part, own in separate_networks(model, seed)]
+        return models.EnResNet(parts, seed=seed)
     dataset = load_data(settings)
     options: dict[str, Any] = {
         "num_classes": dataset.num_classes,
@@ -188,7 +221,7 @@ def checkpoint_path(task: TrainTask, settings: Settings) -> Path:
     """Where the model of `task` lives."""
     identity = {
         "model": network(task.model, settings, task.seed).config,
-        "training": asdict(settings.train_config(task.seed, task.lr)),
+        "training": asdict(settings.train_config(task.seed, task.loss, task.lr)),
         "data": _fingerprint(settings, "train", "val"),
     }
     name = f"{settings.dataset}-{task.model}-{settings.preset}-seed{task.seed}-{_hash(identity)}.safetensors"
@@ -198,13 +231,15 @@ def checkpoint_path(task: TrainTask, settings: Settings) -> Path:
 def evaluation_path(task: EvaluateTask, settings: Settings) -> Path:
     """Where the predictions of `task` live."""
     attack = attack_for(task.column, settings)
-    identity = {
+    identity: dict[str, Any] = {
         "models": [checkpoint_path(need, settings).name for need in task.needs],
         "oracle": task.oracle,
         "attack": None if attack is None else evaluate.attack_name(attack),
         "num_draws": settings.num_draws,
         "data": _fingerprint(settings, "test"),
     }
+    if task.weights != "equal":
+        identity["weights"] = task.weights
     name = f"{settings.dataset}-{task.model}-{settings.preset}-seed{task.seed}-{task.column}"
     return settings.out / "evaluations" / f"{name}-{_hash(identity)}.safetensors"
 
@@ -213,19 +248,24 @@ def _hash(identity: Any) -> str:
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=5).hexdigest()
 
 
+def weights_path(task: TrainTask, settings: Settings) -> Path:
+    """Where the learned weights of the members of an "A&B" live."""
+    return checkpoint_path(task, settings).with_suffix(".weights.json")
+
+
 def trained(task: TrainTask, settings: Settings) -> dict[str, Any] | None:
     """The checkpoint of a finished training, None while it is absent or unfinished."""
     path = checkpoint_path(task, settings)
     if not path.exists():
         return None
     tree = checkpoint.load(path, kind="training")
-    epochs = settings.train_config(task.seed).epochs
+    epochs = settings.train_config(task.seed, task.loss).epochs
     return tree if tree["epoch"] == epochs else None
 
 
-def selected(model: str, settings: Settings, needs: Iterable[TrainTask]) -> tuple[TrainTask, dict[str, Any]]:
+def selected(model: str, seed: int, settings: Settings, needs: Iterable[TrainTask]) -> tuple[TrainTask, dict[str, Any]]:
     """Of the learning rates tried for `model`, the one that did best on validation, and its checkpoint."""
-    finished = [(task, trained(task, settings)) for task in needs if task.model == model]
+    finished = [(task, trained(task, settings)) for task in needs if (task.model, task.seed) == (model, seed)]
     usable = [(task, tree) for task, tree in finished if tree is not None]
     if not usable:
         raise FileNotFoundError(f"{model} is not trained yet in {settings.out}")
@@ -235,7 +275,8 @@ def selected(model: str, settings: Settings, needs: Iterable[TrainTask]) -> tupl
 def is_done(task: Task, settings: Settings) -> bool:
     """Whether the result of `task` is already on disk."""
     if isinstance(task, TrainTask):
-        return trained(task, settings) is not None
+        is_weighted = "&" not in task.model or weights_path(task, settings).exists()
+        return is_weighted and trained(task, settings) is not None
     return evaluate.stored_score(evaluation_path(task, settings)) is not None
 
 
@@ -247,7 +288,9 @@ def run_task(task: Task, settings: Settings, report: Report) -> str:
     if isinstance(task, TrainTask):
         return _train(task, settings, report)
     dataset = load_data(settings)
-    target, oracle = (None if name is None else _best_model(name, settings, task) for name in (task.model, task.oracle))
+    target, oracle = (
+        None if name is None else trained_model(name, settings, task) for name in (task.model, task.oracle)
+    )
     assert target is not None
     attack = attack_for(task.column, settings) or evaluate.no_attack
     score = evaluate.robust_accuracy(
@@ -266,9 +309,10 @@ def run_task(task: Task, settings: Settings, report: Report) -> str:
 
 
 def _train(task: TrainTask, settings: Settings, report: Report) -> str:
-    config = settings.train_config(task.seed, task.lr)
+    config = settings.train_config(task.seed, task.loss, task.lr)
+    model = network(task.model, settings, task.seed)
     result = train(
-        network(task.model, settings, task.seed),
+        model,
         load_data(settings),
         config,
         path=checkpoint_path(task, settings),
@@ -276,23 +320,63 @@ def _train(task: TrainTask, settings: Settings, report: Report) -> str:
         accelerator=make_accelerator(config, settings.device),
         on_step=report,
     )
+    if "&" in task.model:
+        write_json(weights_path(task, settings), _learned_weights(model, settings, config))
     best = result.history[result.best_epoch]
     value = best.val_natural if best.val_robust is None else best.val_robust
     outcome = "" if value is None else f", validation {100 * value:.1f}%"
     return f"epoch {result.best_epoch + 1} of {config.epochs} selected{outcome}"
 
 
-def _best_model(name: str, settings: Settings, task: EvaluateTask) -> models.EnResNet:
-    training, _ = selected(name, settings, task.needs)
-    return load_model(checkpoint_path(training, settings), device=settings.device)
+def _learned_weights(model: models.EnResNet, settings: Settings, config: TrainConfig) -> list[float]:
+    """The members' weights of least loss on validation images, attacked as in training.
+
+    The paper updates them once an epoch, on training images; the loss is convex in them, so that once at the end is
+    enough, and networks fit their training images too well to be weighed by them. No weight is negative: with few
+    images a minimum might not exist otherwise.
+    """
+    from bridge.weights import learn_weights  # brings numba, which the other tables can do without
+
+    dataset = load_data(settings)
+    x, y = dataset.images(dataset.val.x), dataset.val.y
+    generators = [derived_generator(x.device, config.seed, "weights", number) for number in range(3)]
+    if config.loss != "natural":
+        with noise_from(generators[1], model):
+            x = attacks.pgd(
+                model,
+                x,
+                y,
+                eps=config.eps,
+                step_size=config.step_size,
+                num_steps=config.num_steps,
+                generator=generators[0],
+            )
+    weights = learn_weights(model, x, y, num_draws=settings.num_draws, signs="nonnegative", generator=generators[2])
+    return weights.tolist()
+
+
+def trained_model(name: str, settings: Settings, task: EvaluateTask) -> models.EnResNet:
+    """The network `name` that `task` needs, from the learning rates that did best on validation.
+
+    Raises FileNotFoundError where it is not trained yet.
+    """
+    parts = []
+    for part, seed in separate_networks(name, task.seed):
+        training, _ = selected(part, seed, settings, task.needs)
+        parts.append(load_model(checkpoint_path(training, settings), device=settings.device))
+        if task.weights == "learned" and "&" in part:
+            parts[-1].set_weights(json.loads(weights_path(training, settings).read_text()))
+    model = parts[0] if len(parts) == 1 else models.EnResNet(parts, seed=task.seed)
+    return model.to(settings.device).eval()
 
 
 def cost(task: Task, settings: Settings) -> float:
     """Passes over one image, times parameters: a rough order, enough to start the long tasks first."""
-    config, dataset = settings.train_config(task.seed), load_data(settings)
+    dataset = load_data(settings)
     size = models.count_parameters(network(task.model, settings, task.seed))
     if isinstance(task, TrainTask):
+        config = settings.train_config(task.seed, task.loss)
         return size * config.epochs * (config.num_steps + 2) * len(dataset.train)
     num_steps = {"nat": 0, "fgsm": 1, "ifgsm20": settings.capped(20), "cw": settings.capped(50)}[task.column]
-    eot_draws = settings.eot_draws if task.model.startswith("En") else 1
+    eot_draws = settings.eot_draws if "En" in (task.oracle or task.model) else 1
     return size * (num_steps * eot_draws + settings.num_draws) * len(dataset.test)

@@ -23,20 +23,12 @@ def draw(path: Path, console: Console) -> None:
 
 
 def _accuracies(stored: dict[str, Any]) -> Table:
-    cells = [cell for row in stored["rows"] for cell in row["cells"].values()]
-    config = stored["provenance"]["config"]
-    seeds = ", ".join(str(seed) for seed in config["seeds"])
-    draws = max(cell["num_draws"] for cell in cells)
-    number = stored["table"].removeprefix("table")
     table = Table(
-        title=f"Table {number}: {stored['caption']} ({stored['dataset']})",
-        caption=f"Accuracy in %, with 95% intervals over n = {cells[0]['n']} test images and seeds {seeds}; "
-        f"noisy networks scored over {draws} fresh draws and attacked through EOT "
-        f"({config['settings']['eot_draws']} draws). In brackets the paper's, which are "
-        f"on {_paper_data(stored)}. eps = {config['training']['eps']:.4g}. {stored['note']}",
+        title=f"{stored['title']}: {stored['caption']} ({stored['dataset']})",
+        caption=_conditions(stored),
         box=box.SIMPLE_HEAD,
     )
-    table.add_column("network", no_wrap=True)
+    table.add_column("network", overflow="fold")
     table.add_column("size", justify="right")
     for title in stored["columns"].values():
         table.add_column(title, justify="right", no_wrap=True)
@@ -55,9 +47,30 @@ def _cell(cell: dict[str, Any] | None, paper: float | None) -> str:
     return ours if paper is None else f"{ours}\n({paper:.1f})"
 
 
-def _paper_data(stored: dict[str, Any]) -> str:
-    same = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-    return same.get(stored["dataset"], "CIFAR-10, another task")
+def _conditions(stored: dict[str, Any]) -> str:
+    """Under which conditions the numbers of the table were obtained."""
+    cells = [cell for row in stored["rows"] for cell in row["cells"].values()]
+    config = stored["provenance"]["config"]
+    draws = max(cell["num_draws"] for cell in cells)
+    noisy = f"noisy networks scored over {draws} fresh draws"
+    is_attacked = set(stored["columns"]) != {"nat"}
+    if is_attacked:
+        noisy += f" and attacked through EOT ({config['settings']['eot_draws']} draws)"
+    parts = [
+        f"Accuracy in %, with 95% intervals over n = {cells[0]['n']} test images and seeds "
+        f"{', '.join(str(seed) for seed in config['seeds'])}; {noisy}."
+    ]
+    if any(row["paper"] for row in stored["rows"]):
+        name = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}[stored["paper_dataset"]]
+        other = "" if stored["paper_dataset"] == stored["dataset"] else ", another task"
+        parts.append(f"In brackets the paper's, which are on {name}{other}.")
+    if is_attacked:
+        parts.append(f"eps = {config['training']['eps']:.4g}.")
+    if any(row["oracle"] for row in stored["rows"]):
+        parts.append("A < B: A on images that attack B.")
+    if any("+" in row["model"] for row in stored["rows"]):
+        parts.append("A+B: trained apart, averaged.")
+    return " ".join([*parts, stored["note"]]).strip()
 
 
 def _orderings(stored: dict[str, Any]) -> Table:
@@ -67,7 +80,7 @@ def _orderings(stored: dict[str, Any]) -> Table:
         "adjusted for their number. A control without numbers in the paper is ordered as the paper argues.",
         box=box.SIMPLE_HEAD,
     )
-    table.add_column("claim", no_wrap=True)
+    table.add_column("claim", overflow="fold")
     for title in stored["columns"].values():
         table.add_column(title, justify="right", no_wrap=True)
     lines: dict[tuple[str, str], dict[str, str]] = {}

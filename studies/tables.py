@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import typer
 from jobs import (
     Column,
     EvaluateTask,
+    Loss,
     Settings,
     Task,
     TrainTask,
+    Weights,
     checkpoint_path,
     evaluation_path,
     network,
     selected,
     tasks_for,
+    weights_path,
 )
 from rendering import draw
 from reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
@@ -41,42 +45,68 @@ from netkit.intervals import mean_accuracy, paired_difference
 from netkit.models import count_parameters
 from netkit.training import peak_learning_rate
 
+Scores = dict[tuple[str, Column], list[evaluate.Score]]
+"""By the label of a row and the column, one for each seed."""
 PAPER = json.loads((Path(__file__).parent / "paper_tables.json").read_text())["tables"]
 
 
 _USAGE = (InputError, DataError, CheckpointError, OSError)
 _FAILURE = (FloatingPointError, WorkerDied)
-_DIGITS_NOTE = "Networks of depth 8 and width 8 stand for the paper's of depth 20 and width 16."
 _SMOKE = {"epochs": 1, "num_train": 128, "num_test": 40, "attack_steps": 2, "num_draws": 2, "eot": 2}
+_ON_DIGITS = {"ResNet20": "ResNet8", "ResNet32": "ResNet14", "WRN-14-2": "WRN-8-2"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A network of the table; `paper` says where its numbers are if not under its own name in this table."""
+    """A network of the table.
+
+    `paper` says where its numbers are if not under its own name in this table, `loss` how it is trained if not as
+    the table says. An `oracle` is attacked in its place. "A+B" averages networks that are trained apart.
+    """
 
     model: str
     paper: tuple[str, str] | None = None
     oracle: str | None = None
+    loss: Loss | None = None
+    weights: Weights = "equal"
+
+    @property
+    def label(self) -> str:
+        """What the row is called, in claims and on the command line; no two rows of a table share one."""
+        how = "" if self.loss is None else f" ({self.loss})"
+        return f"{self.model}{how}" if self.weights == "equal" else f"{self.model} ({self.weights} weights)"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The paper has it that `better` is more accurate than `worse` (both models of rows)."""
+    """The paper has it that `better` is more accurate than `worse` (labels of rows), in all columns or in some."""
 
     better: str
     worse: str
+    columns: tuple[Column, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the paper, declared."""
+    """One table of the paper, declared; `smoke` are the rows that show that everything runs."""
 
     name: str
     caption: str
-    loss: Literal["pgd", "natural"]
+    loss: Loss
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     claims: tuple[Claim, ...]
+    smoke: tuple[str, ...] = ("ResNet20", "En2ResNet20")
+
+    @property
+    def paper_dataset(self) -> str:
+        """The data set of the paper's numbers."""
+        names = {"CIFAR10": "cifar10", "CIFAR100": "cifar100"}
+        return names[PAPER[self.name]["rows"][0].get("dataset", "CIFAR10")]
+
+    def loss_of(self, row: Row) -> Loss:
+        """How the network of `row` is trained."""
+        return row.loss or self.loss
 
     def paper_values(self, row: Row) -> dict[str, float]:
         """The paper's percentages for `row`, by column; empty for a control the paper does not have."""
@@ -88,14 +118,22 @@ class Table:
 
 
 def on_dataset(model: str, dataset: str) -> str:
-    """The network that stands for the paper's `model`: on digits, depth 8 for depth 20, and nothing deeper."""
-    return model.replace("ResNet20", "ResNet8") if dataset == "digits" else model
+    """The network that stands for the paper's `model`: on digits, depth 8 for depth 20 and 14 for 32."""
+    if dataset == "digits":
+        for printed, ours in _ON_DIGITS.items():
+            model = model.replace(printed, ours)
+    return model
+
+
+def _is_for_digits(row: Row) -> bool:
+    names = re.split("[+&]", row.model) + ([row.oracle] if row.oracle else [])
+    return all(any(known in name for known in _ON_DIGITS) for name in names)
 
 
 def app_for(table: Table) -> typer.Typer:
     """The command line of one table."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    title = f"{table.name.replace('table', 'Table ')}: {table.caption}."
+    title = f"{title_of(table.name)}: {table.caption}."
 
     @app.command(
         help=f"{title}\n\nWithout options: 8x8 digits and networks of depth 8, in minutes on two cores. "
@@ -135,7 +173,6 @@ def app_for(table: Table) -> typer.Typer:
             small = _SMOKE if smoke else {}
             settings = Settings(
                 dataset=dataset,
-                loss=table.loss,
                 preset=preset or ("digits" if dataset == "digits" else "paper"),
                 out=out,
                 data=data,
@@ -151,7 +188,7 @@ def app_for(table: Table) -> typer.Typer:
             )
             count = num_seeds or (2 if dataset == "digits" and not smoke else 1)
             seeds = range(seed, seed + count)
-            chosen = _chosen_rows(table, dataset, rows or ("ResNet20,En2ResNet20" if smoke else None))
+            chosen = _chosen_rows(table, dataset, rows or (",".join(table.smoke) if smoke else None))
             if list_jobs:
                 _print_jobs(chosen, dataset, seeds)
                 return
@@ -193,8 +230,8 @@ def _device(name: str) -> str:
 def _chosen_rows(table: Table, dataset: str, names: str | None) -> list[Row]:
     """The declared rows that are asked for; any other network can be asked for too, without paper values."""
     if names is None:
-        return [row for row in table.rows if dataset != "digits" or "ResNet20" in row.model]
-    declared = {alias: row for row in table.rows for alias in (row.model, on_dataset(row.model, dataset))}
+        return [row for row in table.rows if dataset != "digits" or _is_for_digits(row)]
+    declared = {alias: row for row in table.rows for alias in (row.label, on_dataset(row.label, dataset))}
     return [declared.get(name.strip(), Row(name.strip())) for name in names.split(",") if name.strip()]
 
 
@@ -204,7 +241,7 @@ def _print_jobs(rows: Sequence[Row], dataset: str, seeds: range) -> None:
     script = os.path.relpath(sys.argv[0])
     for row in rows:
         for seed in seeds:
-            job = ["--rows", row.model, "--seed", str(seed), "--num-seeds", "1", "--workers", "1", "--no-table"]
+            job = ["--rows", row.label, "--seed", str(seed), "--num-seeds", "1", "--workers", "1", "--no-table"]
             print(shlex.join(["python", script, *_without(words, job), *job]))
 
 
@@ -225,15 +262,22 @@ def _columns_of(table: Table, row: Row) -> tuple[Column, ...]:
 
 
 def _tasks(table: Table, row: Row, settings: Settings, seed: int) -> list[Task]:
-    oracle = None if row.oracle is None else on_dataset(row.oracle, settings.dataset)
-    model = on_dataset(row.model, settings.dataset)
-    return tasks_for(settings, model, seed, _columns_of(table, row), oracle)
+    return tasks_for(
+        settings,
+        on_dataset(row.model, settings.dataset),
+        seed,
+        _columns_of(table, row),
+        loss=table.loss_of(row),
+        oracle=None if row.oracle is None else on_dataset(row.oracle, settings.dataset),
+        weights=row.weights,
+    )
 
 
 def _compute(table: Table, rows: Sequence[Row], settings: Settings, seeds: range, num_workers: int | None) -> None:
     """Train and attack whatever is missing, with a bar for each running task where there is a terminal."""
     for row in rows:
-        network(on_dataset(row.model, settings.dataset), settings, seed=0)  # a wrong name fails here, at once
+        for name in filter(None, (row.model, row.oracle)):
+            network(on_dataset(name, settings.dataset), settings, seed=0)  # a wrong name fails here, at once
     tasks = [task for seed in seeds for row in rows for task in _tasks(table, row, settings, seed)]
     num_cores = os.cpu_count() or 1
     if num_workers is None:
@@ -265,47 +309,36 @@ def _compute(table: Table, rows: Sequence[Row], settings: Settings, seeds: range
 
 def results(table: Table, rows: Sequence[Row], settings: Settings, seeds: range) -> dict[str, Any]:
     """The numbers of the table, from files on disk alone; fit for JSON."""
-    scores: dict[tuple[str, Column], list[evaluate.Score]] = {}
+    scores: Scores = {}
     entries = []
     for row in rows:
-        model = on_dataset(row.model, settings.dataset)
-        built = network(model, settings, seed=0)
+        built = network(on_dataset(row.model, settings.dataset), settings, seed=0)
         runs: list[dict[str, Any]] = []
         for seed in seeds:
             tasks = _tasks(table, row, settings, seed)
-            training = [task for task in tasks if isinstance(task, TrainTask)]
-            chosen, tree = selected(model, settings, training)
             cells = {}
             for task in tasks:
                 if isinstance(task, EvaluateTask):
                     score = evaluate.stored_score(evaluation_path(task, settings))
                     assert score is not None
-                    scores.setdefault((row.model, task.column), []).append(score)
+                    scores.setdefault((row.label, task.column), []).append(score)
                     cells[task.column] = score.summary()
-            runs.append(
-                {
-                    "seed": seed,
-                    "lr": chosen.lr,
-                    "peak_lr": peak_learning_rate(settings.train_config(seed, chosen.lr), len(built.members)),
-                    "selected_epoch": tree["best"]["epoch"] + 1,
-                    "checkpoint": checkpoint_path(chosen, settings).name,
-                    "train_seconds": sum(record["seconds"] for record in tree["history"]),
-                    "cells": cells,
-                }
-            )
+            training = [task for task in tasks if isinstance(task, TrainTask)]
+            runs.append({"seed": seed, "networks": _networks(training, settings), "cells": cells})
         entries.append(
             {
-                "model": model,
+                "model": on_dataset(row.label, settings.dataset),
                 "paper_model": row.model,
-                "oracle": row.oracle,
+                "oracle": None if row.oracle is None else on_dataset(row.oracle, settings.dataset),
+                "loss": table.loss_of(row),
                 "num_members": len(built.members),
                 "num_parameters": count_parameters(built),
                 "paper": table.paper_values(row),
-                "cells": {column: _cell(scores[row.model, column], len(seeds)) for column in _columns_of(table, row)},
+                "cells": {column: _cell(scores[row.label, column], len(seeds)) for column in _columns_of(table, row)},
                 "runs": runs,
             }
         )
-    config = asdict(settings.train_config(seeds[0])) | {"lr": list(settings.candidates())}
+    config = asdict(settings.train_config(seeds[0], table.loss)) | {"lr": list(settings.candidates())}
     return {
         "provenance": provenance(
             {"settings": asdict(settings) | {"data": str(settings.data), "out": str(settings.out)}}
@@ -313,13 +346,48 @@ def results(table: Table, rows: Sequence[Row], settings: Settings, seeds: range)
             device=settings.device,
         ),
         "table": table.name,
+        "title": title_of(table.name),
         "caption": table.caption,
         "dataset": settings.dataset,
-        "note": _DIGITS_NOTE if settings.dataset == "digits" else "",
+        "paper_dataset": table.paper_dataset,
+        "note": _digits_note(rows) if settings.dataset == "digits" else "",
         "columns": {column: column_title(column, settings) for column in table.columns},
         "rows": entries,
         "verdicts": verdicts(table, rows, settings.dataset, scores),
     }
+
+
+def _networks(training: Sequence[TrainTask], settings: Settings) -> list[dict[str, Any]]:
+    """What was trained for one row and one seed: the network itself, its parts or its oracle."""
+    found = []
+    for model, seed in dict.fromkeys((task.model, task.seed) for task in training):
+        chosen, tree = selected(model, seed, settings, training)
+        config = settings.train_config(seed, chosen.loss, chosen.lr)
+        weights = weights_path(chosen, settings)
+        found.append(
+            {
+                "model": model,
+                "seed": seed,
+                "lr": chosen.lr,
+                "peak_lr": peak_learning_rate(config, len(tree["identity"]["model"]["members"])),
+                "selected_epoch": tree["best"]["epoch"] + 1,
+                "checkpoint": checkpoint_path(chosen, settings).name,
+                "train_seconds": sum(record["seconds"] for record in tree["history"]),
+            }
+            | ({"learned_weights": json.loads(weights.read_text())} if "&" in model else {})
+        )
+    return found
+
+
+def _digits_note(rows: Sequence[Row]) -> str:
+    names = " ".join(name for row in rows for name in (row.model, row.oracle) if name)
+    stand_ins = [f"{ours} stands for {printed}" for printed, ours in _ON_DIGITS.items() if printed in names]
+    return "; ".join([*stand_ins, "width 8 for 16"]) + "."
+
+
+def title_of(name: str) -> str:
+    """ "table2" is Table 2, "section4_4" is Section 4.4."""
+    return name.replace("table", "Table ").replace("section", "Section ").replace("_", ".")
 
 
 def column_title(column: Column, settings: Settings) -> str:
@@ -345,18 +413,18 @@ def verdicts(
     table: Table,
     rows: Sequence[Row],
     dataset: str,
-    scores: dict[tuple[str, Column], list[evaluate.Score]],
+    scores: Scores,
 ) -> list[dict[str, Any]]:
     """Each claim in each column, on the same images: ours with its paired interval, and the paper's difference.
 
     Where the paper's own numbers order two rows the other way round in some column, the claim is turned there.
     """
-    paper = {row.model: table.paper_values(row) for row in rows}
+    paper = {row.label: table.paper_values(row) for row in rows}
     found = []
     for claim in table.claims:
         if claim.better not in paper or claim.worse not in paper:
             continue
-        for column in table.columns:
+        for column in claim.columns or table.columns:
             better, worse = claim.better, claim.worse
             if (better, column) not in scores or (worse, column) not in scores:
                 continue

@@ -1,0 +1,183 @@
+"""All tables but the second (test_table2.py) at --smoke size, over one folder of trained networks."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tables
+import torch
+from jobs import EvaluateTask, Settings, separate_networks, tasks_for, trained_model
+from tables import Row, Table, on_dataset
+from test_data import fake_cifar
+from typer.testing import CliRunner, Result
+
+from netkit.training import load_model
+
+STUDIES = [f"table{number}" for number in (1, *range(3, 11))] + ["gradient_mask"]
+SMOKE = ["--smoke", "--workers", "1", "--device", "cpu"]
+SMALL = ["--num-train", "64", "--num-test", "20"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "cpu_count", lambda: 1)
+        yield
+    torch.set_num_threads(before)
+
+
+def declared(study: str) -> Table:
+    table: Table = importlib.import_module(study).TABLE
+    return table
+
+
+def run(study: str, *arguments: str | Path) -> Result:
+    return CliRunner().invoke(importlib.import_module(study).app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Result]]:
+    out = tmp_path_factory.mktemp("tables")
+    return out, {study: run(study, *SMOKE, *SMALL, "--out", out) for study in STUDIES}
+
+
+def stored(out: Path, study: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((out / f"{declared(study).name}-digits-smoke.json").read_text())
+    return content
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_table_runs_and_stores_the_papers_numbers_beside_ours(study: str, runs: Any) -> None:
+    out, results = runs
+    assert results[study].exit_code == 0, results[study].output
+    table, found = declared(study), stored(out, study)
+    assert [row["model"] for row in found["rows"]] == [on_dataset(label, "digits") for label in table.smoke]
+    for row in found["rows"]:
+        assert set(row["cells"]) == set(table.columns)
+        assert all(cell["n"] == 20 for cell in row["cells"].values())
+    assert any(row["paper"] for row in found["rows"])
+    assert found["title"] in results[study].output
+
+
+def test_no_network_is_trained_twice(runs: Any) -> None:
+    _, results = runs
+    lines = [line for result in results.values() for line in result.output.splitlines() if line.startswith("train ")]
+    trained = [line.split(":")[0] for line in lines]
+    assert len(trained) == len(set(trained))
+    assert "train En5ResNet8, seed 0, lr 0.1" in trained  # tables 3 and 7
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_declaration_holds_what_the_paper_prints(study: str) -> None:
+    table = declared(study)
+    labels = [row.label for row in table.rows]
+    assert len(set(labels)) == len(labels)
+    assert {name for claim in table.claims for name in (claim.better, claim.worse)} | set(table.smoke) <= set(labels)
+    sources = {row.paper or (table.name, row.model) for row in table.rows}
+    assert {(table.name, entry["model"]) for entry in tables.PAPER[table.name]["rows"]} <= sources
+    printed = [row for row in table.rows if table.paper_values(row)]
+    assert len(printed) >= len(tables.PAPER[table.name]["rows"])
+
+
+@pytest.mark.parametrize(("study", "dataset"), [("table3", "cifar10"), ("table6", "cifar100")])
+def test_blind_attacks_have_an_oracle_for_every_row(study: str, dataset: str) -> None:
+    table = declared(study)
+    assert table.paper_dataset == dataset
+    assert all(row.oracle and row.oracle != row.model for row in table.rows)
+
+
+def test_blind_attacks_are_stored_with_both_networks(runs: Any) -> None:
+    out, _ = runs
+    row = stored(out, "table3")["rows"][0]
+    assert (row["model"], row["oracle"]) == ("ResNet8", "En5ResNet8")
+    assert [network["model"] for network in row["runs"][0]["networks"]] == ["ResNet8", "En5ResNet8"]
+
+
+def test_networks_trained_apart_are_averaged(runs: Any) -> None:
+    out, _ = runs
+    row = stored(out, "gradient_mask")["rows"][2]
+    assert row["model"] == "ResNet8+ResNet8"
+    networks = row["runs"][0]["networks"]
+    assert [network["seed"] for network in networks] == [0, 1000]
+    settings = Settings("digits", "digits", out, epochs=1, num_train=64, num_test=20, attack_steps=2)
+    task = tasks_for(settings, "ResNet8+ResNet8", 0, ["nat"], loss="pgd")[-1]
+    assert isinstance(task, EvaluateTask)
+    x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        joined = trained_model("ResNet8+ResNet8", settings, task)(x)
+        parts = [load_model(out / "models" / network["checkpoint"])(x) for network in networks]
+    torch.testing.assert_close(joined, sum(parts) / 2)
+    assert not torch.allclose(parts[0], parts[1])
+
+
+def test_seeds_of_separate_networks_of_one_kind_never_meet() -> None:
+    assert separate_networks("A+B+A", 3) == [("A", 3), ("B", 3), ("A", 1003)]
+    assert separate_networks("A&B", 3) == [("A&B", 3)]
+
+
+def test_learned_weights_are_stored_used_and_sum_to_one(runs: Any) -> None:
+    out, _ = runs
+    learned, equal = stored(out, "table9")["rows"]
+    (network,) = learned["runs"][0]["networks"]
+    weights = network["learned_weights"]
+    assert sum(weights) == pytest.approx(1)
+    assert min(weights) >= 0
+    assert learned["runs"][0]["networks"] == equal["runs"][0]["networks"]
+    settings = Settings("digits", "digits", out, epochs=1, num_train=64, num_test=20, attack_steps=2)
+    for choice, expected in (("learned", weights), ("equal", [0.5, 0.5])):
+        model = on_dataset(learned["paper_model"], "digits")
+        task = tasks_for(settings, model, 0, ["nat"], loss="pgd", weights=choice)[-1]  # type: ignore[arg-type]
+        assert isinstance(task, EvaluateTask)
+        assert trained_model(model, settings, task).weights.tolist() == pytest.approx(expected)
+
+
+def test_natural_and_robust_training_stand_side_by_side(runs: Any) -> None:
+    out, _ = runs
+    natural, robust = stored(out, "gradient_mask")["rows"][:2]
+    assert (natural["model"], natural["loss"]) == ("En1ResNet8 (natural)", "natural")
+    assert (robust["model"], robust["loss"]) == ("En1ResNet8", "pgd")
+    assert natural["runs"][0]["networks"][0]["checkpoint"] != robust["runs"][0]["networks"][0]["checkpoint"]
+    assert natural["paper"] == {"ifgsm20": 0.0}
+    verdicts = stored(out, "gradient_mask")["verdicts"]
+    assert [(v["better"], v["worse"], v["column"]) for v in verdicts] == [
+        ("En1ResNet8", "En1ResNet8 (natural)", "ifgsm20")
+    ]
+
+
+def test_rows_on_digits_are_those_that_something_small_stands_for() -> None:
+    rows = tables._chosen_rows(declared("table7"), "digits", None)
+    assert [row.label for row in rows] == [
+        "En2ResNet20+En5ResNet20",
+        "En2ResNet20",
+        "En5ResNet20",
+        "Plain2ResNet20+Plain5ResNet20",
+        "En7ResNet20",
+    ]
+    assert tables._chosen_rows(declared("table8"), "digits", "WRN-8-2") == [Row("WRN-14-2")]
+    labels = [row.label for row in tables._chosen_rows(declared("gradient_mask"), "digits", None)]
+    assert "ResNet20+ResNet44" not in labels
+    assert "En1ResNet20 (natural)" in labels
+
+
+def test_cifar100_goes_through_the_same_command(tmp_path: Path) -> None:
+    data = fake_cifar(tmp_path / "fake.npz", num_train=20, num_test=10)
+    options = ["--dataset", "cifar100", "--data", data, "--preset", "smoke", "--rows", "ResNet20", "--num-train", "20"]
+    result = run("table4", *SMOKE, *options, "--num-test", "10", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "another task" not in result.output
+    found = json.loads((tmp_path / "table4-cifar100-smoke.json").read_text())
+    assert found["rows"][0]["paper"] == {"nat": 68.53}
+
+
+def test_an_unknown_oracle_or_part_is_refused_in_one_line(tmp_path: Path) -> None:
+    result = run("table7", *SMOKE, "--out", tmp_path, "--rows", "ResNet20+VGG16")
+    assert result.exit_code == 2
+    assert "got 'VGG16'" in result.stderr
+    assert result.stderr.count("\n") == 1
