@@ -1,0 +1,59 @@
+"""The study of a network and its equation at --smoke size, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+STUDY = Path(__file__).resolve().parent.parent / "studies" / "neural_pde.py"
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(STUDY), *args], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_it_leaves_the_picture_the_fields_and_the_checks(tmp_path):
+    done = run("--smoke", "--out", str(tmp_path), "--seed", "1")
+    assert done.returncode == 0, done.stderr
+    assert "Ensemble against PDE" in done.stdout
+    assert (tmp_path / "neural_pde.png").stat().st_size > 50_000
+    assert (tmp_path / "neural_pde.pdf").exists()
+    numbers = json.loads((tmp_path / "neural_pde.json").read_text())
+    right, wrong_sigma, _ = numbers["checks"]
+    assert right["agrees"]
+    assert right["coverage"] >= 0.95
+    assert not wrong_sigma["agrees"]
+    assert abs(numbers["error_in_draws"]["slope_up_to_32"] + 0.5) < 0.05
+    assert numbers["boundary"] < 1e-3
+    gradients = [row["gradient"] for row in numbers["smoothing"]]
+    assert gradients[0] > gradients[1] > gradients[2]
+    assert all(row["gradient"] <= row["coupling"] * 1.01 for row in numbers["smoothing"])
+    assert all(row["coverage"] >= 0.95 for row in numbers["networks"])
+    with xr.open_dataset(tmp_path / "neural_pde.nc", engine="h5netcdf") as data:
+        assert json.loads(data.attrs["provenance"])["config"]["seed"] == 1
+        far = np.abs(data.ensemble - data.diffused).max(("x", "y"))
+        assert float(far.sel(draws=1000)) < 0.1 < float(far.sel(draws=1))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--shape", "rings"), "--shape: expected one of moons, circles, spirals, got 'rings'"),
+        (("--sigma", "2"), "--sigma: expected a number in (0, 0.8]"),
+        (("--draws", "10"), "--draws: expected at least 256, got 10"),
+        (("--device", "tpu"), "--device: expected cpu, got 'tpu'"),
+    ],
+)
+def test_bad_input_is_met_with_one_line(args, message, tmp_path):
+    done = run(*args, "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
