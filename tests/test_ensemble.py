@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 from bridge.control import NoiseExpansion, bias_variance, member_probabilities
 from bridge.ensemble import ensemble_estimate, softmax, values
 from bridge.flow import FlowNetwork, ProblemNetwork, SmoothVelocity
-from netkit import en_resnet
+from netkit import PRESETS, en_resnet, load, train
 from netkit.noise import Noise, NoiseStream, ResidualNoise
 from pdekit import ConvectionDiffusion
 
@@ -115,6 +117,30 @@ def test_a_certain_image_stops_early_and_an_even_one_never():
     assert (estimate.prediction[sure] == 1).all()
     assert float((estimate.num_draws[~sure] == 100).double().mean()) > 0.9
     assert estimate.cost == int(estimate.num_draws.sum())
+
+
+def test_on_trained_digits_early_stopping_saves_draws_at_the_same_decision_error():
+    """Error: decisions that differ from those of many more draws. A fixed 100 makes it too, at ties."""
+    data = load("digits")
+    model = en_resnet(8, num_members=1, in_channels=1, width=8, noise_std="sample", noise_coef=0.3, seed=0)
+    recipe = replace(PRESETS["digits"], loss="natural", epochs=4, select="last", hold_out=False)
+    train(model, data, recipe, on_step=lambda *_: None)
+    x, y = data.images(data.test.x), data.test.y
+    true = ensemble_estimate(model, x, num_draws=800, batch_size=len(x), generator=seeded(0)).prediction
+    assert float((true == y).double().mean()) > 0.8
+    fixed, stopped, cost = 0, 0, 0
+    for repetition in range(3):
+        options = {"num_draws": 100, "batch_size": len(x)}
+        full = ensemble_estimate(model, x, **options, generator=seeded(10 + repetition))
+        early = ensemble_estimate(model, x, **options, stop_when_decided=True, generator=seeded(20 + repetition))
+        fixed += int((full.prediction != true).sum())
+        stopped += int((early.prediction != true).sum())
+        cost += early.cost
+    n = 3 * len(x)
+    assert cost <= 0.4 * 100 * n
+    # two binomial counts: no more than four standard errors apart
+    assert stopped - fixed <= 4 * np.sqrt(max(stopped + fixed, 1))
+    assert stopped / n < 0.01
 
 
 @pytest.mark.parametrize("std", ["sample", "constant"])
