@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,7 +88,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the paper, declared; `smoke` are the rows that show that everything runs."""
+    """One table of the paper, declared; `smoke` are the rows that show that everything runs.
+
+    Without columns nothing is attacked: the numbers are the histories of the trainings.
+    """
 
     name: str
     caption: str
@@ -102,7 +105,8 @@ class Table:
     def paper_dataset(self) -> str:
         """The data set of the paper's numbers."""
         names = {"CIFAR10": "cifar10", "CIFAR100": "cifar100"}
-        return names[PAPER[self.name]["rows"][0].get("dataset", "CIFAR10")]
+        rows = _printed_rows(self.name)
+        return names[rows[0].get("dataset", "CIFAR10") if rows else "CIFAR10"]
 
     def loss_of(self, row: Row) -> Loss:
         """How the network of `row` is trained."""
@@ -111,10 +115,16 @@ class Table:
     def paper_values(self, row: Row) -> dict[str, float]:
         """The paper's percentages for `row`, by column; empty for a control the paper does not have."""
         table, name = row.paper or (self.name, row.model)
-        for entry in PAPER[table]["rows"]:
+        for entry in _printed_rows(table):
             if entry["model"] == name and entry.get("oracle") == row.oracle:
                 return {column: entry[column] for column in self.columns if column in entry}
         return {}
+
+
+def _printed_rows(table: str) -> list[dict[str, Any]]:
+    """The paper's rows; none where it prints a figure."""
+    rows: list[dict[str, Any]] = PAPER[table]["rows"] if table in PAPER else []
+    return rows
 
 
 def on_dataset(model: str, dataset: str) -> str:
@@ -130,8 +140,25 @@ def _is_for_digits(row: Row) -> bool:
     return all(any(known in name for known in _ON_DIGITS) for name in names)
 
 
-def app_for(table: Table) -> typer.Typer:
-    """The command line of one table."""
+@dataclass(frozen=True)
+class Computed:
+    """A table whose networks are trained and whose attacks are done; `path` is where its numbers belong."""
+
+    table: Table
+    rows: Sequence[Row]
+    settings: Settings
+    seeds: range
+    path: Path
+
+
+def write_and_draw(computed: Computed) -> None:
+    """What most tables end with: the numbers as JSON, and on the terminal."""
+    write_json(computed.path, results(computed.table, computed.rows, computed.settings, computed.seeds))
+    draw(computed.path, console)
+
+
+def app_for(table: Table, finish: Callable[[Computed], None] = write_and_draw) -> typer.Typer:
+    """The command line of one table, or of a figure over the same networks, which has a `finish` of its own."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     title = f"{title_of(table.name)}: {table.caption}."
 
@@ -196,8 +223,7 @@ def app_for(table: Table) -> typer.Typer:
             if not no_table:
                 parts = [table.name, dataset, settings.preset, "smoke" if smoke else ""]
                 path = out / ("-".join(part for part in dict.fromkeys(parts) if part) + ".json")
-                write_json(path, results(table, chosen, settings, seeds))
-                draw(path, console)
+                finish(Computed(table, chosen, settings, seeds, path))
 
     return app
 
@@ -324,7 +350,8 @@ def results(table: Table, rows: Sequence[Row], settings: Settings, seeds: range)
                     scores.setdefault((row.label, task.column), []).append(score)
                     cells[task.column] = score.summary()
             training = [task for task in tasks if isinstance(task, TrainTask)]
-            runs.append({"seed": seed, "networks": _networks(training, settings), "cells": cells})
+            networks = _networks(training, settings, with_history=not table.columns)
+            runs.append({"seed": seed, "networks": networks, "cells": cells})
         entries.append(
             {
                 "model": on_dataset(row.label, settings.dataset),
@@ -357,7 +384,7 @@ def results(table: Table, rows: Sequence[Row], settings: Settings, seeds: range)
     }
 
 
-def _networks(training: Sequence[TrainTask], settings: Settings) -> list[dict[str, Any]]:
+def _networks(training: Sequence[TrainTask], settings: Settings, *, with_history: bool) -> list[dict[str, Any]]:
     """What was trained for one row and one seed: the network itself, its parts or its oracle."""
     found = []
     for model, seed in dict.fromkeys((task.model, task.seed) for task in training):
@@ -374,6 +401,7 @@ def _networks(training: Sequence[TrainTask], settings: Settings) -> list[dict[st
                 "checkpoint": checkpoint_path(chosen, settings).name,
                 "train_seconds": sum(record["seconds"] for record in tree["history"]),
             }
+            | ({"history": tree["history"]} if with_history else {})
             | ({"learned_weights": json.loads(weights.read_text())} if "&" in model else {})
         )
     return found
@@ -386,8 +414,8 @@ def _digits_note(rows: Sequence[Row]) -> str:
 
 
 def title_of(name: str) -> str:
-    """ "table2" is Table 2, "section4_4" is Section 4.4."""
-    return name.replace("table", "Table ").replace("section", "Section ").replace("_", ".")
+    """ "table2" is Table 2, "fig5" is Figure 5, "section4_4" is Section 4.4."""
+    return name.replace("table", "Table ").replace("fig", "Figure ").replace("section", "Section ").replace("_", ".")
 
 
 def column_title(column: Column, settings: Settings) -> str:

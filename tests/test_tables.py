@@ -1,4 +1,4 @@
-"""All tables but the second (test_table2.py) at --smoke size, over one folder of trained networks."""
+"""Figures 5 and 6, and all tables but the second (test_table2.py), at --smoke size over one folder of networks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tables
 import torch
@@ -20,6 +21,7 @@ from typer.testing import CliRunner, Result
 from netkit.training import load_model
 
 STUDIES = [f"table{number}" for number in (1, *range(3, 11))] + ["gradient_mask"]
+FIGURES = ["fig5_training_curves", "fig6_adversarial_images"]
 SMOKE = ["--smoke", "--workers", "1", "--device", "cpu"]
 SMALL = ["--num-train", "64", "--num-test", "20"]
 
@@ -45,7 +47,7 @@ def run(study: str, *arguments: str | Path) -> Result:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Result]]:
     out = tmp_path_factory.mktemp("tables")
-    return out, {study: run(study, *SMOKE, *SMALL, "--out", out) for study in STUDIES}
+    return out, {study: run(study, *SMOKE, *SMALL, "--out", out) for study in [*STUDIES, *FIGURES]}
 
 
 def stored(out: Path, study: str) -> dict[str, Any]:
@@ -181,3 +183,48 @@ def test_an_unknown_oracle_or_part_is_refused_in_one_line(tmp_path: Path) -> Non
     assert result.exit_code == 2
     assert "got 'VGG16'" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_training_curves_are_drawn_from_stored_histories(runs: Any) -> None:
+    out, results = runs
+    assert results["fig5_training_curves"].exit_code == 0, results["fig5_training_curves"].output
+    assert "attack " not in results["fig5_training_curves"].output
+    rows = json.loads((out / "fig5-digits-smoke.json").read_text())["rows"]
+    assert [row["model"] for row in rows] == ["ResNet8", "En2ResNet8"]
+    (record,) = rows[0]["runs"][0]["networks"][0]["history"]
+    assert {"accuracy", "val_natural", "val_robust"} <= record.keys()
+    assert (out / "fig5-digits-smoke.pdf").exists()
+    before = (out / "fig5-digits-smoke.png").read_bytes()
+    assert len(before) > 20_000
+    (out / "fig5-digits-smoke.png").unlink()
+    importlib.import_module("fig5_training_curves").draw(out / "fig5-digits-smoke.json")
+    assert (out / "fig5-digits-smoke.png").read_bytes() == before
+
+
+def test_the_images_of_figure_6_are_within_the_attacks_reach(runs: Any) -> None:
+    out, results = runs
+    assert results["fig6_adversarial_images"].exit_code == 0, results["fig6_adversarial_images"].output
+    assert "train " not in results["fig6_adversarial_images"].output  # by then the tables have
+    found = json.loads((out / "fig6-digits-smoke.json").read_text())
+    assert [column["key"] for column in found["columns"]] == [
+        f"{network} {attack}" for network in ("ResNet8", "En5ResNet8") for attack in ("ifgsm20", "cw")
+    ]
+    with np.load(out / "fig6-digits-smoke.npz") as images:
+        original = images["original"]
+        assert original.shape == (len(found["labels"]), 8, 8, 1)
+        for column in found["columns"]:
+            change = np.abs(images[column["key"]] - original).max()
+            assert change == pytest.approx(column["largest_change"])
+            assert 0 < change <= 0.2 + 1e-6
+    for suffix in (".png", ".pdf"):
+        assert (out / f"fig6-digits-smoke{suffix}").stat().st_size > 5_000
+
+
+def test_figure_6_takes_colour_images(tmp_path: Path) -> None:
+    data = fake_cifar(tmp_path / "fake.npz", num_train=20, num_test=10)
+    options = ["--dataset", "cifar10", "--data", data, "--preset", "smoke", "--rows", "ResNet20", "--num-train", "20"]
+    result = run("fig6_adversarial_images", *SMOKE, *options, "--num-test", "10", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    with np.load(tmp_path / "fig6-cifar10-smoke.npz") as images:
+        assert images["original"].shape[1:] == (32, 32, 3)
+    assert (tmp_path / "fig6-cifar10-smoke.png").exists()

@@ -1,0 +1,132 @@
+"""Figure 5: training and validation accuracy over the epochs of PGD adversarial training.
+
+The networks are those of Table 2, and are trained here only where that table has not done so. Without arguments: 8x8
+digits and networks of depth 8. The paper's own setting: --dataset cifar10 --data FILE.npz --preset paper --device cuda.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reporting import console, write_json
+from tables import Computed, Row, Table, app_for, results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FIGURE = Table(
+    name="fig5",
+    caption="Training and validation accuracy over the epochs",
+    loss="pgd",
+    columns=(),
+    rows=(
+        Row("ResNet20"),
+        Row("En1ResNet20"),
+        Row("En2ResNet20"),
+        Row("En5ResNet20"),
+        Row("ResNet44"),
+        Row("En1ResNet44"),
+        Row("En2ResNet44"),
+        Row("Plain5ResNet20"),  # control: the members of the largest ensemble without noise
+    ),
+    claims=(),
+)
+
+_PARTS = {
+    "accuracy": "training, attacked",
+    "val_robust": "validation, attacked",
+    "val_natural": "validation, clean",
+}
+# Okabe and Ito's colours, told apart by colour-blind readers too, and line styles for grey prints
+_STYLES = [
+    ("#000000", "-"),
+    ("#e69f00", "--"),
+    ("#0072b2", "-."),
+    ("#d55e00", ":"),
+    ("#009e73", (0, (5, 1, 1, 1, 1, 1))),
+]
+
+
+def finish(computed: Computed) -> None:
+    write_json(computed.path, results(computed.table, computed.rows, computed.settings, computed.seeds))
+    draw(computed.path)
+    pictures = " and ".join(computed.path.with_suffix(suffix).name for suffix in (".png", ".pdf"))
+    console.print(f"written to {computed.path}, with {pictures} beside it", highlight=False, soft_wrap=True)
+
+
+def draw(path: Path) -> None:
+    """Draw the stored histories at `path` as a PNG and a PDF beside it; reads nothing else."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    stored = json.loads(path.read_text())
+    families: dict[str, list[dict[str, Any]]] = {}
+    for row in stored["rows"]:
+        families.setdefault(re.sub("^(En|Plain|Wide)[0-9]+", "", row["model"]), []).append(row)
+    with rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}):
+        figure = Figure(figsize=(7.2, 0.5 + 2.3 * len(families)), layout="constrained")
+        grid = figure.subplots(len(families), len(_PARTS), sharey=True, sharex="row", squeeze=False)
+        for letter, axes, rows in zip("abcdefgh", grid, families.values(), strict=False):
+            for ax, (part, title) in zip(axes, _PARTS.items(), strict=True):
+                _draw_panel(ax, rows, part)
+                is_first = ax is axes[0] and len(families) > 1
+                ax.set_title(f"({letter}) {title}" if is_first else title, fontsize=8, loc="left")
+                ax.set_xlabel("epoch")
+            axes[0].set_ylabel("accuracy in %")
+            handles, labels = axes[0].get_legend_handles_labels()
+            axes[-1].legend(handles, labels, fontsize=7, frameon=False, loc="best")
+        figure.suptitle(_title(stored), fontsize=8)
+        for suffix, options in ((".png", {"dpi": 300}), (".pdf", {"metadata": {"CreationDate": None}})):
+            figure.savefig(path.with_suffix(suffix), **options)
+
+
+def _draw_panel(ax: Axes, rows: list[dict[str, Any]], part: str) -> None:
+    """One line a network: the mean over seeds, a band from the lowest to the highest, a ring where it was selected."""
+    from matplotlib.ticker import MaxNLocator
+
+    longest = 1
+    for (colour, style), row in zip(_STYLES * len(rows), rows, strict=False):
+        networks = [run["networks"][0] for run in row["runs"]]
+        curves = [_curve(network["history"], part) for network in networks]
+        epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
+        values = [[curve[epoch] for curve in curves] for epoch in epochs]
+        means = [sum(value) / len(value) for value in values]
+        # a run of one epoch is a point, which a line alone would not show
+        marker = "." if len(epochs) < 40 else ""
+        ax.plot(epochs, means, color=colour, linestyle=style, linewidth=1.2, marker=marker, label=row["model"])
+        ax.fill_between(
+            epochs, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15, linewidth=0
+        )
+        for network, curve in zip(networks, curves, strict=True):
+            chosen = network["selected_epoch"]
+            if part != "accuracy" and chosen in curve:
+                ax.plot(chosen, curve[chosen], "o", color=colour, markerfacecolor="white", markersize=4, zorder=3)
+        longest = max([longest, *epochs])
+    ax.set_xlim(1 - 0.02 * longest, 1.02 * longest)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.grid(alpha=0.25, linewidth=0.5)
+
+
+def _curve(history: list[dict[str, Any]], part: str) -> dict[int, float]:
+    """Accuracy in % by epoch, counted from 1, where it was measured."""
+    return {record["epoch"] + 1: 100 * record[part] for record in history if record[part] is not None}
+
+
+def _title(stored: dict[str, Any]) -> str:
+    config = stored["provenance"]["config"]
+    seeds = len(config["seeds"])
+    over = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
+    training = config["training"]
+    return (
+        f"{stored['dataset']}, PGD training (eps {training['eps']:.3g}, {training['num_steps']} steps), {over}; "
+        "rings: the selected epoch"
+    )
+
+
+app = app_for(FIGURE, finish)
+
+if __name__ == "__main__":
+    app()

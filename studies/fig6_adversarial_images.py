@@ -1,0 +1,154 @@
+"""Figure 6: images, what IFGSM and C&W make of them, and what the attacked networks then see.
+
+The networks are ResNet20 and En5ResNet20 of Table 2, trained here only where that table has not done so. The images are
+the first of the test set, one a class, that both networks get right while they are clean: a rule that does not look at
+the attacks. Without arguments: 8x8 digits. The paper's own images: --dataset cifar10 --data FILE.npz.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jobs import Column, EvaluateTask, attack_for, load_data, tasks_for, trained_model
+from numpy.typing import NDArray
+from reporting import console, provenance, write_json
+from tables import Computed, Row, Table, app_for, column_title, on_dataset
+
+from netkit.models import EnResNet
+from netkit.randomness import derived_generator, noise_from
+
+FIGURE = Table(
+    name="fig6",
+    caption="Original and adversarial images",
+    loss="pgd",
+    columns=(),
+    rows=(Row("ResNet20"), Row("En5ResNet20")),
+    claims=(),
+    smoke=("ResNet20", "En5ResNet20"),
+)
+NUM_IMAGES = 4
+_ATTACKS: tuple[Column, ...] = ("ifgsm20", "cw")
+_LOOKED_AT = 500
+
+
+def finish(computed: Computed) -> None:
+    images, stored = compute(computed)
+    computed.path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(computed.path.with_suffix(".npz"), **images)
+    write_json(computed.path, stored)
+    draw(computed.path)
+    names = ", ".join(computed.path.with_suffix(suffix).name for suffix in (".npz", ".png", ".pdf"))
+    console.print(f"written to {computed.path}, with {names} beside it", highlight=False, soft_wrap=True)
+
+
+def compute(computed: Computed) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Images (NUM_IMAGES, H, W, C) by column, and for each what the network takes them for, fit for JSON."""
+    settings, seed = computed.settings, computed.seeds[0]
+    dataset = load_data(settings)
+    networks = {}
+    for row in computed.rows:
+        name = on_dataset(row.model, settings.dataset)
+        task = tasks_for(settings, name, seed, ["nat"], loss="pgd")[-1]
+        assert isinstance(task, EvaluateTask)
+        networks[name] = trained_model(name, settings, task)
+    x, y = dataset.images(dataset.test.x[:_LOOKED_AT]), dataset.test.y[:_LOOKED_AT]
+    are_right = torch.stack([_votes(net, x, settings.num_draws, seed)[0] == y for net in networks.values()]).all(0)
+    if not are_right.any():
+        console.print(f"the networks are not both right on any of {len(x)} clean images: the first of them are drawn")
+    first: dict[int, int] = {}
+    for index in (are_right if are_right.any() else are_right.logical_not()).nonzero()[:, 0].tolist():
+        first.setdefault(int(y[index]), index)
+    chosen = list(first.values())[:NUM_IMAGES]
+    x, y = x[chosen], y[chosen]
+    images: dict[str, Any] = {"original": _as_pictures(x)}
+    columns: list[dict[str, Any]] = []
+    for name, net in networks.items():
+        for column in _ATTACKS:
+            attack = attack_for(column, settings)
+            assert attack is not None
+            with noise_from(derived_generator(x.device, seed, column), net):
+                x_adv = attack(net, x, y)
+            votes, shares = _votes(net, x_adv, settings.num_draws, seed)
+            columns.append(
+                {
+                    "key": f"{name} {column}",
+                    "network": name,
+                    "attack": column_title(column, settings),
+                    "largest_change": float((x_adv - x).abs().max()),
+                    "predicted": [dataset.classes[label] for label in votes.tolist()],
+                    "share_of_draws": shares.tolist(),
+                }
+            )
+            images[columns[-1]["key"]] = _as_pictures(x_adv)
+    config = {"dataset": settings.dataset, "preset": settings.preset, "seed": seed, "num_draws": settings.num_draws}
+    stored = {
+        "provenance": provenance(config, device=settings.device),
+        "dataset": settings.dataset,
+        "indices": chosen,
+        "right_while_clean": bool(are_right[chosen].all()),
+        "labels": [dataset.classes[label] for label in y.tolist()],
+        "columns": columns,
+    }
+    return images, stored
+
+
+def _votes(model: EnResNet, x: torch.Tensor, num_draws: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The plurality (B,) over noise draws, and the share of draws that agree with it."""
+    with torch.no_grad(), noise_from(derived_generator(x.device, seed, "votes"), model):
+        predictions = torch.stack([model(x).argmax(1) for _ in range(num_draws)])
+    votes = predictions.mode(0).values
+    return votes, (predictions == votes).double().mean(0)
+
+
+def _as_pictures(x: torch.Tensor) -> NDArray[np.float32]:
+    return x.permute(0, 2, 3, 1).cpu().numpy().astype(np.float32)
+
+
+def draw(path: Path) -> None:
+    """Draw the images beside `path` as a PNG and a PDF; reads the two stored files and nothing else."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    stored = json.loads(path.read_text())
+    with np.load(path.with_suffix(".npz")) as images:
+        pictures = {key: images[key] for key in images}
+    labels, columns = stored["labels"], stored["columns"]
+    with rc_context({"font.size": 8, "pdf.fonttype": 42}):
+        figure = Figure(figsize=(1.35 * (1 + len(columns)), 0.75 + 1.5 * len(labels)), layout="constrained")
+        grid = figure.subplots(len(labels), 1 + len(columns), squeeze=False)
+        grid[0, 0].set_title("original\n", fontsize=8)
+        for axes, column in zip(grid[0, 1:], columns, strict=True):
+            title = f"{column['attack']} on\n{column['network']}"
+            axes.set_title(f"{title}\n|δ| ≤ {column['largest_change']:.3f}", fontsize=8)
+        for row, label in enumerate(labels):
+            _show(grid[row, 0], pictures["original"][row], label, "black")
+            for axes, column in zip(grid[row, 1:], columns, strict=True):
+                predicted, share = column["predicted"][row], column["share_of_draws"][row]
+                text = predicted if share == 1 else f"{predicted} ({100 * share:.0f}%)"
+                _show(axes, pictures[column["key"]][row], text, "#0072b2" if predicted == label else "#d55e00")
+        figure.supxlabel(
+            "Below: what the attacked network takes an image for (blue: right, orange: wrong),\n"
+            "with the share of noise draws where they disagree.",
+            fontsize=7,
+        )
+        for suffix, options in ((".png", {"dpi": 300}), (".pdf", {"metadata": {"CreationDate": None}})):
+            figure.savefig(path.with_suffix(suffix), **options)
+
+
+def _show(axes: Any, picture: NDArray[np.float32], text: str, colour: str) -> None:
+    axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_xlabel(text, color=colour, labelpad=2)
+    for spine in axes.spines.values():
+        spine.set_linewidth(0.4)
+
+
+app = app_for(FIGURE, finish)
+
+if __name__ == "__main__":
+    app()
