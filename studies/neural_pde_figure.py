@@ -82,7 +82,11 @@ def _velocity(ax: Any, fields: xr.Dataset) -> None:
     for label, marker, face in ((0, "o", "0.62"), (1, "^", "w")):
         chosen = fields.data.values[fields.label.values == label]
         ax.scatter(*chosen.T, s=9, marker=marker, c=face, edgecolors="0.25", linewidths=0.35, zorder=1)
-    ax.quiver(x[::step], x[::step], fx.T, fy.T, pivot="mid", width=0.005, color="k", zorder=2)
+    spacing, fastest = x[step] - x[0], float(np.hypot(fx, fy).max())
+    ax.quiver(
+        x[::step], x[::step], fx.T, fy.T, pivot="mid", angles="xy", scale_units="xy", scale=fastest / (1.1 * spacing),
+        width=0.006, headwidth=3.5, headlength=4, headaxislength=3.5, color="k", zorder=2,
+    )  # fmt: skip
     ax.set_xlim(x[0], x[-1])
     ax.set_ylim(x[0], x[-1])
 
@@ -98,6 +102,8 @@ def _curves(axes: Any, numbers: dict[str, Any]) -> None:
 
 
 def _error_in_draws(ax: Any, errors: dict[str, Any]) -> None:
+    from matplotlib.ticker import NullFormatter
+
     n = np.array(errors["draws"])
     markers, greys = "os^D", ("0.70", "0.52", "0.34", "0.0")
     for (depth, curve), marker, grey in zip(errors["curves"].items(), markers, greys, strict=True):
@@ -109,10 +115,13 @@ def _error_in_draws(ax: Any, errors: dict[str, Any]) -> None:
     ax.set_title(f"(i) {_signed(errors['slope_without_time_step'])} in $n$", loc="left")
     ax.set_xlabel("networks averaged, $n$")
     ax.set_ylabel("|ensemble − PDE|, rms")
+    ax.yaxis.set_minor_formatter(NullFormatter())
     ax.legend(frameon=False)
 
 
 def _error_in_blocks(ax: Any, errors: dict[str, Any]) -> None:
+    from matplotlib.ticker import NullFormatter
+
     depth = np.array(errors["blocks"])
     rms = np.maximum(errors["rms"], 1e-5)  # zero: below what sampling shows
     ax.loglog(depth, rms, "ko-", ms=4, label="time step, measured")
@@ -124,7 +133,10 @@ def _error_in_blocks(ax: Any, errors: dict[str, Any]) -> None:
     ax.minorticks_off()
     ax.set_title(f"(j) {_signed(errors['slope'])} in $L$", loc="left")
     ax.set_xlabel("blocks, $L$")
-    ax.legend(frameon=False)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high * (high / low) ** 0.45)  # room for the legend
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.legend(frameon=False, loc="upper right")
 
 
 def _gradients(ax: Any, rows: list[dict[str, Any]]) -> None:
@@ -140,6 +152,8 @@ def _gradients(ax: Any, rows: list[dict[str, Any]]) -> None:
             ax.semilogy(sigma, values, style, color=grey, ms=4, label=label)
         else:
             ax.semilogy(sigma, values, style, color=grey, label=label)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high * (high / low) ** 0.3)
     ax.axhline(rows[0]["gradient_terminal"], color="0.5", lw=0.9, ls=":", label="$\\max|∇f|$")
     ax.set_title("(k) steepest gradient", loc="left")
     ax.set_xlabel("noise, $σ$")
