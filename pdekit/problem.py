@@ -53,7 +53,7 @@ class ConvectionDiffusion:
         terminal = self.terminal
         if not callable(terminal):
             terminal = check_nodes("terminal", terminal)
-            if len(set(terminal.shape)) != 1:
+            if len(set(terminal.shape)) != 1 or terminal.size < 2:
                 raise ValueError(f"terminal: expected node values of shape (N, ..., N), got {terminal.shape}")
         known = {
             "velocity": getattr(velocity, "dim", None),
@@ -117,17 +117,24 @@ class ConvectionDiffusion:
         return resample(self.terminal, num_points)
 
     def velocity_nodes(self, num_points: int, t: float) -> NDArray[np.float64]:
-        """F on the nodes of a grid at time t, (d, N, ..., N); exact for the trigonometric continuation."""
+        """F on the nodes of a grid at time t, (d, N, ..., N).
+
+        Node values are brought to a coarser grid by cutting the modes that it cannot hold, never by sampling, which
+        would fold them into others.
+        """
         velocity = self.velocity
         if isinstance(velocity, RedrawnVelocity):
             velocity = velocity.field(velocity.index(t))
+        axes = tuple(range(1, self.dim + 1))
+        sampled = num_points
         if isinstance(velocity, GridVelocity):
-            if velocity.continuation == "trigonometric" and num_points >= velocity.num_points:
-                return resample(velocity.values, num_points, axes=tuple(range(1, velocity.dim + 1)))
-            if num_points == velocity.num_points:
-                return velocity.values
-        points = node_points(num_points, self.dim)
-        return np.ascontiguousarray(np.moveaxis(self.evaluate_velocity(points, t), -1, 0))
+            if velocity.continuation == "trigonometric":
+                return resample(velocity.values, num_points, axes=axes)
+            # splines have modes beyond those of their nodes; twice the nodes hold all that matter
+            sampled *= max(1, math.ceil(2 * velocity.num_points / num_points))
+        points = node_points(sampled, self.dim)
+        nodes = np.ascontiguousarray(np.moveaxis(self.evaluate_velocity(points, t), -1, 0))
+        return resample(nodes, num_points, axes=axes)
 
     @classmethod
     def from_initial_value(
@@ -149,6 +156,8 @@ class ConvectionDiffusion:
             return cls(GridVelocity(-velocity.values, velocity.continuation), initial, sigma, dim, horizon)
         if not callable(velocity):
             return cls(-np.asarray(velocity, dtype=float), initial, sigma, dim, horizon)
+        if isinstance(velocity, RedrawnVelocity):
+            raise ValueError("from_initial_value: expected a velocity that does not jump in time, got a redrawn one")
         forward = velocity
 
         def reversed_velocity(x: NDArray, t: float) -> NDArray:

@@ -35,7 +35,6 @@ class SemiLagrangian:
     """
 
     order = 2
-    evaluations = 1
 
     def __init__(
         self,

@@ -9,8 +9,7 @@ import platform
 import time
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -43,12 +42,31 @@ def choose_method(problem: ConvectionDiffusion, num_points: int) -> tuple[str, s
     Spectral where diffusion resolves the grid scale (cell Péclet number max|F| h / ν <= 5), or where convection is
     too gentle to create fine scales (γT <= 3, γ of Theorem 2); semi-Lagrangian everywhere else.
     """
-    speed, gamma = 0.0, 0.0  # Eq. 10 runs from T back to 0, so what steepens gradients is -F (Remark 1)
-    times = [0.0] if problem.autonomous else np.linspace(0.0, problem.horizon, 5, endpoint=False)
+    return _choose(problem, num_points, _flow_scales(problem, num_points))
+
+
+class _FlowScales(NamedTuple):
+    """Largest over the horizon: |F|, the rate at which gradients steepen, the strain in either direction of time."""
+
+    speed: float
+    steepening: float
+    strain: float
+
+
+def _flow_scales(problem: ConvectionDiffusion, num_points: int) -> _FlowScales:
+    times = [0.0] if problem.autonomous else np.linspace(0.0, problem.horizon, 6)
+    found = []
     for t in times:
         nodes = problem.velocity_nodes(num_points, float(t))
-        speed, gamma = max(speed, max_speed(nodes)), max(gamma, steepening_rate(-nodes))
-    peclet = cell_peclet(speed, num_points, problem.diffusivity)
+        # Eq. 10 runs from T back to 0, so what steepens gradients is -F (Remark 1)
+        steepening = steepening_rate(-nodes)
+        found.append((max_speed(nodes), steepening, max(steepening, steepening_rate(nodes))))
+    return _FlowScales(*(max(column) for column in zip(*found, strict=True)))
+
+
+def _choose(problem: ConvectionDiffusion, num_points: int, flow: _FlowScales) -> tuple[str, str]:
+    gamma = flow.steepening
+    peclet = cell_peclet(flow.speed, num_points, problem.diffusivity)
     if peclet <= PECLET_LIMIT:
         return "spectral_rk4", f"cell Péclet number {peclet:.2g} <= {PECLET_LIMIT:g}"
     if gamma * problem.horizon <= STEEPENING_LIMIT:
@@ -81,13 +99,15 @@ def solve(
     method: "spectral_rk4", "spectral_ab4" (one evaluation a step), "spectral_adaptive" (needs rtol),
         "semi_lagrangian" (keeps max|u| <= max|f|), "characteristics" (sigma = 0: every node is carried along the
         flow, the reference there), or "auto": see `choose_method`; with rtol, spectral means adaptive.
-    times: problem times t in [0, T] to keep, rounded to the nearest step; default (0, T).
+    times: problem times t in [0, T] to keep, default (0, T); rounded to the nearest step, but for the adaptive method,
+        which meets them exactly.
     rtol: tolerance of the adaptive method.
     fft: "auto", "rocket", "scipy" or "fftw".
     progress: show a progress bar; default: on a terminal only.
     seed: recorded in the attributes, for problems drawn at random.
-    checkpoint: restart file, written every `checkpoint_seconds`. Where it exists, the solve continues from it, on
-        another grid or with another dt if these changed; it is removed when the solve is complete.
+    checkpoint: restart file, written every `checkpoint_seconds`. Where it exists, the solve continues from it; with
+        Fourier modes also with another dt, and with frames in memory also on another grid. It is removed when the
+        solve is complete.
     frames_to: NetCDF file that takes the frames as they are computed, so that memory holds one; the Dataset
         returned then reads from it.
 
@@ -98,52 +118,62 @@ def solve(
     another problem or method, `UnstableError` as soon as the solution leaves the bound
     max|u| <= max|f| beyond what an under-resolved grid explains.
     """
-    if num_points < 8:
-        raise ValueError(f"num_points: expected at least 8, got {num_points}")
+    if num_points < 8 or num_points != int(num_points):
+        raise ValueError(f"num_points: expected a whole number of at least 8, got {num_points}")
+    num_points = int(num_points)
+    if problem.dim not in (1, 2, 3):
+        raise ValueError(f"solve: expected 1, 2 or 3 space dimensions, got {problem.dim}; feynman_kac takes any")
+    library = SpectralAdvection(8, problem.dim, fft=fft).fft
     if not (math.isfinite(dt) and dt > 0):
         raise ValueError(f"dt: expected a positive step, got {dt}")
     reason = "requested"
+    flow = _flow_scales(problem, num_points)
     if method == "auto":
-        method, reason = choose_method(problem, num_points)
-        if rtol is not None and method == "spectral_rk4":
+        method, reason = _choose(problem, num_points, flow)
+        if rtol is not None:
+            if method != "spectral_rk4":
+                raise ValueError(f"rtol: expected a problem for Fourier modes, but {reason}; give dt alone")
             method = "spectral_adaptive"
-    _check_method(problem, method, dt, rtol)
+    _check_method(problem, method, dt, rtol, checkpoint)
     horizon, dim = problem.horizon, problem.dim
     num_steps = max(1, math.ceil(horizon / dt - 1e-9))
     dt = horizon / num_steps
-    keep = _kept_steps(times, horizon, num_steps)
+    stops = _stops(times, horizon, num_steps, exact=rtol is not None)
     shape = (num_points,) * dim
-    frames = MemoryFrames(len(keep)) if frames_to is None else FileFrames(frames_to, len(keep), shape)
+    frames = MemoryFrames(len(stops)) if frames_to is None else FileFrames(frames_to, len(stops), shape)
     terminal = problem.terminal_nodes(num_points)
     bound = float(np.abs(terminal).max())
-    context = _Context(problem, num_points, dt, bound)
+    context = _Context(problem, num_points, dt, bound, flow)
 
     began = time.perf_counter()
+    restart = None
     if method == "characteristics":
-        _carry(problem, num_points, keep, num_steps, frames)
+        _carry(problem, num_points, stops, num_steps, frames)
         largest = bound
     else:
-        restart = None
         if checkpoint is not None:
-            description = fingerprint(problem) | {"method": method, "kept_times": _kept_times(keep, num_steps)}
+            description = fingerprint(problem) | {
+                "method": method,
+                "times": [t for _, t in stops],
+                "frames": "memory" if frames_to is None else "file",
+            }
             restart = Checkpoint(checkpoint, description)
         march = _March(context, method, num_steps, rtol, fft)
-        largest, num_steps = march.run(terminal, keep, frames, restart, checkpoint_seconds, progress)
+        largest, num_steps = march.run(terminal, stops, frames, restart, checkpoint_seconds, progress)
     seconds = time.perf_counter() - began
 
-    speed = context.speed()
     attrs: dict[str, Any] = {
         "equation": "du/dt + F.grad u + sigma^2/2 lap u = 0, u(x, T) = f(x)",
         "sigma": problem.sigma,
         "horizon": horizon,
-        "dt": dt,
+        "dt": horizon / num_steps,  # the mean one of an adaptive method
         "num_steps": num_steps,
         "method": method,
         "method_reason": reason,
-        "fft": SpectralAdvection(8, dim, fft=fft).fft if method.startswith("spectral") else "scipy",
+        "fft": library if method.startswith("spectral") else "scipy",
         "continuation": problem.continuation,
-        "peclet": cell_peclet(speed, num_points, problem.diffusivity),
-        "courant": courant(speed, num_points, dt),
+        "peclet": cell_peclet(flow.speed, num_points, problem.diffusivity),
+        "courant": courant(flow.speed, num_points, horizon / num_steps),
         "overshoot": max(largest / bound - 1.0, 0.0) if bound > 0 else 0.0,
         "seconds": seconds,
         "versions": _versions(),
@@ -153,26 +183,25 @@ def solve(
     if seed is not None:
         attrs["seed"] = seed
     grid = np.arange(num_points) / num_points
-    stored = horizon * np.array(_kept_times(keep, round(horizon / dt)))[::-1]
+    stored = np.array([t for _, t in reversed(stops)])
     coords: dict[str, Any] = {"time": ("time", stored, {"long_name": "problem time t"})}
     coords |= {a: (a, grid, {"long_name": a, "units": "box lengths"}) for a in ("x", "y", "z")[:dim]}
     solution = frames.finish(coords, attrs)
-    if checkpoint is not None:
-        Path(checkpoint).unlink(missing_ok=True)
+    if restart is not None:
+        restart.discard()
     return solution
 
 
 class _Context:
     """What an instability report needs to know."""
 
-    def __init__(self, problem: ConvectionDiffusion, num_points: int, dt: float, bound: float) -> None:
-        self.problem, self.num_points, self.dt, self.bound = problem, num_points, dt, bound
-
-    def speed(self) -> float:
-        return max_speed(self.problem.velocity_nodes(self.num_points, 0.0))
+    def __init__(
+        self, problem: ConvectionDiffusion, num_points: int, dt: float, bound: float, flow: _FlowScales
+    ) -> None:
+        self.problem, self.num_points, self.dt, self.bound, self.flow = problem, num_points, dt, bound, flow
 
     def unstable(self, s: float, size: float) -> UnstableError:
-        speed, p = self.speed(), self.problem
+        speed, p = self.flow.speed, self.problem
         return UnstableError(
             f"the solution left its bound max|f| = {self.bound:.3g} at t = {p.horizon - s:.4g} (size {size:.3g}): "
             f"cell Péclet number {cell_peclet(speed, self.num_points, p.diffusivity):.3g}, Courant number "
@@ -181,13 +210,15 @@ class _Context:
         )
 
 
-def _check_method(problem: ConvectionDiffusion, method: str, dt: float, rtol: float | None) -> None:
+def _check_method(problem: ConvectionDiffusion, method: str, dt: float, rtol: float | None, checkpoint: object) -> None:
     if method not in METHODS:
         raise ValueError(f"method: expected 'auto' or one of {', '.join(METHODS)}, got {method!r}")
     if method == "spectral_adaptive" and rtol is None:
         raise ValueError("method 'spectral_adaptive': expected rtol, the tolerance that drives it, got None")
     if method != "spectral_adaptive" and rtol is not None:
         raise ValueError(f"rtol drives 'spectral_adaptive' only, got method {method!r}")
+    if method == "characteristics" and checkpoint is not None:
+        raise ValueError("checkpoint: expected a method that steps through time, got 'characteristics'")
     if method == "characteristics" and problem.sigma > 0:
         raise ValueError(f"method 'characteristics': expected sigma = 0, got {problem.sigma:g}")
     if isinstance(problem.velocity, RedrawnVelocity):
@@ -200,17 +231,15 @@ def _check_method(problem: ConvectionDiffusion, method: str, dt: float, rtol: fl
             )
 
 
-def _kept_steps(times: Sequence[float] | None, horizon: float, num_steps: int) -> list[int]:
-    """Step counts (from the terminal time) after which a frame is kept, increasing."""
+def _stops(times: Sequence[float] | None, horizon: float, num_steps: int, *, exact: bool) -> list[tuple[float, float]]:
+    """(s, t) of the frames to keep, in the order of s = T - t in which they are computed."""
     wanted = (0.0, horizon) if times is None else tuple(float(t) for t in times)
     if not wanted or min(wanted) < 0 or max(wanted) > horizon * (1 + 1e-12):
         raise ValueError(f"times: expected values in [0, {horizon:g}], got {wanted}")
-    return sorted({round((horizon - t) / horizon * num_steps) for t in wanted})
-
-
-def _kept_times(keep: list[int], num_steps: int) -> list[float]:
-    """Times of the kept frames as fractions of the horizon, in the order in which they are computed."""
-    return [1.0 - k / num_steps for k in keep]
+    if exact:
+        return [(horizon - t, t) for t in sorted(set(wanted), reverse=True)]
+    steps = sorted({round((horizon - t) / horizon * num_steps) for t in wanted})
+    return [(horizon * k / num_steps, horizon * (num_steps - k) / num_steps) for k in steps]
 
 
 class _March:
@@ -221,10 +250,8 @@ class _March:
         problem, n, dt = context.problem, context.num_points, context.dt
         self._method: Any
         if kind == "semi_lagrangian":
-            nodes = problem.velocity_nodes(n, 0.0)
             # an RK4 substep on which F strains by at most a half misses the departure point by < 1/2000 of the way
-            strain = max(steepening_rate(nodes), steepening_rate(-nodes))
-            substeps = max(1, math.ceil(2.0 * strain * dt))
+            substeps = max(1, math.ceil(2.0 * context.flow.strain * dt))
             self._method = SemiLagrangian(problem, num_points=n, dt=dt, substeps=substeps)
         else:
             self._method = SpectralMethod(problem, num_points=n, dt=dt, kind=kind, fft=fft, rtol=rtol)
@@ -232,22 +259,22 @@ class _March:
     def run(
         self,
         terminal: NDArray,
-        keep: list[int],
+        stops: list[tuple[float, float]],
         frames: MemoryFrames | FileFrames,
         restart: Checkpoint | None,
         checkpoint_seconds: float,
         progress: bool | None,
     ) -> tuple[float, int]:
         """Fill the frames; returns the largest |u| among them and the number of steps."""
-        horizon, method = self._context.problem.horizon, self._method
+        method = self._method
         state, s, taken, next_frame, largest = method.start(terminal), 0.0, 0, 0, 0.0
         if restart is not None and (stored := restart.load()) is not None:
             state, s, taken, next_frame, largest = self._restore(*stored, frames)
         saved = time.monotonic()
         label = f"{self._kind}, σ = {self._context.problem.sigma:g}"
-        with Progress(label, total=max(horizon * keep[-1] / self._num_steps, 1e-300), enabled=progress) as bar:
-            for index in range(next_frame, len(keep)):
-                stop = horizon * keep[index] / self._num_steps
+        with Progress(label, total=max(stops[-1][0], 1e-300), enabled=progress) as bar:
+            for index in range(next_frame, len(stops)):
+                stop = stops[index][0]
                 while s < stop * (1.0 - 1e-12):
                     s = self._step(state, s, stop)
                     taken += 1
@@ -255,12 +282,12 @@ class _March:
                     if restart is not None and time.monotonic() - saved >= checkpoint_seconds:
                         self._save(restart, state, s, taken, index, largest, frames)
                         saved = time.monotonic()
-                field = method.field(state) if keep[index] else terminal.copy()
+                field = method.field(state) if stop else terminal.copy()
                 size = float(np.abs(field).max())
                 if not size <= 2.0 * self._context.bound:
                     raise self._context.unstable(s, size)
                 largest = max(largest, size)
-                frames.put(len(keep) - 1 - index, field)
+                frames.put(len(stops) - 1 - index, field)
         return largest, taken
 
     def _step(self, state: NDArray, s: float, stop: float) -> float:
@@ -304,7 +331,8 @@ class _March:
             arrays = {
                 k: resample(v, self._context.num_points) if k.startswith("frame_") else v for k, v in arrays.items()
             }
-        frames.restore(arrays)
+        if numbers["next_frame"] > 0:
+            frames.restore(arrays)
         state = arrays["state"] if same_grid else self._method.convert(arrays["state"], n)
         history = {k.removeprefix("history_"): v for k, v in arrays.items() if k.startswith("history_")}
         if not same_grid:
@@ -317,14 +345,18 @@ class _March:
 
 
 def _carry(
-    problem: ConvectionDiffusion, num_points: int, keep: list[int], num_steps: int, frames: MemoryFrames | FileFrames
+    problem: ConvectionDiffusion,
+    num_points: int,
+    stops: list[tuple[float, float]],
+    num_steps: int,
+    frames: MemoryFrames | FileFrames,
 ) -> None:
     """u(x, t) = f(X_T) along dX = F dt from every node, in `num_steps` RK4 steps a horizon."""
     nodes = node_points(num_points, problem.dim)
-    for index, k in enumerate(keep):
-        t = problem.horizon * (1.0 - k / num_steps)
-        ends = characteristics(problem, nodes.reshape(-1, problem.dim), num_steps=k, t0=t) if k else nodes
-        frames.put(len(keep) - 1 - index, problem.evaluate_terminal(ends.reshape(nodes.shape)))
+    for index, (s, t) in enumerate(stops):
+        steps = round(s / problem.horizon * num_steps)
+        ends = characteristics(problem, nodes.reshape(-1, problem.dim), num_steps=steps, t0=t) if steps else nodes
+        frames.put(len(stops) - 1 - index, problem.evaluate_terminal(ends.reshape(nodes.shape)))
 
 
 @cache

@@ -38,7 +38,8 @@ class SpectralMethod:
         elif kind == "spectral_ab4":
             self.stepper = StepperAB4(symbol, self._advance, dt)
         else:
-            self.stepper = StepperDP5(symbol, self._advance, dt, norm=self.norm, rtol=rtol or 1e-6)
+            assert rtol is not None
+            self.stepper = StepperDP5(symbol, self._advance, dt, norm=self.norm, rtol=rtol)
         self.order, self.history, self.restore = (
             self.stepper.order,
             self.stepper.history,

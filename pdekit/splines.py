@@ -62,13 +62,18 @@ class SplineTable:
         return out.reshape((*points.shape[:-1], -1))
 
 
+def check_continuation(name: str) -> None:
+    """Raises ValueError for a continuation that there is not."""
+    if name not in CONTINUATIONS:
+        raise ValueError(f"continuation: expected one of {', '.join(CONTINUATIONS)}, got {name!r}")
+
+
 def spline_table(values: ArrayLike, continuation: str) -> SplineTable:
     """Table of the continuation of node values (C, N, ..., N); d = 1, 2 or 3.
 
     Raises ValueError for an unknown continuation or d > 3.
     """
-    if continuation not in CONTINUATIONS:
-        raise ValueError(f"continuation: expected one of {', '.join(CONTINUATIONS)}, got {continuation!r}")
+    check_continuation(continuation)
     nodes = np.asarray(values, dtype=np.float64)
     dim = nodes.ndim - 1
     if not 1 <= dim <= 3:

@@ -14,7 +14,6 @@ A stepper advances a state in place: `step(u, s)` returns the step size taken.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numba import njit
@@ -59,7 +58,6 @@ class StepperRK4:
     """Lawson's fourth-order method: classical RK4 on the transformed variable."""
 
     order = 4
-    evaluations = 4
     _A = ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
     _C = (0.0, 0.5, 0.5, 1.0, 1.0)
 
@@ -92,7 +90,6 @@ class StepperAB4:
     """Fourth-order Adams-Bashforth under the integrating factor; its history belongs in a checkpoint."""
 
     order = 4
-    evaluations = 1
     _B = (55 / 24, -59 / 24, 37 / 24, -9 / 24)
 
     def __init__(self, symbol: NDArray, advance: Advance, dt: float) -> None:
@@ -138,7 +135,6 @@ class StepperDP5:
     """
 
     order = 5
-    evaluations = 6
     _A = (
         (),
         (1 / 5,),
@@ -171,7 +167,6 @@ class StepperDP5:
         self._error = np.empty(symbol.shape, dtype=complex)
         self._zero = np.zeros(symbol.size)
         self._tableau_dt, self._have_first, self._last_ratio = np.nan, False, 1.0
-        self.accepted = self.rejected = 0
 
     def _prepare(self, dt: float) -> None:
         if dt == self._tableau_dt:
@@ -205,13 +200,11 @@ class StepperDP5:
                 # PI controller (Hairer, Norsett & Wanner 1993, II.4) on an error per unit step of order 4
                 growth = 0.9 * max(ratio, 1e-4) ** -0.175 * max(self._last_ratio, 1e-4) ** 0.08
                 self._last_ratio = max(ratio, 1e-4)
-                self.accepted += 1
                 u[...] = self._stage
                 self._slopes[0] = self._slopes[6]
                 if dt >= 0.999 * min(self.dt, self.dt_max) or growth < 1.0:
                     self.dt = dt * min(max(growth, 0.2), 3.0)
                 return dt
-            self.rejected += 1
             shrink = 0.9 * ratio**-0.25 if np.isfinite(ratio) else 0.1
             self.dt = dt * max(shrink, 0.1)
 
@@ -220,6 +213,3 @@ class StepperDP5:
 
     def restore(self, history: dict[str, NDArray]) -> None:
         self.dt, self._last_ratio = float(history["dt"]), float(history["last_ratio"])
-
-
-Stepper = Any  # step(u, s) -> dt taken; order; evaluations; history(); restore(history)

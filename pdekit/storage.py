@@ -149,8 +149,14 @@ class FileFrames:
         return {}
 
     def restore(self, arrays: Mapping[str, NDArray]) -> None:
+        import h5netcdf
+
         if not self._partial.exists():
             raise CheckpointError(f"{self._partial}: expected the frames written before the interruption, got no file")
+        with h5netcdf.File(self._partial, "r") as file:
+            found = tuple(file["u"].shape)
+        if found != self._shape:
+            raise CheckpointError(f"{self._partial}: expected frames of shape {self._shape}, got {found}")
         self._started = True
 
     def finish(self, coords: Mapping[str, Any], attrs: Mapping[str, Any]) -> xr.Dataset:

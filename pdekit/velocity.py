@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
-from pdekit.splines import SplineTable, spline_table
+from pdekit.splines import SplineTable, check_continuation, spline_table
 
 
 def node_points(num_points: int, dim: int) -> NDArray[np.float64]:
@@ -60,7 +60,9 @@ class GridVelocity:
                 f"velocity: expected node values of shape (d, N, ..., N) with d = 1, 2 or 3, got {values.shape}"
             )
         object.__setattr__(self, "values", values)
-        spline_table(values[:, :1, ...] if dim == 1 else values[:, :1, :1], self.continuation)  # the name is known
+        if values.shape[-1] < 2:
+            raise ValueError(f"velocity: expected at least 2 nodes an axis, got shape {values.shape}")
+        check_continuation(self.continuation)
 
     @property
     def dim(self) -> int:
@@ -99,6 +101,11 @@ class RedrawnVelocity:
             raise ValueError(f"interval: expected a positive duration, got {self.interval}")
         if self.num_points < 2:
             raise ValueError(f"num_points: expected at least 2 nodes, got {self.num_points}")
+        if self.dim not in (1, 2, 3):
+            raise ValueError(f"dim: expected 1, 2 or 3, got {self.dim}")
+        if self.seed < 0:
+            raise ValueError(f"seed: expected an integer >= 0, got {self.seed}")
+        check_continuation(self.continuation)
 
     def field(self, n: int) -> GridVelocity:
         """The velocity of interval n, t in [n, n + 1) * interval."""

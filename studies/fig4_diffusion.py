@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,9 +89,10 @@ def main(
             paths=paths,
             seed=seed,
         )
-        dataset, summary = compute(config)
         out.mkdir(parents=True, exist_ok=True)
-        dataset.to_netcdf(out / "fig4.nc", engine="h5netcdf")
+        dataset, summary = compute(config)
+        dataset.to_netcdf(out / "fig4.nc.tmp", engine="h5netcdf")
+        os.replace(out / "fig4.nc.tmp", out / "fig4.nc")
         write_json(out / "fig4.json", summary | {"provenance": provenance(asdict(config))})
         report(out)
         draw(out)
@@ -232,8 +234,9 @@ class Panel:
 
 def _paths(problem: ConvectionDiffusion, points: NDArray, config: Config) -> tuple[NDArray, NDArray]:
     """Feynman-Kac means at the points, and the root-mean-square of their sampling and time-step errors."""
-    # an even number of steps in each interval of a redrawn field, so that they can be doubled for the bias
-    steps = round(problem.horizon / config.dt) * (1 if config.velocity == "static" else 2)
+    # an even number, in each interval of a redrawn field too, so that the steps can be doubled for the bias
+    half = math.ceil(problem.horizon / config.dt * (0.5 if config.velocity == "static" else 1.0) - 1e-9)
+    steps = 2 * half
     estimate = feynman_kac(
         problem, points, num_paths=config.paths, num_steps=steps, bias=problem.sigma > 0, rng=config.seed
     )

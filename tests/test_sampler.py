@@ -294,7 +294,8 @@ def test_a_relative_tolerance_is_met_at_every_point():
     estimate = feynman_kac(drift_problem(), POINTS, num_steps=1, rtol=0.05, atol=1e-3, confidence=0.99)
     low, high = estimate.confidence_interval(0.99)
     assert (0.5 * (high - low) <= np.maximum(1e-3, 0.05 * np.abs(estimate.mean))).all()
-    capped = feynman_kac(drift_problem(), POINTS, num_steps=1, atol=1e-9, max_paths=10_000)
+    with pytest.warns(RuntimeWarning, match="the tolerance is not met; 10,000 paths leave errors"):
+        capped = feynman_kac(drift_problem(), POINTS, num_steps=1, atol=1e-9, max_paths=10_000)
     assert capped.num_paths == 10_000
 
 
@@ -325,7 +326,7 @@ def test_one_point_and_one_step():
         ([[0.1, 0.2]], {"num_paths": 0}, "num_paths: expected at least 2"),
         ([[0.1, 0.2]], {"num_paths": 2, "antithetic": True}, "num_paths: expected at least 4"),
         ([[0.1, 0.2]], {"qmc": True, "increments": "two_point"}, "expected gaussian with qmc=True"),
-        ([[0.1, 0.2]], {"num_steps": 0}, "num_steps: expected at least 1"),
+        ([[0.1, 0.2]], {"num_steps": 0}, "num_steps: expected a whole number of at least 1"),
         ([[0.1, 0.2]], {"scheme": "milstein"}, "scheme: expected one of euler, heun, got 'milstein'"),
         ([[0.1, 0.2]], {"increments": "levy"}, "increments: expected one of gaussian, two_point"),
         ([[0.1, 0.2]], {"increments": "two_point"}, "expected scheme='euler'"),
@@ -396,3 +397,30 @@ def test_moments_equal_numpy_even_where_the_spread_is_tiny():
     moments.add(samples[:, 512:])
     np.testing.assert_allclose(moments.mean, samples.mean(1), rtol=1e-14)
     np.testing.assert_allclose(moments.variance, samples.var(1, ddof=1), rtol=1e-7)
+
+
+def test_a_relative_tolerance_on_a_constant_is_met_at_once():
+    nothing = ConvectionDiffusion(np.zeros((2, 8, 8)), np.zeros((8, 8)), 0.1)
+    estimate = feynman_kac(nothing, [[0.2, 0.3]], num_steps=1, rtol=1e-3)
+    assert estimate.mean[0] == 0.0
+    assert estimate.standard_error[0] == 0.0
+
+
+def test_more_quasi_random_paths_than_there_are_is_an_error():
+    with pytest.raises(ValueError, match=r"num_paths: expected at most .* with qmc=True, got 50,000,000"):
+        feynman_kac(drift_problem(), POINTS[:1], num_paths=50_000_000, num_steps=2, qmc=True)
+
+
+@pytest.mark.parametrize(("continuation", "order"), [("bicubic", 4), ("bilinear", 2)])
+def test_without_noise_the_time_step_error_is_the_true_one(continuation, order):
+    """One step, too: nothing is compared with itself. Bilinear kinks make the order, and so the estimate, rough."""
+    nodes = np.random.default_rng(6).uniform(-0.4, 0.4, (2, 4, 4))
+    problem = ConvectionDiffusion(
+        GridVelocity(nodes, continuation), lambda x: np.sin(2 * np.pi * x[..., 0] + x[..., 1]), 0.0
+    )
+    points = np.random.default_rng(7).uniform(size=(200, 2))
+    truth = feynman_kac(problem, points, num_steps=1024).mean
+    for steps in (1, 5, 16):
+        estimate = feynman_kac(problem, points, num_steps=steps)
+        true_error, told = estimate.mean - truth, estimate.bias_estimate
+        assert 0.4 < np.sqrt(np.mean(told**2) / np.mean(true_error**2)) < 2.5, (steps, order)

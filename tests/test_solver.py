@@ -284,7 +284,7 @@ NAN = np.where(np.arange(128).reshape(2, 8, 8) == 77, np.nan, 0.0)
         (lambda: GridVelocity(NODES.astype(complex)), "velocity: expected real numbers, got dtype complex128"),
         (
             lambda: solve(ConvectionDiffusion(NODES, TERMINAL, 0.1), num_points=4),
-            "num_points: expected at least 8, got 4",
+            "num_points: expected a whole number of at least 8, got 4",
         ),
         (lambda: solve(ConvectionDiffusion(NODES, TERMINAL, 0.1), dt=-1.0), "dt: expected a positive step, got -1"),
         (
@@ -315,3 +315,93 @@ def test_bad_input_is_met_with_one_clear_line(build, message):
     with pytest.raises(ValueError, match=message) as caught:
         build()
     assert "\n" not in str(caught.value)
+
+
+def test_a_grid_coarser_than_the_velocitys_cuts_its_modes_and_does_not_fold_them():
+    """F has the one mode 30; a grid of 32 nodes cannot hold it, and sampled there it would pass for the mode 2."""
+    x = np.arange(64) / 64
+    nodes = np.stack([np.broadcast_to(np.sin(TAU * 30 * x)[:, None], (64, 64)), np.zeros((64, 64))])
+    f = node_points(64, 2)
+    terminal = np.cos(TAU * f[..., 0])
+    for continuation in ("trigonometric", "bicubic"):
+        problem = ConvectionDiffusion(GridVelocity(nodes, continuation), terminal, 0.2)
+        assert np.abs(problem.velocity_nodes(32, 0.0)).max() < 0.02
+        coarse, fine = (float(solve(problem, num_points=n, dt=5e-3).u[0, 0, 0]) for n in (32, 128))
+        assert abs(coarse - fine) < 0.03
+
+
+def test_a_flow_that_rests_at_first_is_followed_and_described_all_the_same():
+    def swirl(x, t):
+        return 3.0 * np.sin(np.pi * t) * np.sin(TAU * x[..., ::-1])
+
+    problem = ConvectionDiffusion(swirl, bump, 0.0, dim=2)
+    exact = solve(problem, num_points=32, dt=1e-3, method="characteristics").u[0].values
+    large_steps = solve(problem, num_points=256, dt=0.25, method="semi_lagrangian")
+    assert np.sqrt(np.mean((large_steps.u[0].values[::8, ::8] - exact) ** 2)) < 0.2
+    assert large_steps.attrs["courant"] > 100
+
+
+def test_stored_times_are_the_numbers_asked_for():
+    problem = constant_drift((0.3, 0.2), 0.1, (1, 0))
+    tenths = np.arange(11) / 10
+    fixed = solve(problem, num_points=16, dt=0.1, times=tenths)
+    np.testing.assert_array_equal(fixed.time, tenths)
+    adaptive = solve(problem, num_points=16, dt=0.5, rtol=1e-6, times=np.linspace(0, 1, 12))
+    np.testing.assert_array_equal(adaptive.time, np.linspace(0, 1, 12))
+    points = node_points(16, 2)
+    for t in adaptive.time.values:
+        exact = constant_drift_solution(points, t, (0.3, 0.2), 0.1, (1, 0))
+        np.testing.assert_allclose(adaptive.u.sel(time=t), exact, atol=1e-5)
+
+
+def test_a_three_dimensional_velocity_costs_nothing_until_it_is_used():
+    import tracemalloc
+
+    values = np.ones((3, 32, 32, 32))
+    tracemalloc.start()
+    GridVelocity(values)
+    assert tracemalloc.get_traced_memory()[1] < 10 * values.nbytes
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: solve(constant_drift((0.1, 0.2), 0.1, (1, 1)), num_points=16.5),
+            "whole number of at least 8, got 16.5",
+        ),
+        (
+            lambda: solve(ConvectionDiffusion(lambda x, t: x, lambda x: x[..., 0], 0.1, dim=4)),
+            "1, 2 or 3 space dim.*got 4",
+        ),
+        (lambda: solve(constant_drift((0.1, 0.2), 0.1, (1, 1)), rtol=0.0), "rtol: expected a positive number, got 0"),
+        (
+            lambda: solve(constant_drift((0.1,), 0.0, (1,)), method="characteristics", checkpoint="c.npz"),
+            "checkpoint: expected a method that steps through time",
+        ),
+        (
+            lambda: solve(constant_drift((0.1,), 0.1, (1,)), method="semi_lagrangian", fft="foo"),
+            "fft: expected one of auto, .*got 'foo'",
+        ),
+        (
+            lambda: ConvectionDiffusion.from_initial_value(RedrawnVelocity(8, 0.1, 0), bump, 0.1),
+            "does not jump in time, got a redrawn one",
+        ),
+        (lambda: RedrawnVelocity(8, 0.1, 0, continuation="cubist"), "continuation: expected one of .*got 'cubist'"),
+        (lambda: RedrawnVelocity(8, 0.1, 0, dim=4), "dim: expected 1, 2 or 3, got 4"),
+        (lambda: ConvectionDiffusion(NODES, np.ones((0, 0)), 0.1), r"terminal: expected node values .*got \(0, 0\)"),
+    ],
+)
+def test_more_bad_input_is_met_with_one_clear_line(build, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        build()
+    assert "\n" not in str(caught.value)
+
+
+def test_characteristics_leave_a_file_that_is_not_theirs(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("precious")
+    with pytest.raises(ValueError, match="checkpoint"):
+        solve(constant_drift((0.1,), 0.0, (1,)), method="characteristics", checkpoint=path)
+    assert path.read_text() == "precious"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pdekit import ConvectionDiffusion, compiled, solve
+from pdekit import ConvectionDiffusion, RedrawnVelocity, compiled, solve
 from pdekit.fastmath import cos, sin
 from pdekit.verify import verify
 
@@ -77,3 +77,22 @@ def test_bad_input_is_met_with_one_line(right):
         verify(RIGHT, right.isel(time=slice(3, None)), POINTS)
     with pytest.raises(ValueError, match="as solve\\(\\) returns it"):
         verify(RIGHT, xr.Dataset({"v": ("x", np.zeros(3))}), POINTS)
+
+
+def test_a_constant_is_right_to_the_last_digit():
+    constant = ConvectionDiffusion(flow, lambda x: np.ones(x.shape[:-1]), 0.1)
+    outcome = verify(constant, solve(constant, num_points=16, dt=0.02), POINTS[:4], num_paths=512, num_steps=8)
+    assert outcome.passed, outcome
+
+
+@pytest.mark.parametrize("num_points", [24, 48])
+def test_an_unresolved_solution_admits_its_own_error(num_points):
+    outcome = verify(RIGHT, solve(RIGHT, num_points=num_points, dt=2e-3, times=TIMES), POINTS, num_paths=4096)
+    assert outcome.passed, outcome
+
+
+def test_a_redrawn_velocity_can_be_verified():
+    redrawn = RedrawnVelocity(num_points=8, interval=0.1, seed=1)
+    problem = ConvectionDiffusion(redrawn, terminal, 0.25)
+    solution = solve(problem, num_points=48, dt=0.01, times=TIMES[::4])
+    assert verify(problem, solution, POINTS, num_paths=2048, num_steps=160).passed
