@@ -6,21 +6,26 @@ images to logits (B, num_classes). Its parameters collect no gradients, and its 
 All wrong input raises ValueError.
 
 Sign and L2 attacks are one ascent of the loss: FGSM is IFGSM with one step of length eps, and PGD is IFGSM from a
-random start. The three Carlini-Wagner attacks are one descent with Adam. A noisy model is attacked through
+random start. The three Carlini-Wagner attacks are one descent with Adam. AutoAttack is its authors' own, where the
+library is installed. A noisy model is attacked through
 `ExpectationOverTransformation`, which all of them accept in place of a model.
 """
 
 from netkit.attacks.ascent import Loss, Norm, StepSize, cross_entropy, fgsm, ifgsm, pgd
+from netkit.attacks.auto import AutoAttackPart, AutoAttackVersion, auto_attack
 from netkit.attacks.carlini_wagner import CWVariant, cw
 from netkit.attacks.expectation import BatchNormMode, ExpectationOverTransformation
 
 __all__ = [
+    "AutoAttackPart",
+    "AutoAttackVersion",
     "BatchNormMode",
     "CWVariant",
     "ExpectationOverTransformation",
     "Loss",
     "Norm",
     "StepSize",
+    "auto_attack",
     "cross_entropy",
     "cw",
     "fgsm",
