@@ -32,7 +32,7 @@ from bridge.flow import FlowNetwork, SmoothVelocity, as_points, box_nodes, netwo
 from bridge.levels import multilevel_ensemble
 from bridge.planar import SHAPES, fit, planar_data
 from bridge.weights import least_squares_weights, optimal_weights
-from pdekit import solve
+from pdekit import characteristics, solve
 from pdekit.diagnostics import steepening_rate
 from pdekit.regularity import bernstein_bound, coupling_bound, printed_bound
 from pdekit.spectral import gradient
@@ -210,9 +210,9 @@ def pictures(network: FlowNetwork, config: Config) -> dict[str, Any]:
         with network.noise_off():
             plain = network(x).softmax(-1)[:, 1].numpy().reshape(n, n)
     # the transport equation has steep fronts: characteristics from the pictures' own nodes, not an interpolant
-    fine = network.variant(num_blocks=400)
-    with torch.no_grad(), fine.noise_off():
-        transported = fine(x).softmax(-1)[:, 1].numpy().reshape(n, n)
+    problem = network_problem(network, sigma=0.0)
+    ends = characteristics(problem, BOX.to_unit(grid), num_steps=100)
+    transported = problem.evaluate_terminal(ends).reshape(n, n)
     means, total, done = [], np.zeros(n * n), 0
     for wanted in PANEL_DRAWS:
         for batch in probabilities(network, x, wanted - done, seeded(config, wanted)):
@@ -223,7 +223,7 @@ def pictures(network: FlowNetwork, config: Config) -> dict[str, Any]:
     plane = ("x", "y")
     return {
         "velocity": (("component", *plane), velocity, {"long_name": "velocity at t = 1/2"}),
-        "transported": (plane, transported, {"long_name": "u(x, 0), sigma = 0, along 400-step characteristics"}),
+        "transported": (plane, transported, {"long_name": "u(x, 0), sigma = 0, along characteristics"}),
         "diffused": (plane, diffused, {"long_name": "u(x, 0), PDE"}),
         "network": (plane, plain, {"long_name": "the network without noise"}),
         "ensemble": (("draws", *plane), np.stack(means), {"long_name": "mean over noisy networks"}),
