@@ -5,13 +5,16 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check
 ARGS   ?=
 
-.PHONY: fig4 theorems table2 test lint format bench clean
+.PHONY: fig4 theorems neural-pde table2 test lint format bench clean
 
 fig4: $(VENV)/.studies  ## Figure 4: solve, check against Feynman-Kac paths, draw
 	$(BIN)/python studies/fig4_diffusion.py $(ARGS)
 
 theorems: $(VENV)/.studies  ## Theorems 1 and 2: where each bound holds, and where it does not
 	$(BIN)/python studies/theorems.py $(ARGS)
+
+neural-pde: $(VENV)/.netkit  ## a trained network against its own equation, point by point
+	$(BIN)/python studies/neural_pde.py $(ARGS)
 
 table2: $(VENV)/.netkit  ## Table 2: train, attack, print beside the paper's numbers
 	$(BIN)/python studies/table2.py $(ARGS)
