@@ -23,7 +23,7 @@ INCREMENTS = {"gaussian": GAUSSIAN, "two_point": TWO_POINT}
 
 def _gaussian_rows(key0, key1, path, first, last, z, words):
     """Normals first..last-1 into rows of z, from the row returned on; a draw of 128 bits serves 2 (float32: 4)."""
-    raise NotImplementedError("for compiled code only")
+    raise RuntimeError("for compiled code only")
 
 
 @overload(_gaussian_rows)

@@ -30,7 +30,7 @@ _ROWS = 16  # rows of normals drawn at a time: enough to use whole draws, few en
 
 def velocity_on_lanes(velocity, x, t, f):
     """F at points x (d, L) into f (d, L), in compiled code; a velocity is (table, degree) or a jitted function."""
-    raise NotImplementedError("for compiled code only")
+    raise RuntimeError("for compiled code only")
 
 
 @overload(velocity_on_lanes, inline="always")
@@ -42,7 +42,7 @@ def _velocity_on_lanes(velocity, x, t, f):
 
 def control_on_lanes(control, n, x, dw, offset, node, total):
     """Add the control's martingale increment of step n to total (L,), in compiled code; () is no control."""
-    raise NotImplementedError("for compiled code only")
+    raise RuntimeError("for compiled code only")
 
 
 @overload(control_on_lanes, inline="always")

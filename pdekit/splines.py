@@ -286,7 +286,7 @@ def _lanes_3d(table: NDArray, degree: int, x: NDArray, out: NDArray) -> None:
 
 def table_on_lanes(table, degree, x, out):
     """The spline at points x (d, L), in compiled code: out (C, L)."""
-    raise NotImplementedError("for compiled code only")
+    raise RuntimeError("for compiled code only")
 
 
 @overload(table_on_lanes)
