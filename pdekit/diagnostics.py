@@ -25,21 +25,30 @@ def max_gradient(u: NDArray) -> float:
     return float(np.sqrt((gradient(u) ** 2).sum(axis=0)).max())
 
 
+def strain_rates(velocity: NDArray) -> tuple[float, float]:
+    """Smallest and largest ξ·∇F·ξ over nodes and unit ξ, from node values (d, N, ..., N).
+
+    They are the extreme eigenvalues of (∇F + ∇Fᵀ)/2, with spectral derivatives.
+    """
+    grads = np.stack([gradient(component) for component in velocity])  # (c, a, N, ..., N): ∂F_c/∂x_a
+    if len(velocity) == 1:
+        return float(grads.min()), float(grads.max())
+    if len(velocity) == 2:  # eigvalsh is 100 times slower here
+        (a, b), (c, d) = grads
+        centre, radius = 0.5 * (a + d), np.hypot(0.5 * (a - d), 0.5 * (b + c))
+        return float((centre - radius).min()), float((centre + radius).max())
+    strain = 0.5 * (grads + grads.swapaxes(0, 1))
+    eigenvalues = np.linalg.eigvalsh(np.moveaxis(strain.reshape(3, 3, -1), -1, 0))
+    return float(eigenvalues.min()), float(eigenvalues.max())
+
+
 def steepening_rate(velocity: NDArray) -> float:
     """γ = max over nodes and unit ξ of -ξ·∇F·ξ, from node values (d, N, ..., N)   (Theorem 2).
 
     In ∂u/∂t + F·∇u = 0 run forward in time (Eq. 12), convection can steepen |∇u| by at most exp(γ t); for the
     terminal-value problem (Eq. 10), which runs backward, γ is that of -F.
-    It is the largest eigenvalue of -(∇F + ∇Fᵀ)/2.
     """
-    grads = np.stack([gradient(component) for component in velocity])  # (c, a, N, ..., N): ∂F_c/∂x_a
-    strain = -0.5 * (grads + grads.swapaxes(0, 1))
-    if len(velocity) == 1:
-        return float(strain.max())
-    if len(velocity) == 2:  # the larger eigenvalue of a symmetric 2x2 matrix; eigvalsh is 100 times slower here
-        (a, b), (_, d) = strain
-        return float((0.5 * (a + d) + np.hypot(0.5 * (a - d), b)).max())
-    return float(np.linalg.eigvalsh(np.moveaxis(strain.reshape(3, 3, -1), -1, 0)).max())
+    return -strain_rates(velocity)[0]
 
 
 def max_speed(velocity: NDArray) -> float:

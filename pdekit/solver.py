@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pdekit.advection import SpectralAdvection
 from pdekit.characteristics import characteristics
-from pdekit.diagnostics import cell_peclet, courant, max_speed, steepening_rate
+from pdekit.diagnostics import cell_peclet, courant, max_speed, strain_rates
 from pdekit.problem import ConvectionDiffusion
 from pdekit.progress import Progress
 from pdekit.semilagrangian import SemiLagrangian
@@ -42,25 +42,28 @@ def choose_method(problem: ConvectionDiffusion, num_points: int) -> tuple[str, s
     Spectral where diffusion resolves the grid scale (cell Péclet number max|F| h / ν <= 5), or where convection is
     too gentle to create fine scales (γT <= 3, γ of Theorem 2); semi-Lagrangian everywhere else.
     """
-    return _choose(problem, num_points, _flow_scales(problem, num_points))
+    return _choose(problem, num_points, _flow_scales(problem, num_points, with_strain=True))
 
 
 class _FlowScales(NamedTuple):
-    """Largest over the horizon: |F|, the rate at which gradients steepen, the strain in either direction of time."""
+    """Largest over the horizon: |F|, the rate at which gradients steepen, the strain in either direction of time.
+
+    Rates that nobody asked for are NaN: they cost as much as some time steps.
+    """
 
     speed: float
     steepening: float
     strain: float
 
 
-def _flow_scales(problem: ConvectionDiffusion, num_points: int) -> _FlowScales:
+def _flow_scales(problem: ConvectionDiffusion, num_points: int, *, with_strain: bool) -> _FlowScales:
     times = [0.0] if problem.autonomous else np.linspace(0.0, problem.horizon, 6)
     found = []
     for t in times:
         nodes = problem.velocity_nodes(num_points, float(t))
         # Eq. 10 runs from T back to 0, so what steepens gradients is -F (Remark 1)
-        steepening = steepening_rate(-nodes)
-        found.append((max_speed(nodes), steepening, max(steepening, steepening_rate(nodes))))
+        low, high = strain_rates(nodes) if with_strain else (math.nan, math.nan)
+        found.append((max_speed(nodes), high, max(high, -low)))
     return _FlowScales(*(max(column) for column in zip(*found, strict=True)))
 
 
@@ -127,7 +130,7 @@ def solve(
     if not (math.isfinite(dt) and dt > 0):
         raise ValueError(f"dt: expected a positive step, got {dt}")
     reason = "requested"
-    flow = _flow_scales(problem, num_points)
+    flow = _flow_scales(problem, num_points, with_strain=method in ("auto", "semi_lagrangian"))
     if method == "auto":
         method, reason = _choose(problem, num_points, flow)
         if rtol is not None:
