@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numba
@@ -354,6 +355,8 @@ def test_paths_that_run_away_are_reported():
 
 
 LONG_RUN = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell hands on SIGINT ignored
 import numpy as np
 from pdekit.problem import ConvectionDiffusion
 from pdekit.sampler import feynman_kac
@@ -370,6 +373,8 @@ except KeyboardInterrupt:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_an_interrupt_stops_a_long_run_at_once():
     process = subprocess.Popen([sys.executable, "-c", LONG_RUN], stdout=subprocess.PIPE, text=True)
+    watchdog = threading.Timer(120.0, process.kill)
+    watchdog.start()
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -377,8 +382,9 @@ def test_an_interrupt_stops_a_long_run_at_once():
         process.send_signal(signal.SIGINT)
         start = time.perf_counter()
         assert process.stdout.readline() == "interrupted\n"
-        assert time.perf_counter() - start < 1.0
+        assert time.perf_counter() - start < 3.0  # a batch takes a fraction of a second; the machine may be busy
     finally:
+        watchdog.cancel()
         process.kill()
         process.communicate()
 
