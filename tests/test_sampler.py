@@ -382,7 +382,7 @@ def test_an_interrupt_stops_a_long_run_at_once():
         process.send_signal(signal.SIGINT)
         start = time.perf_counter()
         assert process.stdout.readline() == "interrupted\n"
-        assert time.perf_counter() - start < 3.0  # a batch takes a fraction of a second; the machine may be busy
+        assert time.perf_counter() - start < 1.0
     finally:
         watchdog.cancel()
         process.kill()
