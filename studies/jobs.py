@@ -18,6 +18,7 @@ from typing import Any, Literal
 from reporting import InputError, provenance, write_json
 
 from netkit import attacks, checkpoint, data, evaluate, models
+from netkit.noise import NoiseKind
 from netkit.presets import PRESETS
 from netkit.randomness import derived_generator, noise_from
 from netkit.training import TrainConfig, load_model, make_accelerator, train
@@ -149,8 +150,8 @@ def network(model: str, settings: Settings, seed: int) -> models.EnResNet:
     """The network called `model`, for the images of this data set.
 
     Besides the paper's names (`netkit.models.from_name`), "Plain5ResNet20" averages five members without
-    noise, "Wide5ResNet20" is one network without noise and with as many parameters as five, and "A+B" averages
-    A and B, which are trained apart.
+    noise, "TwoPoint5ResNet20" is En5ResNet20 with noise of ±1 in place of Gaussian noise, "Wide5ResNet20" is one
+    network without noise and with as many parameters as five, and "A+B" averages A and B, which are trained apart.
 
     Raises InputError for other names.
     """
@@ -165,11 +166,12 @@ def network(model: str, settings: Settings, seed: int) -> models.EnResNet:
     }
     if settings.dataset == "digits":
         options["width"] = _DIGITS_WIDTH
-    if control := re.fullmatch(r"(Plain|Wide)(\d+)ResNet(\d+)", model):
+    if control := re.fullmatch(r"(Plain|TwoPoint|Wide)(\d+)ResNet(\d+)", model):
         kind, num_members, depth = control[1], int(control[2]), int(control[3])
         if kind == "Wide":
             return models.equal_size_resnet(depth, num_members=num_members, **options)
-        return models.en_resnet(depth, num_members=num_members, noise="off", **options)
+        noise: NoiseKind = "two_point" if kind == "TwoPoint" else "off"
+        return models.en_resnet(depth, num_members=num_members, noise=noise, **options)
     try:
         return models.from_name(model, **options)
     except ValueError as error:
@@ -378,5 +380,5 @@ def cost(task: Task, settings: Settings) -> float:
         config = settings.train_config(task.seed, task.loss)
         return size * config.epochs * (config.num_steps + 2) * len(dataset.train)
     num_steps = {"nat": 0, "fgsm": 1, "ifgsm20": settings.capped(20), "cw": settings.capped(50)}[task.column]
-    eot_draws = settings.eot_draws if "En" in (task.oracle or task.model) else 1
+    eot_draws = settings.eot_draws if re.match("En|TwoPoint", task.oracle or task.model) else 1
     return size * (num_steps * eot_draws + settings.num_draws) * len(dataset.test)

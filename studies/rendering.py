@@ -77,7 +77,7 @@ def _orderings(stored: dict[str, Any]) -> Table:
     table = Table(
         title="Does the paper's ordering hold here?",
         caption="Paired 95% intervals of the difference, in points, over images and seeds; each stands alone, not "
-        "adjusted for their number. A control without numbers in the paper is ordered as the paper argues.",
+        "adjusted for their number. Where the paper has no numbers its own network comes first.",
         box=box.SIMPLE_HEAD,
     )
     table.add_column("claim", overflow="fold")
