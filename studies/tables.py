@@ -90,6 +90,7 @@ class Claim:
 class Table:
     """One table of the paper, declared; `smoke` are the rows that show that everything runs.
 
+    The networks of `on_request` are computed only where --rows names them.
     Without columns nothing is attacked: the numbers are the histories of the trainings.
     """
 
@@ -100,6 +101,7 @@ class Table:
     rows: tuple[Row, ...]
     claims: tuple[Claim, ...]
     smoke: tuple[str, ...] = ("ResNet20", "En2ResNet20")
+    on_request: tuple[str, ...] = ()
 
     @property
     def paper_dataset(self) -> str:
@@ -256,7 +258,8 @@ def _device(name: str) -> str:
 def _chosen_rows(table: Table, dataset: str, names: str | None) -> list[Row]:
     """The declared rows that are asked for; any other network can be asked for too, without paper values."""
     if names is None:
-        return [row for row in table.rows if dataset != "digits" or _is_for_digits(row)]
+        usual = [row for row in table.rows if row.model not in table.on_request]
+        return [row for row in usual if dataset != "digits" or _is_for_digits(row)]
     declared = {alias: row for row in table.rows for alias in (row.label, on_dataset(row.label, dataset))}
     return [declared.get(name.strip(), Row(name.strip())) for name in names.split(",") if name.strip()]
 
