@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -50,7 +51,7 @@ def _cpu() -> str:
 def provenance(config: Mapping[str, Any], *, device: str = "cpu") -> dict[str, Any]:
     """The stamp a stored result carries: what ran, with which versions, where and when (UTC)."""
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *map(without_folder, sys.argv[1:])]),
         "config": dict(config),
         "commit": _commit(),
         "versions": {p: v for p in _PACKAGES if (v := _version(p))} | {"python": platform.python_version()},
@@ -58,6 +59,14 @@ def provenance(config: Mapping[str, Any], *, device: str = "cpu") -> dict[str, A
         "cpu": f"{_cpu()}, {os.cpu_count()} cores",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def without_folder(word: str) -> str:
+    """The last part of an absolute path, and any other word as it is: where a file lay is no part of a result."""
+    option, _, value = word.rpartition("=")
+    if not Path(value).is_absolute():
+        return word
+    return f"{option}={Path(value).name}" if option else Path(value).name
 
 
 def write_json(path: Path, content: Any) -> None:
