@@ -96,6 +96,14 @@ class TrainConfig:
             raise ValueError("without a held-out validation part select must be 'last'")
         object.__setattr__(self, "milestones", tuple(self.milestones))
 
+    def iterated(self) -> TrainConfig:
+        """This configuration with ten steps of eps/4 where it has steps longer than eps.
+
+        Such a step goes from anywhere in the ball to its boundary: cheap to train with, but networks learn to withstand
+        it and nothing else (Wong et al. 2020), which only an attack of several steps shows.
+        """
+        return dataclasses.replace(self, step_size=self.eps / 4, num_steps=10) if self.step_size > self.eps else self
+
 
 @dataclass(frozen=True)
 class EpochRecord:
@@ -170,8 +178,8 @@ def train(
 
     `path` is the checkpoint to write and to continue from. It is written at the end of every epoch, after
     `checkpoint_steps` updates where given, and whenever `checkpoint_seconds` have passed. A finished run is
-    read back, not repeated. `on_step(done, total)` is called after each update; without it a progress bar is
-    shown where standard error is a terminal.
+    read back, not repeated. `on_step(done, total)` is called after each update, and may raise to stop the run, which is
+    saved first; without it a progress bar is shown where standard error is a terminal.
 
     Raises CheckpointError where `path` holds a run of another model, configuration or data set, or is
     damaged; FloatingPointError where the loss is no longer finite.
@@ -196,7 +204,12 @@ def train(
             if due:
                 run.save()
                 saved = time.monotonic()
-            report(*run.position)
+            try:
+                report(*run.position)
+            except Exception:
+                if accelerator.num_processes == 1:
+                    run.save()
+                raise
     run.leave_best_weights()
     return TrainResult(tuple(run.history), run.best_epoch, config)
 
@@ -345,7 +358,7 @@ class _Run:
         loss: attacks.Loss = attacks.cross_entropy,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        config = self.config
+        config = self.config if model.training else self.config.iterated()
         return attacks.pgd(
             model,
             x,

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jobs import Column, EvaluateTask, attack_for, load_data, tasks_for, trained_model
+from jobs import Column, EvaluateTask, attack_for, column_title, load_data, tasks_for, trained_model
 from numpy.typing import NDArray
 from reporting import console, provenance, write_json
-from tables import Computed, Row, Table, app_for, column_title, on_dataset
+from tables import Computed, Row, Table, app_for, on_dataset
 
 from netkit.models import EnResNet
 from netkit.randomness import derived_generator, noise_from

@@ -15,15 +15,21 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from reporting import InputError, provenance, write_json
+from torch import Tensor
 
 from netkit import attacks, checkpoint, data, evaluate, models
-from netkit.noise import NoiseKind
+from netkit.noise import Noise, NoiseKind
 from netkit.presets import PRESETS
 from netkit.randomness import derived_generator, noise_from
 from netkit.training import TrainConfig, load_model, make_accelerator, train
 
-Column = Literal["nat", "fgsm", "ifgsm20", "cw"]
+Column = Literal[
+    "nat", "fgsm", "ifgsm20", "cw",
+    "pgd20", "ifgsm20-eot1", "ifgsm20-eot20", "ifgsm20-eot50", "transfer", "autoattack",
+]  # fmt: skip
+"""The paper's attacks, and today's; "ifgsm20" itself averages gradients over `Settings.eot_draws` draws."""
 Loss = Literal["pgd", "natural", "trades"]
 Weights = Literal["equal", "learned"]
 Report = Callable[[int, int], None]
@@ -31,6 +37,7 @@ Report = Callable[[int, int], None]
 _EVALUATION_BATCH = 250
 _PAPER_EPS = 8 / 255
 _DIGITS_WIDTH = 8  # half the paper's, at half the time
+_PGD_RESTARTS = 5
 _REPEAT_SEED = 1000  # between the seeds of networks of one kind, trained separately for one ensemble
 
 
@@ -38,8 +45,9 @@ _REPEAT_SEED = 1000  # between the seeds of networks of one kind, trained separa
 class Settings:
     """What a whole table is computed with; tables with equal settings share every file.
 
-    `attack_steps` caps the steps of every attack, in training and in evaluation. Several `learning_rates` are
-    all trained, and the best on validation is kept, for each row and seed.
+    `attack_steps` caps the steps of every attack, in training and in evaluation, and `auto_draws` are the noise
+    draws in each gradient of AutoAttack. Several `learning_rates` are all trained, and the best on validation is
+    kept, for each row and seed. `width` is that of all networks, by default the paper's 16, and 8 on digits.
     """
 
     dataset: str
@@ -55,6 +63,8 @@ class Settings:
     eot_draws: int = 5
     num_draws: int = 10
     device: str = "cpu"
+    width: int | None = None
+    auto_draws: int = 20
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -164,8 +174,8 @@ def network(model: str, settings: Settings, seed: int) -> models.EnResNet:
         "in_channels": dataset.shape[0],
         "seed": seed,
     }
-    if settings.dataset == "digits":
-        options["width"] = _DIGITS_WIDTH
+    if width := settings.width or (_DIGITS_WIDTH if settings.dataset == "digits" else None):
+        options["width"] = width
     if control := re.fullmatch(r"(Plain|TwoPoint|Wide)(\d+)ResNet(\d+)", model):
         kind, num_members, depth = control[1], int(control[2]), int(control[3])
         if kind == "Wide":
@@ -178,9 +188,15 @@ def network(model: str, settings: Settings, seed: int) -> models.EnResNet:
         raise InputError(str(error)) from error
 
 
-@lru_cache(maxsize=1)
+@lru_cache
+def describe(model: str, settings: Settings) -> tuple[dict[str, Any], int]:
+    """The architecture of the network called `model` and its number of parameters; see `network`."""
+    built = network(model, settings, seed=0)
+    return built.config, models.count_parameters(built)
+
+
 def load_data(settings: Settings) -> data.Dataset:
-    return data.load(
+    return _load(
         settings.dataset,
         data=settings.data,
         download=settings.download,
@@ -190,7 +206,10 @@ def load_data(settings: Settings) -> data.Dataset:
     )
 
 
-@lru_cache(maxsize=4)
+_load = lru_cache(maxsize=3)(data.load)
+
+
+@lru_cache
 def _fingerprint(settings: Settings, *parts: str) -> str:
     return load_data(settings).fingerprint(*parts)
 
@@ -200,29 +219,95 @@ def attack_for(column: Column, settings: Settings) -> evaluate.Attack | None:
 
     On another scale than the paper's 8/255 the learning rate of C&W grows with eps, as steps do elsewhere.
     """
-    config = PRESETS[settings.preset]
+    config = PRESETS[settings.preset].iterated()
+    num_steps = _num_steps(column, settings)
     attack: evaluate.Attack
     if column == "nat":
         return None
+    if column == "autoattack":
+        return partial(auto_attack, eps=config.eps, num_steps=num_steps, eot_draws=settings.auto_draws)
     if column == "fgsm":
         attack = partial(attacks.fgsm, eps=config.eps)
-    elif column == "ifgsm20":
-        attack = partial(attacks.ifgsm, eps=config.eps, step_size=config.step_size, num_steps=settings.capped(20))
-    else:
+    elif column == "cw":
         attack = partial(
             attacks.cw,
             variant="authors" if settings.preset == "authors" else "paper",
-            num_steps=settings.capped(50),
+            num_steps=num_steps,
             learning_rate=6e-4 * config.eps / _PAPER_EPS,
             c=10.0,
         )
-    return partial(evaluate.through_eot, attack=attack, eot_draws=settings.eot_draws)
+    else:
+        attack = partial(attacks.ifgsm, eps=config.eps, step_size=config.step_size, num_steps=num_steps)
+        if column == "pgd20":
+            attack = partial(attacks.pgd, **attack.keywords, num_restarts=_PGD_RESTARTS)
+    return partial(evaluate.through_eot, attack=attack, eot_draws=eot_draws(column, settings))
+
+
+def auto_attack(
+    model: models.EnResNet,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    num_steps: int,
+    eot_draws: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """AutoAttack for random models (APGD-CE, then APGD-DLR), with one draw a gradient where there is no noise.
+
+    Raises ImportError without the library.
+    """
+    draws = eot_draws if evaluate.is_random(model, x[:2]) else 1
+    return attacks.auto_attack(
+        model, x, y, eps=eps, version="rand", num_steps=num_steps, eot_draws=draws, generator=generator
+    )
+
+
+def _num_steps(column: Column, settings: Settings) -> int:
+    """Steps of one run of a column's attack, capped as the settings say."""
+    published = {"nat": 0, "fgsm": 1, "cw": 50, "autoattack": 100}.get(column, 20)
+    return settings.capped(published) if published > 1 else published
+
+
+def eot_draws(column: Column, settings: Settings) -> int:
+    """Noise draws that each gradient of a column's attack is averaged over, for a noisy network."""
+    if column == "autoattack":
+        return settings.auto_draws
+    _, _, draws = column.partition("-eot")
+    return int(draws) if draws else settings.eot_draws
+
+
+def gradients_per_image(column: Column, settings: Settings, *, is_noisy: bool) -> int:
+    """Passes forward and back that a column's attack takes for an image, at most."""
+    runs = {"pgd20": _PGD_RESTARTS, "autoattack": 2}.get(column, 1)
+    draws = eot_draws(column, settings) if is_noisy and column != "transfer" else 1
+    return runs * draws * _num_steps(column, settings)
+
+
+def is_noisy(model: str) -> bool:
+    """Whether the network called `model` answers at random."""
+    return re.search("En|TwoPoint", model) is not None
+
+
+def column_title(column: Column, settings: Settings) -> str:
+    """How a column is headed, with the number of steps that were taken."""
+    steps = _num_steps(column, settings)
+    titles = {
+        "nat": "natural",
+        "fgsm": "FGSM",
+        "cw": f"C&W ({steps})",
+        "pgd20": f"PGD{steps}, best of {_PGD_RESTARTS}",
+        "transfer": f"IFGSM{steps} on the noise-free twin",
+        "autoattack": f"AutoAttack rand ({steps} steps, {settings.auto_draws} draws)",
+    }
+    draws = f", {eot_draws(column, settings)} draws" if "-eot" in column else ""
+    return titles.get(column, f"IFGSM{steps}{draws}")
 
 
 def checkpoint_path(task: TrainTask, settings: Settings) -> Path:
     """Where the model of `task` lives."""
     identity = {
-        "model": network(task.model, settings, task.seed).config,
+        "model": describe(task.model, settings)[0],
         "training": asdict(settings.train_config(task.seed, task.loss, task.lr)),
         "data": _fingerprint(settings, "train", "val"),
     }
@@ -294,7 +379,11 @@ def run_task(task: Task, settings: Settings, report: Report) -> str:
         None if name is None else trained_model(name, settings, task) for name in (task.model, task.oracle)
     )
     assert target is not None
+    if task.column == "transfer":
+        oracle = noise_free(target)
     attack = attack_for(task.column, settings) or evaluate.no_attack
+    store = evaluation_path(task, settings)
+    write_json(store.with_suffix(".json"), provenance({}, device=device_title(settings.device)))
     score = evaluate.robust_accuracy(
         target,
         dataset.images(dataset.test.x),
@@ -304,7 +393,7 @@ def run_task(task: Task, settings: Settings, report: Report) -> str:
         batch_size=_EVALUATION_BATCH,
         seed=task.seed,
         oracle=oracle,
-        store=evaluation_path(task, settings),
+        store=store,
         on_block=report,
     )
     return f"accuracy {100 * score.mean:.1f}%"
@@ -318,7 +407,7 @@ def _train(task: TrainTask, settings: Settings, report: Report) -> str:
         load_data(settings),
         config,
         path=checkpoint_path(task, settings),
-        provenance=provenance(asdict(config), device=settings.device),
+        provenance=provenance(asdict(config), device=device_title(settings.device)),
         accelerator=make_accelerator(config, settings.device),
         on_step=report,
     )
@@ -328,6 +417,11 @@ def _train(task: TrainTask, settings: Settings, report: Report) -> str:
     value = best.val_natural if best.val_robust is None else best.val_robust
     outcome = "" if value is None else f", validation {100 * value:.1f}%"
     return f"epoch {result.best_epoch + 1} of {config.epochs} selected{outcome}"
+
+
+def device_title(device: str) -> str:
+    """The device with the name of its hardware where that is not the CPU, which provenance names anyway."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
 
 
 def _learned_weights(model: models.EnResNet, settings: Settings, config: TrainConfig) -> list[float]:
@@ -372,13 +466,53 @@ def trained_model(name: str, settings: Settings, task: EvaluateTask) -> models.E
     return model.to(settings.device).eval()
 
 
+def noise_free(model: models.EnResNet) -> models.EnResNet:
+    """A copy of `model` that draws no noise."""
+
+    def quiet(config: dict[str, Any]) -> dict[str, Any]:
+        if "members" in config:
+            return config | {"members": [quiet(member) for member in config["members"]]}
+        return config | {"noise": asdict(Noise("off"))}
+
+    twin = models.build(quiet(model.config))
+    twin.load_state_dict(model.state_dict())
+    return twin.to(next(model.parameters()).device).eval()
+
+
 def cost(task: Task, settings: Settings) -> float:
     """Passes over one image, times parameters: a rough order, enough to start the long tasks first."""
     dataset = load_data(settings)
-    size = models.count_parameters(network(task.model, settings, task.seed))
+    _, size = describe(task.model, settings)
     if isinstance(task, TrainTask):
         config = settings.train_config(task.seed, task.loss)
         return size * config.epochs * (config.num_steps + 2) * len(dataset.train)
-    num_steps = {"nat": 0, "fgsm": 1, "ifgsm20": settings.capped(20), "cw": settings.capped(50)}[task.column]
-    eot_draws = settings.eot_draws if re.match("En|TwoPoint", task.oracle or task.model) else 1
-    return size * (num_steps * eot_draws + settings.num_draws) * len(dataset.test)
+    gradients = gradients_per_image(task.column, settings, is_noisy=is_noisy(task.oracle or task.model))
+    return size * (gradients + settings.num_draws) * len(dataset.test)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task with the settings it is done in."""
+
+    task: Task
+    settings: Settings
+
+    def __str__(self) -> str:
+        return str(self.task)
+
+    @property
+    def path(self) -> Path:
+        """The file that the job leaves: a checkpoint, or predictions."""
+        if isinstance(self.task, TrainTask):
+            return checkpoint_path(self.task, self.settings)
+        return evaluation_path(self.task, self.settings)
+
+    @property
+    def needs(self) -> set[Path]:
+        """The checkpoints that must be finished before."""
+        needs = () if isinstance(self.task, TrainTask) else self.task.needs
+        return {checkpoint_path(task, self.settings) for task in needs}
+
+    def is_done(self) -> bool:
+        """Whether the result is already on disk."""
+        return is_done(self.task, self.settings)

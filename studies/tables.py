@@ -11,7 +11,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,12 +22,14 @@ import typer
 from jobs import (
     Column,
     EvaluateTask,
+    Job,
     Loss,
     Settings,
     Task,
     TrainTask,
     Weights,
     checkpoint_path,
+    column_title,
     evaluation_path,
     network,
     selected,
@@ -36,7 +39,7 @@ from jobs import (
 from rendering import draw
 from reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from workers import WorkerDied, run_all
+from workers import WorkerDied, costliest_first, run_all
 
 from netkit import evaluate
 from netkit.checkpoint import CheckpointError
@@ -50,8 +53,8 @@ Scores = dict[tuple[str, Column], list[evaluate.Score]]
 PAPER = json.loads((Path(__file__).parent / "paper_tables.json").read_text())["tables"]
 
 
-_USAGE = (InputError, DataError, CheckpointError, OSError)
-_FAILURE = (FloatingPointError, WorkerDied)
+USAGE = (InputError, DataError, CheckpointError, OSError)
+FAILURE = (FloatingPointError, WorkerDied)
 _SMOKE = {"epochs": 1, "num_train": 128, "num_test": 40, "attack_steps": 2, "num_draws": 2, "eot": 2}
 _ON_DIGITS = {"ResNet20": "ResNet8", "ResNet32": "ResNet14", "WRN-14-2": "WRN-8-2"}
 
@@ -194,11 +197,11 @@ def app_for(table: Table, finish: Callable[[Computed], None] = write_and_draw) -
         list_jobs: Annotated[bool, typer.Option(help="Print one command for each network and seed")] = False,
         no_table: Annotated[bool, typer.Option(help="Train and attack, but write no table")] = False,
     ) -> None:
-        with one_line_errors(_USAGE, _FAILURE, interrupted="interrupted; the same command continues from here"):
-            _require(0, seed=seed)
-            _require(2, num_train=num_train)
-            _require(1, num_test=num_test, epochs=epochs, attack_steps=attack_steps, eot=eot)
-            _require(1, num_draws=num_draws, num_seeds=num_seeds, workers=workers)
+        with one_line_errors(USAGE, FAILURE, interrupted="interrupted; the same command continues from here"):
+            require(0, seed=seed)
+            require(2, num_train=num_train)
+            require(1, num_test=num_test, epochs=epochs, attack_steps=attack_steps, eot=eot)
+            require(1, num_draws=num_draws, num_seeds=num_seeds, workers=workers)
             small = _SMOKE if smoke else {}
             settings = Settings(
                 dataset=dataset,
@@ -213,7 +216,7 @@ def app_for(table: Table, finish: Callable[[Computed], None] = write_and_draw) -
                 attack_steps=attack_steps or small.get("attack_steps"),
                 eot_draws=eot or small.get("eot", 5),
                 num_draws=num_draws or small.get("num_draws", 10),
-                device=_device(device),
+                device=device_called(device),
             )
             count = num_seeds or (2 if dataset == "digits" and not smoke else 1)
             seeds = range(seed, seed + count)
@@ -230,7 +233,8 @@ def app_for(table: Table, finish: Callable[[Computed], None] = write_and_draw) -
     return app
 
 
-def _require(least: int, **options: int | None) -> None:
+def require(least: int, **options: float | None) -> None:
+    """Raise InputError for an option that is given and below `least`."""
     for name, value in options.items():
         if value is not None and value < least:
             raise InputError(f"{name} must be at least {least}, got {value}")
@@ -243,7 +247,8 @@ def _numbers(text: str | None) -> tuple[float, ...]:
         raise InputError(f"expected numbers separated by commas, got {text!r}") from None
 
 
-def _device(name: str) -> str:
+def device_called(name: str) -> str:
+    """The device that the command line asks for; raises InputError where there is none."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -303,37 +308,44 @@ def _tasks(table: Table, row: Row, settings: Settings, seed: int) -> list[Task]:
 
 
 def _compute(table: Table, rows: Sequence[Row], settings: Settings, seeds: range, num_workers: int | None) -> None:
-    """Train and attack whatever is missing, with a bar for each running task where there is a terminal."""
+    """Train and attack whatever is missing."""
     for row in rows:
         for name in filter(None, (row.model, row.oracle)):
             network(on_dataset(name, settings.dataset), settings, seed=0)  # a wrong name fails here, at once
-    tasks = [task for seed in seeds for row in rows for task in _tasks(table, row, settings, seed)]
+    jobs = [Job(task, settings) for seed in seeds for row in rows for task in _tasks(table, row, settings, seed)]
     num_cores = os.cpu_count() or 1
     if num_workers is None:
         # from the whole table, not from what is left: the number of threads can change the last bits
         num_workers = min(num_cores, len(rows) * len(seeds)) if settings.device == "cpu" else 1
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bars:
-        shown: dict[Task, TaskID] = {}
-
-        def report(task: Task, done: int, total: int) -> None:
-            if task not in shown:
-                shown[task] = bars.add_task(str(task))
-            bars.update(shown[task], completed=done, total=total)
-
-        def finished(task: Task, outcome: str, seconds: float) -> None:
-            if task in shown:
-                bars.remove_task(shown.pop(task))
-            bars.console.print(f"{task}: {outcome} ({seconds:.1f} s)", highlight=False, soft_wrap=True)
-
+    with progress() as (report, finished):
         run_all(
-            tasks,
-            settings,
+            costliest_first(jobs),
+            device=settings.device,
             num_workers=num_workers,
             num_threads=max(1, num_cores // num_workers),
             report=report,
             finished=finished,
         )
+
+
+@contextmanager
+def progress() -> Iterator[tuple[Callable[[Job, int, int], None], Callable[[Job, str, float], None]]]:
+    """What `run_all` reports to: a bar for each running job where there is a terminal, a line for each finished one."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bars:
+        shown: dict[Job, TaskID] = {}
+
+        def report(job: Job, done: int, total: int) -> None:
+            if job not in shown:
+                shown[job] = bars.add_task(str(job))
+            bars.update(shown[job], completed=done, total=total)
+
+        def finished(job: Job, outcome: str, seconds: float) -> None:
+            if job in shown:
+                bars.remove_task(shown.pop(job))
+            bars.console.print(f"{job}: {outcome} ({seconds:.1f} s)", highlight=False, soft_wrap=True)
+
+        yield report, finished
 
 
 def results(table: Table, rows: Sequence[Row], settings: Settings, seeds: range) -> dict[str, Any]:
@@ -371,7 +383,7 @@ def results(table: Table, rows: Sequence[Row], settings: Settings, seeds: range)
     config = asdict(settings.train_config(seeds[0], table.loss)) | {"lr": list(settings.candidates())}
     return {
         "provenance": provenance(
-            {"settings": asdict(settings) | {"data": str(settings.data), "out": str(settings.out)}}
+            {"settings": asdict(settings) | {"data": settings.data and settings.data.name, "out": settings.out.name}}
             | {"training": config, "seeds": list(seeds)},
             device=settings.device,
         ),
@@ -419,12 +431,6 @@ def _digits_note(rows: Sequence[Row]) -> str:
 def title_of(name: str) -> str:
     """ "table2" is Table 2, "fig5" is Figure 5, "section4_4" is Section 4.4."""
     return name.replace("table", "Table ").replace("fig", "Figure ").replace("section", "Section ").replace("_", ".")
-
-
-def column_title(column: Column, settings: Settings) -> str:
-    """How a column is headed, with the number of steps that were taken."""
-    titles = {"nat": "natural", "fgsm": "FGSM", "ifgsm20": f"IFGSM{settings.capped(20)}"}
-    return titles.get(column, f"C&W ({settings.capped(50)})")
 
 
 def _cell(scores: Sequence[evaluate.Score], num_seeds: int) -> dict[str, Any]:

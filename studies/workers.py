@@ -1,7 +1,8 @@
-"""Tasks spread over processes that die with their parent and lose nothing when they do."""
+"""Jobs spread over processes that die with their parent and lose nothing when they do."""
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -16,75 +17,139 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 import torch
-from jobs import EvaluateTask, Settings, Task, TrainTask, cost, is_done, run_task
+from jobs import Job, TrainTask, cost, run_task
 
 from netkit.memory import keep_freed_memory
+
+_GRACE = 60.0
+"""Seconds that a task may take to reach a point where it can stop."""
 
 
 class WorkerDied(RuntimeError):
     """A worker process ended without an answer, as when the system kills it for its memory."""
 
 
+class OutOfTime(Exception):
+    """Raised inside a task once the deadline has passed, where its state is on disk or about to be."""
+
+
 def run_all(
-    tasks: Iterable[Task],
-    settings: Settings,
+    jobs: Iterable[Job],
     *,
+    device: str,
     num_workers: int,
     num_threads: int,
-    report: Callable[[Task, int, int], None],
-    finished: Callable[[Task, str, float], None],
+    report: Callable[[Job, int, int], None],
+    finished: Callable[[Job, str, float], None],
+    failed: Callable[[Job, Exception], None] | None = None,
+    deadline: float = math.inf,
 ) -> None:
-    """Do all tasks that are not done yet, costliest first, on `num_workers` processes (1: in this one).
+    """Do all jobs that are not done yet, in their order, on `num_workers` processes (1: in this one).
 
-    `report(task, done, total)` and `finished(task, outcome, seconds)` are called in this process. Raises what
-    a task raises, and WorkerDied where a process ends without an answer.
+    A job waits for the trainings it needs. `report(job, done, total)`, `finished(job, outcome, seconds)` and
+    `failed(job, error)` are called in this process. From `deadline` (as `time.time()` counts) on nothing new is
+    started, and what runs stops with its state on disk, a block of images later at most.
+
+    Raises what a job raises, unless `failed` is given, which then has the last word: what needs that job is left out.
+    Raises WorkerDied where a process ends without an answer.
     """
-    pending = [task for task in dict.fromkeys(tasks) if not is_done(task, settings)]
-    pending.sort(key=lambda task: -cost(task, settings))
+    queue = _Queue([job for job in dict.fromkeys(jobs) if not job.is_done()], deadline)
     if num_workers == 1:
-        _prepare_process(settings, num_threads)
-        for task in sorted(pending, key=lambda task: isinstance(task, EvaluateTask)):
+        _prepare_process(device, num_threads)
+        while (job := queue.take()) is not None:
             started = time.perf_counter()
-            outcome = run_task(task, settings, partial(report, task))
-            finished(task, outcome, time.perf_counter() - started)
-    elif pending:
-        _run_in_processes(pending, settings, min(num_workers, len(pending)), num_threads, report, finished)
+            try:
+                outcome = run_task(job.task, job.settings, _until(deadline, partial(report, job)))
+            except OutOfTime:
+                return
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed(job, error)
+            else:
+                queue.done(job)
+                finished(job, outcome, time.perf_counter() - started)
+    elif queue.pending:
+        _run_in_processes(queue, device, min(num_workers, len(queue.pending)), num_threads, report, finished, failed)
+
+
+def costliest_first(jobs: Iterable[Job]) -> list[Job]:
+    """The order in which the last job to finish keeps the others waiting least."""
+    return sorted(jobs, key=lambda job: -cost(job.task, job.settings))
+
+
+class _Queue:
+    """Jobs not started yet, in order, and the checkpoints that are still to come."""
+
+    def __init__(self, pending: list[Job], deadline: float) -> None:
+        self.pending, self.deadline = pending, deadline
+        self.untrained = {job.path for job in pending if isinstance(job.task, TrainTask)}
+
+    def take(self) -> Job | None:
+        """The first job whose needs are met; None where there is none, or no time left."""
+        if time.time() >= self.deadline:
+            return None
+        job = next((job for job in self.pending if self.untrained.isdisjoint(job.needs)), None)
+        if job is not None:
+            self.pending.remove(job)
+        return job
+
+    def done(self, job: Job) -> None:
+        self.untrained -= {job.path}
+
+
+def _until(deadline: float, report: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """`report` that ends its task once `deadline` has passed, unless the task is through."""
+
+    def checked(done: int, total: int) -> None:
+        report(done, total)
+        if done < total and time.time() >= deadline:
+            raise OutOfTime
+
+    return checked
 
 
 def _run_in_processes(
-    pending: list[Task],
-    settings: Settings,
+    queue: _Queue,
+    device: str,
     num_workers: int,
     num_threads: int,
-    report: Callable[[Task, int, int], None],
-    finished: Callable[[Task, str, float], None],
+    report: Callable[[Job, int, int], None],
+    finished: Callable[[Job, str, float], None],
+    failed: Callable[[Job, Exception], None] | None,
 ) -> None:
     context = multiprocessing.get_context("spawn")
     workers: list[_Worker] = []
-    untrained = {task for task in pending if isinstance(task, TrainTask)}
     try:
         for _ in range(num_workers):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, settings, num_threads), daemon=True)
+            process = context.Process(target=_work, args=(theirs, device, num_threads, queue.deadline), daemon=True)
             process.start()
             theirs.close()
             workers.append(_Worker(process, ours))
-        while pending or any(worker.task for worker in workers):
+        while True:
             for worker in workers:
-                ready = (t for t in pending if isinstance(t, TrainTask) or untrained.isdisjoint(t.needs))
-                if worker.task is None and (task := next(ready, None)) is not None:
-                    pending.remove(task)
-                    worker.start(task)
-            answering = wait([worker.connection for worker in workers if worker.task is not None])
+                if worker.job is None and (job := queue.take()) is not None:
+                    worker.start(job)
+            busy = [worker.connection for worker in workers if worker.job is not None]
+            grace = None if queue.deadline == math.inf else max(queue.deadline + _GRACE - time.time(), 0.0)
+            # what has not stopped by the end of the grace is ended: its last block on disk is kept
+            if not busy or not (answering := wait(busy, grace)):
+                break
             for worker in workers:
-                if worker.connection in answering and worker.task is not None:
-                    done = worker.task
-                    kind, *content = worker.answer()
-                    if kind == "progress":
-                        report(done, *content)
-                    else:
-                        untrained -= {done}
-                        finished(done, content[0], time.perf_counter() - worker.started)
+                if worker.connection not in answering or worker.job is None:
+                    continue
+                job = worker.job
+                kind, *content = worker.answer()
+                if kind == "progress":
+                    report(job, *content)
+                elif kind == "done":
+                    queue.done(job)
+                    finished(job, content[0], time.perf_counter() - worker.started)
+                elif kind == "failed":
+                    if failed is None:
+                        raise content[0]
+                    failed(job, content[0])
     finally:
         for worker in workers:
             worker.process.terminate()
@@ -97,31 +162,29 @@ def _run_in_processes(
 class _Worker:
     process: SpawnProcess
     connection: Connection
-    task: Task | None = None
+    job: Job | None = None
     started: float = 0.0
 
-    def start(self, task: Task) -> None:
-        self.connection.send(task)
-        self.task, self.started = task, time.perf_counter()
+    def start(self, job: Job) -> None:
+        self.connection.send(job)
+        self.job, self.started = job, time.perf_counter()
 
     def answer(self) -> tuple[Any, ...]:
-        """("progress", done, total) or ("done", outcome), which frees the worker."""
+        """("progress", done, total), or what frees the worker: ("done", outcome), ("failed", error) or ("stopped",)."""
         try:
             message: tuple[Any, ...] = self.connection.recv()
         except (EOFError, ConnectionResetError):
-            raise WorkerDied(f"the process that was to {self.task} ended unexpectedly") from None
-        if message[0] == "failed":
-            raise message[1]
-        if message[0] == "done":
-            self.task = None
+            raise WorkerDied(f"the process that was to {self.job} ended unexpectedly") from None
+        if message[0] != "progress":
+            self.job = None
         return message
 
 
-def _work(connection: Connection, settings: Settings, num_threads: int) -> None:
-    """A worker's life: receive a task, answer with progress and an outcome; end when the parent is gone."""
+def _work(connection: Connection, device: str, num_threads: int, deadline: float) -> None:
+    """A worker's life: receive a job, answer with progress and an outcome; end when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _prepare_process(settings, num_threads)
+    _prepare_process(device, num_threads)
     reported = 0.0
 
     def report(done: int, total: int) -> None:
@@ -132,11 +195,13 @@ def _work(connection: Connection, settings: Settings, num_threads: int) -> None:
 
     try:
         while True:
-            task = connection.recv()
+            job = connection.recv()
             try:
-                connection.send(("done", run_task(task, settings, report)))
+                connection.send(("done", run_task(job.task, job.settings, _until(deadline, report))))
             except (ConnectionError, KeyboardInterrupt):
                 raise
+            except OutOfTime:
+                connection.send(("stopped",))
             except Exception as error:
                 error.add_note(traceback.format_exc())
                 connection.send(("failed", error))
@@ -144,9 +209,9 @@ def _work(connection: Connection, settings: Settings, num_threads: int) -> None:
         os._exit(1)
 
 
-def _prepare_process(settings: Settings, num_threads: int) -> None:
+def _prepare_process(device: str, num_threads: int) -> None:
     torch.set_num_threads(num_threads)
-    if settings.device == "cpu":
+    if device == "cpu":
         keep_freed_memory()
 
 
