@@ -152,8 +152,14 @@ QUEUE = (
 """By value for the claim that noisy ensembles do better on clean and on attacked images."""
 
 ON_REQUEST = (
-    Stage("cpu-narrow", CORE, ("nat", "fgsm")),
-    Stage("cpu-narrow", CORE, ("ifgsm20",), options={"num_test": 1_000}),
+    *(
+        stage
+        for seed in (0, 1, 2)
+        for stage in (
+            Stage("cpu-narrow", CORE, ("nat", "fgsm"), (seed,)),
+            Stage("cpu-narrow", CORE, ("ifgsm20",), (seed,), {"num_test": 1_000}),
+        )
+    ),
     Stage("cpu-narrow", CORE, ("transfer", "ifgsm20-eot1"), options={"num_test": 500}),
     Stage("cpu-narrow", CORE, ("ifgsm20-eot20", "pgd20", "autoattack", "cw"), (0,), {"num_test": 250}),
     Stage("cpu-narrow", ("En5ResNet20", "Plain5ResNet20"), ("nat", "fgsm", "ifgsm20"), (0,), {"num_test": 500}),
