@@ -161,7 +161,7 @@ ON_REQUEST = (
         )
     ),
     Stage("cpu-narrow", CORE, ("transfer", "ifgsm20-eot1"), options={"num_test": 500}),
-    Stage("cpu-narrow", CORE, ("ifgsm20-eot20", "pgd20", "autoattack", "cw"), (0,), {"num_test": 250}),
+    Stage("cpu-narrow", CORE, ("cw", "ifgsm20-eot20", "autoattack"), (0,), {"num_test": 250, "auto_draws": 5}),
     Stage("cpu-narrow", ("En5ResNet20", "Plain5ResNet20"), ("nat", "fgsm", "ifgsm20"), (0,), {"num_test": 500}),
     Stage("digits", ("ResNet8", "En2ResNet8"), (*PAPER_COLUMNS, *MODERN_COLUMNS), (0, 1)),
 )
