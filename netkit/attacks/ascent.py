@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from netkit.attacks.expectation import (
     BatchNormMode,
-    batch_norm_mode,
     check_counts,
     check_finite,
     check_images_and_labels,
     expected,
     logits_of,
     per_image,
+    under_attack,
 )
 
 Norm = Literal["linf", "l2"]
@@ -127,7 +127,7 @@ def pgd(
 
     best: Tensor | None = None
     best_loss = torch.tensor(-math.inf)
-    with batch_norm_mode(model, batch_norm):
+    with under_attack(model, batch_norm):
         for _ in range(num_restarts):
             x_adv = x.clone() if generator is None or not random_start else ball.random_point(generator)
             if clamp_start:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from netkit.attacks.ascent import Norm
 from netkit.attacks.expectation import (
     BatchNormMode,
-    batch_norm_mode,
     check_counts,
     check_images_and_labels,
     logits_of,
+    under_attack,
 )
 
 AutoAttackVersion = Literal["standard", "plus", "rand"]
@@ -74,7 +74,7 @@ def auto_attack(
     num_labels = check_images_and_labels(x, y)
     library = _library()
     seed = torch.seed() if generator is None else torch.randint(2**31, (), generator=generator, device=generator.device)
-    with _as_it_was(model, x.device), batch_norm_mode(model, batch_norm):
+    with _as_it_was(model, x.device), under_attack(model, batch_norm):
         with torch.no_grad():
             num_classes = logits_of(model, x[:1], num_labels).shape[1]
         if num_classes < 4:

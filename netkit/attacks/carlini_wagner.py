@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from netkit.attacks.expectation import (
     BatchNormMode,
     Objective,
-    batch_norm_mode,
     check_counts,
     check_finite,
     check_images_and_labels,
     expected,
     logits_of,
     per_image,
+    under_attack,
 )
 
 CWVariant = Literal["paper", "l2", "authors"]
@@ -81,7 +81,7 @@ def cw(
     if variant == "authors" and (target is not None or num_searches != 1):
         raise ValueError("expected no target and one search for variant 'authors'")
     settings = _Settings(num_labels, num_steps, learning_rate, c, kappa)
-    with batch_norm_mode(model, batch_norm):
+    with under_attack(model, batch_norm):
         if variant == "authors":
             x_adv = _cw_authors(model, x, settings)
         else:

@@ -7,6 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from netkit.frozen import frozen
+
 BatchNormMode = Literal["eval", "train", "keep"]
 Objective = Callable[[nn.Module, Tensor], Tensor]
 """(model, point (B, ...)) -> (k, B); the first row is what is raised or lowered."""
@@ -69,7 +71,8 @@ def logits_of(net: nn.Module, x: Tensor, num_labels: int) -> Tensor:
 
 
 @contextmanager
-def batch_norm_mode(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
+def under_attack(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
+    """Inside the block, batch norm layers are in `mode`, and weights are constants where that saves work."""
     if mode not in get_args(BatchNormMode):
         raise ValueError(f"expected batch_norm to be one of {get_args(BatchNormMode)}, got {mode!r}")
     layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -78,7 +81,8 @@ def batch_norm_mode(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
         if mode != "keep":
             for layer in layers:
                 layer.train(mode == "train")
-        yield
+        with frozen(model):
+            yield
     finally:
         for layer, training in zip(layers, before, strict=True):
             layer.train(training)
