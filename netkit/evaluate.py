@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from netkit import attacks, checkpoint
+from netkit import attacks, checkpoint, parallel
 from netkit.intervals import Interval, clopper_pearson, paired_difference, wilson
 from netkit.randomness import derived_generator, noise_from
 
@@ -96,9 +96,12 @@ def accuracy(
     batch_size: int = 250,
     seed: int = 0,
     store: Path | None = None,
+    divided: bool = False,
 ) -> Score:
     """Score clean images x (N, C, H, W) in [0, 1] with labels y (N,); see `robust_accuracy`."""
-    return robust_accuracy(model, x, y, no_attack, num_draws=num_draws, batch_size=batch_size, seed=seed, store=store)
+    return robust_accuracy(
+        model, x, y, no_attack, num_draws=num_draws, batch_size=batch_size, seed=seed, store=store, divided=divided
+    )
 
 
 def robust_accuracy(
@@ -113,6 +116,7 @@ def robust_accuracy(
     oracle: nn.Module | None = None,
     store: Path | None = None,
     on_block: Callable[[int, int], None] | None = None,
+    divided: bool = False,
 ) -> Score:
     """Attack each block of `batch_size` images, then classify the result under `num_draws` fresh noise draws.
 
@@ -120,14 +124,17 @@ def robust_accuracy(
     noise state they had. A model without noise is scored once, as its draws would all agree. `oracle`, where
     given, is attacked in place of `model` (section 4.1, blind attacks). `store` keeps per-example predictions
     block by block, and a later call with the same arguments continues from them. `on_block(done, total)` is
-    called after each block.
+    called after each block. `divided`: the processes of a distributed run, which all must call this, share the
+    blocks, and each gets the whole result.
 
-    Raises ValueError for images outside [0, 1], labels that do not match or counts below 1; CheckpointError
-    where `store` holds another evaluation.
+    Raises ValueError for images outside [0, 1], labels that do not match, counts below 1 or a `store` of a
+    divided evaluation; CheckpointError where `store` holds another evaluation.
     """
     _check_inputs(x, y)
     if num_draws < 1 or batch_size < 1:
         raise ValueError(f"num_draws and batch_size must be at least 1, got {num_draws} and {batch_size}")
+    if divided and store is not None:
+        raise ValueError(f"expected no store for a divided evaluation, got {store}")
     attacked = model if oracle is None else oracle
     num_draws = num_draws if is_random(model, x[:2]) else 1
     blocks: dict[str, Tensor] = {}
@@ -144,8 +151,9 @@ def robust_accuracy(
         }
         blocks = _stored_blocks(store, identity)
     starts = range(0, len(x), batch_size)
+    rank, world = parallel.processes() if divided else (0, 1)
     with _evaluating(model, attacked):
-        for number, start in enumerate(starts):
+        for number, start in list(enumerate(starts))[rank::world]:
             if str(number) not in blocks:
                 part = slice(start, start + batch_size)
                 blocks[str(number)] = _score_block(model, attacked, x[part], y[part], attack, num_draws, (seed, number))
@@ -154,6 +162,8 @@ def robust_accuracy(
                     checkpoint.save(store, tree, kind="evaluation")
             if on_block is not None:
                 on_block(number + 1, len(starts))
+    if divided:
+        blocks = {name: block for part in parallel.gathered(blocks) for name, block in part.items()}
     return _joined(blocks, y)
 
 

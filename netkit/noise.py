@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from netkit import parallel
+
 NoiseKind = Literal["gaussian", "two_point", "off"]
 NoiseStd = Literal["batch", "sample", "constant"]
 
@@ -91,7 +93,8 @@ class NoiseStream:
     def draw(self, like: Tensor, kind: NoiseKind) -> Tensor:
         """Noise with the shape, dtype, device and memory layout of `like`, or the next given draw."""
         if self._draws is None:
-            return _DRAW[kind](like, self.generator(like.device))
+            generator = self.generator(like.device)
+            return parallel.drawn(like, lambda whole: _DRAW[kind](whole, generator))
         if self._position == len(self._draws):
             raise ValueError(f"expected one given draw for each residual block, got {len(self._draws)}")
         noise = self._draws[self._position]
@@ -165,7 +168,8 @@ def add_scaled_noise(
         x: (B, ...), B >= 1.
         xi: ξ, of x's shape; no gradient flows to it.
         noise_coef: a.
-        std: `"batch"`, one unbiased standard deviation of all entries, or `"sample"`, one for each x[i].
+        std: `"batch"`, one unbiased standard deviation of all entries (of a spread batch, in all processes), or
+            `"sample"`, one for each x[i].
         inplace: overwrite x.
 
     Raises:
@@ -176,42 +180,44 @@ def add_scaled_noise(
         raise ValueError(f"expected at least two entries to take a standard deviation of, got {tuple(x.shape)}")
     if not x.is_contiguous() and not _is_channels_last(x):
         x = x.contiguous()
-    noisy: Tensor = _AddScaledNoise.apply(x if inplace else x.clone(), xi, noise_coef, num_rows)
+    share = parallel.current() if std == "batch" else parallel.WHOLE
+    noisy: Tensor = _AddScaledNoise.apply(x if inplace else x.clone(), xi, noise_coef, num_rows, share)
     return noisy
 
 
 class _AddScaledNoise(torch.autograd.Function):
-    """x += a·std(x)·ξ, one std for each of `num_rows` parts of x.
+    """x += a·std(x)·ξ, one std for each of `num_rows` parts of x, or for the one part that processes share.
 
     On a CPU, touching fresh memory costs more than arithmetic: this allocates nothing forward, one tensor backward,
     and keeps only ξ, since the next layer keeps the result anyway. torch.std itself is slower than the two passes here.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, xi: Tensor, noise_coef: float, num_rows: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, xi: Tensor, noise_coef: float, num_rows: int, share: parallel.Share) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         rows = _rows(x, x, num_rows)
-        mean = rows.mean(1, keepdim=True, dtype=wide)
-        norm = torch.linalg.vector_norm(rows.sub_(mean), dim=1, keepdim=True, dtype=wide)
-        std = norm / math.sqrt(rows.shape[1] - 1)
+        mean = share.mean(rows.mean(1, keepdim=True, dtype=wide))
+        norm = share.norm(torch.linalg.vector_norm(rows.sub_(mean), dim=1, keepdim=True, dtype=wide))
+        ctx.freedom = share.count(rows.shape[1]) - 1
+        std = norm / math.sqrt(ctx.freedom)
         rows.addcmul_(_rows(xi, x, num_rows), (noise_coef * std).to(x.dtype)).add_(mean)
         ctx.mark_dirty(x)
         ctx.save_for_backward(x, xi, mean, std)
-        ctx.noise_coef = noise_coef
+        ctx.noise_coef, ctx.share = noise_coef, share
         return x
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         # ∂std/∂x = (x - mean) / ((M - 1) std), and 0 where std is 0, as torch.std has it; x = noisy - a std ξ.
         noisy, xi, mean, std = ctx.saved_tensors
         num_rows = len(std)
         rows, noisy_rows, xi_rows = (_rows(tensor, noisy, num_rows) for tensor in (grad, noisy, xi))
-        inner = torch.linalg.vecdot(rows, xi_rows).unsqueeze(1).to(std.dtype)
-        factor = (ctx.noise_coef * inner / ((rows.shape[1] - 1) * std)).masked_fill(std == 0, 0)
+        inner = ctx.share.sum(torch.linalg.vecdot(rows, xi_rows).unsqueeze(1).to(std.dtype))
+        factor = (ctx.noise_coef * inner / (ctx.freedom * std)).masked_fill(std == 0, 0)
         result = torch.addcmul(rows, noisy_rows, factor.to(grad.dtype))
         result.addcmul_(xi_rows, (-ctx.noise_coef * factor * std).to(grad.dtype)).sub_(factor * mean)
-        return _from_storage_order(result, noisy), None, None, None
+        return _from_storage_order(result, noisy), None, None, None, None
 
 
 def _rows(x: Tensor, like: Tensor, num_rows: int) -> Tensor:

@@ -1,7 +1,9 @@
 """Adversarial and natural training (Algorithm 1, section 4.1) that a kill at any moment does not undo.
  Everything random is drawn from generators whose state a checkpoint carries, the order of the images depends
 on (seed, epoch) alone, and the learning rate on the position alone: on a CPU a resumed run ends with the same
-bits as one that was never interrupted.
+bits as one that was never interrupted. Several processes divide each batch and compute what one would, up to
+rounding (`netkit.parallel`); their generators are in the same state, so that any number of processes continues a run
+of any other.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn import functional
 
-from netkit import attacks, checkpoint, evaluate
+from netkit import attacks, checkpoint, evaluate, parallel
 from netkit.checkpoint import CheckpointError
 from netkit.data import Dataset, Split, augment
 from netkit.models import EnResNet, build
@@ -43,7 +45,8 @@ class TrainConfig:
     ("eval") or batch statistics, which it then also updates ("train"). `reset_momentum`: forget the momentum
     at each epoch. `clamp_start`: keep PGD's random start inside [0, 1]. `hold_out`: keep the validation part
     out of training. `select`: which epoch's weights count: the best under attack on validation, the best
-    without, or the last. `precision`: "bf16" is autocast on CUDA; on a CPU, where it is slower, "no" is used.
+    without, or the last. `precision`: "bf16" is autocast on CUDA; on a CPU, where it is slower, "no" is used;
+    "fp64" trains in double precision. `batch_size` is that of all processes together.
 
     Raises ValueError for a value outside its range.
     """
@@ -70,7 +73,7 @@ class TrainConfig:
     hold_out: bool = True
     select: Literal["robust", "natural", "last"] = "robust"
     validate_every: int = 1
-    precision: Literal["no", "bf16"] = "no"
+    precision: Literal["no", "bf16", "fp64"] = "no"
     channels_last: bool = False
     seed: int = 0
 
@@ -81,7 +84,7 @@ class TrainConfig:
             "schedule": ("steps", "one-cycle"),
             "attack_batch_norm": ("eval", "train"),
             "select": ("robust", "natural", "last"),
-            "precision": ("no", "bf16"),
+            "precision": ("no", "bf16", "fp64"),
         }
         for name, allowed in hints.items():
             if getattr(self, name) not in allowed:
@@ -132,11 +135,12 @@ class TrainResult:
 
 
 def make_accelerator(config: TrainConfig, device: torch.device | str) -> Accelerator:
-    """Device, precision and processes in one object; under torchrun each process takes a share of a batch."""
+    """Device, precision and processes in one object; under torchrun all processes together train one model."""
     is_cpu = torch.device(device).type == "cpu"
     if not is_cpu:
         torch.cuda.set_device(device)  # accelerate takes the current one
-    return Accelerator(cpu=is_cpu, mixed_precision="no" if is_cpu else config.precision)
+    is_mixed = config.precision == "bf16" and not is_cpu
+    return Accelerator(cpu=is_cpu, mixed_precision="bf16" if is_mixed else "no")
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int, *, num_members: int = 1) -> float:
@@ -154,6 +158,17 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int, *, num_m
 def peak_learning_rate(config: TrainConfig, num_members: int) -> float:
     """`lr`, times the number of members where the configuration says so."""
     return config.lr * (num_members if config.lr_scaling == "members" else 1)
+
+
+def batch_plan(config: TrainConfig, num_members: int) -> dict[str, Any]:
+    """How a batch is divided and the learning rate it is taken with, to be printed and stored."""
+    _, world = parallel.processes()
+    return {
+        "processes": world,
+        "per_process": math.ceil(config.batch_size / world),
+        "batch_size": config.batch_size,
+        "peak_lr": peak_learning_rate(config, num_members),
+    }
 
 
 def epoch_order(seed: int, epoch: int, num_images: int) -> Tensor:
@@ -176,6 +191,7 @@ def train(
 ) -> TrainResult:
     """Train `model` in place and leave it, in eval mode, with the weights of the selected epoch.
 
+    Under torchrun all processes call this alike; the first one's weights, files and clock count.
     `path` is the checkpoint to write and to continue from. It is written at the end of every epoch, after
     `checkpoint_steps` updates where given, and whenever `checkpoint_seconds` have passed. A finished run is
     read back, not repeated. `on_step(done, total)` is called after each update, and may raise to stop the run, which is
@@ -186,8 +202,9 @@ def train(
     """
     accelerator = make_accelerator(config, dataset.device) if accelerator is None else accelerator
     run = _Run(model, dataset, config, accelerator, path, provenance or {})
-    if path is not None and path.exists():
-        run.restore(checkpoint.load(path, kind="training"))
+    tree = parallel.from_first(lambda: checkpoint.load(path, kind="training") if path and path.exists() else None)
+    if tree is not None:
+        run.restore(tree)
     saved = time.monotonic()
     bar = contextlib.nullcontext(on_step) if on_step else _progress_bar(accelerator.is_main_process)
     with bar as report:
@@ -200,15 +217,13 @@ def train(
             else:
                 due = checkpoint_steps is not None and run.step % checkpoint_steps == 0
                 due = due or time.monotonic() - saved >= checkpoint_seconds
-                due = due and accelerator.num_processes == 1  # the others' generators are elsewhere
             if due:
                 run.save()
                 saved = time.monotonic()
             try:
                 report(*run.position)
             except Exception:
-                if accelerator.num_processes == 1:
-                    run.save()
+                run.save()
                 raise
     run.leave_best_weights()
     return TrainResult(tuple(run.history), run.best_epoch, config)
@@ -217,6 +232,7 @@ def train(
 def load_model(path: Path, *, device: torch.device | str = "cpu") -> EnResNet:
     """The network that a training run left in the checkpoint `path`, with its selected weights, in eval mode.
 
+    It is in float32, to which the weights of a training in double precision are rounded.
     Raises FileNotFoundError; CheckpointError for a damaged or foreign file, or a run without selected weights yet.
     """
     tree = checkpoint.load(path, kind="training")
@@ -240,8 +256,10 @@ class _Run:
         provenance: Mapping[str, Any],
     ) -> None:
         self.config, self.dataset, self.accelerator = config, dataset, accelerator
-        self.path, self.provenance = path, dict(provenance)
-        self.model = model.to(accelerator.device)
+        self.path = path
+        self.provenance = {**provenance, "batch": batch_plan(config, len(model.members))}
+        self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
+        self.model = model.to(accelerator.device, self.dtype)
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
@@ -251,7 +269,7 @@ class _Run:
             nesterov=config.nesterov and config.momentum > 0,
             weight_decay=config.weight_decay,
         )
-        self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
+        parallel.make_equal(self.model.state_dict().values())
         self.data = dataset.train if config.hold_out else _joined(dataset.train, dataset.val)
         self.steps_per_epoch = math.ceil(len(self.data) / config.batch_size)
         self.identity = self._identity()
@@ -262,12 +280,12 @@ class _Run:
         self._start_epoch()
 
     def _start_epoch(self) -> None:
-        # Seeded by (epoch, process), so that the end of an epoch needs no state from the other processes.
-        device, rank = self.accelerator.device, self.accelerator.process_index
+        # The same in all processes: each draws for the whole batch, and keeps what belongs to its own images.
+        device = self.accelerator.device
         self.generators = {
             "augment": derived_generator(device, self.config.seed, "augment", self.epoch),
-            "attack": derived_generator(device, self.config.seed, "attack", self.epoch, rank),
-            "noise": derived_generator(device, self.config.seed, "noise", self.epoch, rank),
+            "attack": derived_generator(device, self.config.seed, "attack", self.epoch, 0),
+            "noise": derived_generator(device, self.config.seed, "noise", self.epoch, 0),
         }
         self.order = epoch_order(self.config.seed, self.epoch, len(self.data))
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, images
@@ -295,21 +313,22 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         x, y, share = self._batch()
-        with noise_from(self.generators["noise"], self.model):
+        with parallel.spread(share), noise_from(self.generators["noise"], self.model):
             self.model.train()
             try:
                 loss, logits = self._loss(x, y)
             except ValueError as error:  # how an attack refuses a model that answers NaN
-                with torch.no_grad():
+                with torch.no_grad(), parallel.spread(parallel.WHOLE):  # the other processes may be elsewhere
                     self._check_finite(float(self.model(x).sum()), error)
                 raise
-            self.stepper.zero_grad(set_to_none=True)
-            self.accelerator.backward(loss * share)
-            self.stepper.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            (loss * share.weight).backward()
+        share.sum_gradients(self.model.parameters())
+        self.optimizer.step()
         with torch.no_grad():
             correct = (logits.argmax(1) == y).double().sum()
             count = correct.new_tensor(len(y))
-            self.totals += torch.stack([loss.double() * count, correct, count])
+            self.totals += share.sum(torch.stack([loss.double() * count, correct, count]))
         self.step += 1
         self.seconds += time.perf_counter() - started
 
@@ -318,36 +337,35 @@ class _Run:
             text = f"training diverged in epoch {self.epoch + 1} (learning rate {self.config.lr:g}): lower it"
             raise FloatingPointError(text) from cause
 
-    def _batch(self) -> tuple[Tensor, Tensor, float]:
-        """This process's part of the batch here, and its weight in the mean over processes."""
+    def _batch(self) -> tuple[Tensor, Tensor, parallel.Share]:
+        """Images and labels of the next batch, as far as they are this process's, and which these are."""
         size = self.config.batch_size
         index = self.order[self.step * size : (self.step + 1) * size].to(self.data.x.device)
         x = self.data.x[index]
         if self.dataset.augmented:
             x = augment(x, generator=self.generators["augment"])
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        mine = slice(rank, None, world)
-        images = self.dataset.images(x[mine])
+        share = parallel.share_of(len(index))
+        images = self.dataset.images(share.rows(x), self.dtype)
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        return images, self.data.y[index[mine]], len(images) * world / len(index)
+        return images, self.data.y[share.rows(index)], share
 
     def _loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The training loss and the logits (B, num_classes) that training accuracy is counted on."""
         config = self.config
         if config.loss == "natural":
             with self.accelerator.autocast():
-                logits = self.wrapped(x)
-            return functional.cross_entropy(logits.float(), y), logits
+                logits = self.model(x)
+            return functional.cross_entropy(_wide(logits), y), logits
         x_adv = self._attacked(x, y)
         if config.loss == "pgd":
             with self.accelerator.autocast():
-                logits = self.wrapped(x_adv)
-            return functional.cross_entropy(logits.float(), y), logits
+                logits = self.model(x_adv)
+            return functional.cross_entropy(_wide(logits), y), logits
         with self.accelerator.autocast():
-            clean, logits = self.wrapped(torch.cat([x, x_adv])).chunk(2)
+            clean, logits = self.model(torch.cat([x, x_adv])).chunk(2)
         drift = _drift_from(clean)(logits, y).mean()
-        return functional.cross_entropy(clean.float(), y) + config.trades_beta * drift, logits
+        return functional.cross_entropy(_wide(clean), y) + config.trades_beta * drift, logits
 
     def _attack(
         self,
@@ -373,7 +391,7 @@ class _Run:
         )
 
     def _attacked(self, x: Tensor, y: Tensor) -> Tensor:
-        """The inner maximisation of Algorithm 1, or of TRADES, against the bare model."""
+        """The inner maximisation of Algorithm 1, or of TRADES."""
         loss: attacks.Loss = attacks.cross_entropy
         with self.accelerator.autocast():
             if self.config.loss == "trades":
@@ -390,7 +408,7 @@ class _Run:
     def finish_epoch(self) -> None:
         """Validate where it is due, keep the weights if they are the best, and write the epoch's record."""
         config = self.config
-        loss, correct, count = self.accelerator.reduce(self.totals, reduction="sum").tolist()
+        loss, correct, count = self.totals.tolist()
         self._check_finite(loss)
         started = time.perf_counter()
         is_last = self.epoch + 1 == config.epochs
@@ -410,8 +428,8 @@ class _Run:
 
     def _validate(self) -> tuple[float, float | None]:
         """Validation accuracy, clean and (unless training is natural) under the training attack."""
-        x, y = self.dataset.images(self.dataset.val.x), self.dataset.val.y
-        options: dict[str, Any] = {"num_draws": 1, "seed": self.config.seed}
+        x, y = self.dataset.images(self.dataset.val.x, self.dtype), self.dataset.val.y
+        options: dict[str, Any] = {"num_draws": 1, "seed": self.config.seed, "divided": True}
         with self.accelerator.autocast():
             natural = evaluate.accuracy(self.model, x, y, **options).mean
             if self.config.loss == "natural":
@@ -423,8 +441,7 @@ class _Run:
         self.best_weights = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
 
     def leave_best_weights(self) -> None:
-        """Load the selected weights, and take off what accelerate put around the model."""
-        self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        """Load the selected weights."""
         if self.best_weights is not None:
             self.model.load_state_dict(self.best_weights)
         self.model.eval()
@@ -477,13 +494,18 @@ class _Run:
 
 def _drift_from(clean: Tensor) -> attacks.Loss:
     """TRADES' KL(clean || attacked) of each image, given the logits (B, num_classes) of the clean ones."""
-    target = clean.float().log_softmax(1)
+    target = _wide(clean).log_softmax(1)
 
     def loss(logits: Tensor, y: Tensor) -> Tensor:
-        predicted = logits.float().log_softmax(1)
+        predicted = _wide(logits).log_softmax(1)
         return functional.kl_div(predicted, target, reduction="none", log_target=True).sum(1)
 
     return loss
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """At least float32, for the loss."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _joined(first: Split, second: Split) -> Split:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from netkit import parallel
 from netkit.attacks.expectation import (
     BatchNormMode,
     check_counts,
@@ -167,8 +168,10 @@ class _LinfBall:
         torch.clamp(x_adv, self.lower, self.upper, out=x_adv)
 
     def random_point(self, generator: torch.Generator) -> Tensor:
-        shift = torch.empty_like(self.x).uniform_(-self.eps, self.eps, generator=generator)
-        return shift.add_(self.x)
+        def uniform(like: Tensor) -> Tensor:
+            return torch.empty_like(like).uniform_(-self.eps, self.eps, generator=generator)
+
+        return parallel.drawn(self.x, uniform).add_(self.x)
 
 
 class _L2Ball:
@@ -183,8 +186,9 @@ class _L2Ball:
         x_adv.mul_((self.eps / _length(x_adv)).clamp_(max=1)).add_(self.x).clamp_(0, 1)
 
     def random_point(self, generator: torch.Generator) -> Tensor:
-        direction = torch.empty_like(self.x).normal_(generator=generator)
-        uniform = torch.rand(len(self.x), dtype=self.x.dtype, device=self.x.device, generator=generator)
+        direction = parallel.drawn(self.x, lambda like: torch.empty_like(like).normal_(generator=generator))
+        lengths = self.x.new_empty(len(self.x))
+        uniform = parallel.drawn(lengths, lambda like: torch.empty_like(like).uniform_(generator=generator))
         radius = self.eps * uniform ** (1 / max(self.x[0].numel(), 1))
         return direction.mul_(per_image(radius, self.x) / _length(direction)).add_(self.x)
 
