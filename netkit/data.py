@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,9 +101,9 @@ def load(
 
     `digits` is scikit-learn's embedded set (1,797 images, 1x8x8), split by class into 60% training, 10%
     validation and 30% test. `cifar10` and `cifar100` come from `data`: a .npz with x_train, y_train, x_test,
-    y_test (uint8, NHWC), or a folder with torchvision's official files (default ~/.cache/itoflow), fetched
-    only if `download` is set. `num_train` keeps the first so many training images, of which one in ten
-    becomes validation; `num_test` keeps the first so many test images.
+    y_test (uint8, NHWC), a folder with the packed files of `netkit.packed`, or one with torchvision's official files
+    (default ~/.cache/itoflow), fetched only if `download` is set. `num_train` keeps the first so many training
+    images, of which one in ten becomes validation; `num_test` keeps the first so many test images.
 
     Raises DataError for an unknown name, a file without the keys, wrong shapes, types, values or labels;
     FileNotFoundError for a missing file or folder.
@@ -111,6 +111,8 @@ def load(
     for option, count in (("num_train", num_train), ("num_test", num_test)):
         if count is not None and count < 1:
             raise DataError(f"{option} must be at least 1, got {count}")
+    from netkit import packed  # which is built on this module
+
     if name == "digits":
         if data is not None:
             raise DataError("digits is embedded in scikit-learn and takes no data file")
@@ -118,8 +120,11 @@ def load(
     if name not in NAMES:
         raise DataError(f"unknown data set {name!r}: expected one of {', '.join(NAMES)}")
     source = _CACHE if data is None else Path(data)
+    num_classes = 10 if name == "cifar10" else 100
     if source.suffix == ".npz":
-        arrays, classes = _read_npz(source, 10 if name == "cifar10" else 100)
+        arrays, classes = read_npz(source, num_classes)
+    elif packed.is_packed(source, name):
+        arrays, classes = _checked(source, *packed.read(source, name), num_classes)
     else:
         arrays, classes = _read_torchvision(name, source, download)
     return _cifar(name, arrays, classes, torch.device(device), num_train, num_test)
@@ -203,24 +208,38 @@ def _split(x: np.ndarray, y: np.ndarray, device: torch.device) -> Split:
     return Split(images, torch.from_numpy(np.ascontiguousarray(y)).to(device))
 
 
-def _read_npz(path: Path, num_classes: int) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def read_npz(path: Path, num_classes: int) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """The arrays x_train, y_train, x_test and y_test of a data set, and the names of its classes; errors as `load`."""
+    arrays = read_arrays(path, _NPZ_KEYS, optional=("classes",))
+    return _checked(path, arrays, [str(label) for label in arrays.pop("classes", ())], num_classes)
+
+
+def read_arrays(path: Path, keys: Sequence[str], *, optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file by their names; `optional` ones may be absent.
+
+    Raises FileNotFoundError; DataError for a file that is damaged, holds anything but plain arrays, or lacks a key.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no such data file: {path}")
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path} is not a readable .npz file")
     try:
         with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in _NPZ_KEYS if key not in file]
+            missing = [key for key in keys if key not in file]
             if missing:
-                raise DataError(f"{path} lacks {', '.join(missing)}: expected {', '.join(_NPZ_KEYS)}")
-            arrays = {key: file[key] for key in _NPZ_KEYS}
-            names = [str(c) for c in file["classes"]] if "classes" in file else []
+                raise DataError(f"{path} lacks {', '.join(missing)}: expected {', '.join(keys)}")
+            return {key: file[key] for key in (*keys, *optional) if key in file}
     except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not a readable .npz file: {error}") from error
     except DataError:
         raise
     except ValueError as error:
         raise DataError(f"{path} holds something other than plain arrays: {error}") from error
+
+
+def _checked(
+    path: Path, arrays: dict[str, np.ndarray], names: Sequence[str], num_classes: int
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     for part in ("train", "test"):
         images = _checked_images(path, f"x_{part}", arrays[f"x_{part}"])
         arrays[f"x_{part}"] = images

@@ -1,0 +1,167 @@
+"""CIFAR in little more than half its size, bit for bit, in files small enough to be moved.
+
+`python -m netkit.packed cifar10.npz FOLDER` writes them, `netkit.load("cifar10", data=FOLDER)` reads them.
+
+A packed data set is a folder with `NAME-train-0.npz`, `NAME-train-1.npz`, ... and `NAME-test.npz`. Each holds `webp`
+(lossless WebP images one after the other, uint8), `offsets` (num_images + 1 positions in it), `labels`, the names of
+all `classes` and, if written here, `num_parts`: how many files its half of the data set has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from netkit.data import DataError, read_arrays, read_npz
+
+MAX_BYTES = 55_000_000
+"""Of one file, by default."""
+
+_OFFICIAL = {"train": 50_000, "test": 10_000}
+_KEYS = ("webp", "offsets", "labels", "classes")
+
+
+def is_packed(folder: Path, name: str) -> bool:
+    """Whether `folder` holds any file of the packed data set `name`."""
+    return any(_parts(folder, name, split) for split in ("train", "test"))
+
+
+def read(folder: Path, name: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays x_train, y_train, x_test and y_test of the data set `name` in `folder`, and the names of its classes.
+
+    Images are uint8 (N, height, width, 3), labels integers (N,). Raises DataError for a missing or damaged file, and
+    without Pillow.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    classes: list[str] = []
+    for split in ("train", "test"):
+        paths = _parts(folder, name, split)
+        contents = [read_arrays(path, _KEYS, optional=("num_parts",)) for path in paths]
+        _check_complete(folder, f"{name}-{split}", paths, contents, _OFFICIAL[split])
+        images = [image for path, content in zip(paths, contents, strict=True) for image in _decoded(path, content)]
+        if len({image.shape for image in images}) != 1:
+            raise DataError(f"{folder}: the images of {name}-{split} differ in shape")
+        arrays[f"x_{split}"] = np.stack(images)
+        arrays[f"y_{split}"] = np.concatenate([content["labels"] for content in contents])
+        classes = [str(label) for label in contents[0]["classes"]]
+    return arrays, classes
+
+
+def write(source: Path, folder: Path, *, name: str | None = None, max_bytes: int = MAX_BYTES) -> list[Path]:
+    """Pack the .npz `source` into `folder`, in files of `max_bytes` at most, and return them.
+
+    `name` is "cifar10" or "cifar100", by default what `source` is called. Raises DataError for another name, a source
+    that is no such data set, and without Pillow.
+    """
+    name = source.stem if name is None else name
+    if name not in ("cifar10", "cifar100"):
+        raise DataError(f"expected a data set named cifar10 or cifar100, got {name!r}")
+    arrays, classes = read_npz(source, 10 if name == "cifar10" else 100)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for split in ("train", "test"):
+        labels, blobs = arrays[f"y_{split}"], _encoded(arrays[f"x_{split}"])
+        # labels, offsets and headers take some more
+        num_parts = -(-(sum(map(len, blobs)) + 16 * len(blobs)) // (max_bytes - 20_000))
+        cuts = np.linspace(0, len(blobs), num_parts + 1).astype(int)
+        for number, (start, stop) in enumerate(pairwise(cuts.tolist())):
+            suffix = "" if split == "test" and num_parts == 1 else f"-{number}"
+            path = folder / f"{name}-{split}{suffix}.npz"
+            np.savez(
+                path,
+                webp=np.frombuffer(b"".join(blobs[start:stop]), np.uint8),
+                offsets=np.cumsum([0, *map(len, blobs[start:stop])]),
+                labels=labels[start:stop].astype(np.uint8),
+                classes=np.array(classes),
+                num_parts=np.array(num_parts),
+            )
+            written.append(path)
+    return written
+
+
+def _parts(folder: Path, name: str, split: str) -> list[Path]:
+    """The files of one half of the data set that lie in `folder`, in order."""
+    matches = ((path, re.fullmatch(rf"{name}-{split}(?:-(\d+))?", path.stem)) for path in folder.glob("*.npz"))
+    return [path for _, path in sorted((int(match[1] or 0), path) for path, match in matches if match)]
+
+
+def _check_complete(
+    folder: Path, half: str, paths: Sequence[Path], contents: Sequence[dict[str, np.ndarray]], official: int
+) -> None:
+    if not paths:
+        raise DataError(f"{folder} holds no {half} file beside other packed ones")
+    if "num_parts" in contents[0]:
+        here, expected, unit = len(paths), int(contents[0]["num_parts"]), "files"
+    else:  # written elsewhere, by someone who packed the official data sets
+        here, expected, unit = sum(len(content["labels"]) for content in contents), official, "images"
+    if here != expected:
+        names = ", ".join(path.name for path in paths)
+        raise DataError(f"{folder} holds {here} of {expected} {unit} of {half}, in {names}: a part is missing")
+
+
+def _decoded(path: Path, content: dict[str, np.ndarray]) -> list[np.ndarray]:
+    image_module = _pillow()
+    blob, offsets = content["webp"].tobytes(), content["offsets"].tolist()
+    if len(offsets) != len(content["labels"]) + 1 or offsets[-1] != len(blob):
+        raise DataError(f"{path} is damaged: its offsets do not fit its images and labels")
+
+    def image(start: int, stop: int) -> np.ndarray:
+        return np.asarray(image_module.open(io.BytesIO(blob[start:stop])).convert("RGB"))
+
+    try:
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(image, offsets, offsets[1:]))
+    except OSError as error:  # as Pillow says that something is no image
+        raise DataError(f"{path} is damaged: {error}") from error
+
+
+def _encoded(images: np.ndarray) -> list[bytes]:
+    image_module = _pillow()
+    if images.shape[3] != 3:
+        raise DataError(f"expected images of 3 channels, got shape {images.shape}")
+
+    def blob(image: np.ndarray) -> bytes:
+        stream = io.BytesIO()
+        image_module.fromarray(image).save(stream, "WEBP", lossless=True, quality=100, method=4)
+        return stream.getvalue()
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(blob, images))
+
+
+def _pillow() -> ModuleType:
+    try:
+        from PIL import Image, features
+    except ImportError:
+        raise DataError("packed images need Pillow: pip install pillow") from None
+    if not features.check("webp"):
+        raise DataError("packed images need a Pillow with WebP, which this one lacks: pip install --upgrade pillow")
+    return Image
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """The command line; raises SystemExit where it fails."""
+    parser = argparse.ArgumentParser(prog="python -m netkit.packed", description=__doc__)
+    parser.add_argument("source", type=Path, help="cifar10.npz or cifar100.npz")
+    parser.add_argument("folder", type=Path, help="where to write")
+    parser.add_argument("--name", help="cifar10 or cifar100, where the file is called otherwise")
+    parser.add_argument("--max-bytes", type=int, default=MAX_BYTES, help="of one file; default: %(default)s")
+    options = parser.parse_args(words)
+    try:
+        for path in write(options.source, options.folder, name=options.name, max_bytes=options.max_bytes):
+            sys.stdout.write(f"{path}: {path.stat().st_size:,} bytes\n")
+    except (DataError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

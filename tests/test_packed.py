@@ -1,0 +1,109 @@
+"""Packed data sets: the same bits in smaller files, and a clear word where one is missing or damaged."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_data import fake_cifar
+
+from netkit import data, packed
+from netkit.data import DataError
+
+pytest.importorskip("PIL", reason="packed images need Pillow")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """cifar10.npz, and its packed files in a folder: three for training and one for testing."""
+    folder = tmp_path_factory.mktemp("data")
+    source = fake_cifar(folder / "cifar10.npz")
+    packed.write(source, folder / "packed", max_bytes=90_000)
+    return folder
+
+
+def copy(folder: Path, to: Path, *, without: str = "") -> Path:
+    to.mkdir(exist_ok=True)
+    for path in (folder / "packed").iterdir():
+        if path.name != without:
+            (to / path.name).write_bytes(path.read_bytes())
+    return to
+
+
+def test_packing_keeps_every_bit_in_files_below_the_limit(folder: Path) -> None:
+    files = sorted(path.name for path in (folder / "packed").iterdir())
+    assert files == ["cifar10-test.npz", "cifar10-train-0.npz", "cifar10-train-1.npz", "cifar10-train-2.npz"]
+    assert all(path.stat().st_size <= 90_000 for path in (folder / "packed").iterdir())
+    plain, unpacked = (data.load("cifar10", data=folder / name) for name in ("cifar10.npz", "packed"))
+    assert unpacked.fingerprint() == plain.fingerprint()
+    assert unpacked.classes == plain.classes
+
+
+def test_cifar100_and_other_file_names_are_packed_alike(tmp_path: Path) -> None:
+    source = fake_cifar(
+        tmp_path / "mine.npz", y_train=np.arange(50) * 2, classes=np.array([f"c{k}" for k in range(100)])
+    )
+    packed.write(source, tmp_path, name="cifar100")
+    plain, unpacked = (data.load("cifar100", data=path) for path in (source, tmp_path))
+    assert unpacked.fingerprint() == plain.fingerprint()
+    assert unpacked.classes[99] == "c99"
+    with pytest.raises(DataError, match="expected a data set named cifar10 or cifar100, got 'mine'"):
+        packed.write(source, tmp_path)
+
+
+@pytest.mark.parametrize("part", ["cifar10-train-0", "cifar10-train-2", "cifar10-test"])
+def test_a_missing_part_is_noticed(folder: Path, tmp_path: Path, part: str) -> None:
+    there = copy(folder, tmp_path, without=f"{part}.npz")
+    with pytest.raises(DataError, match=r"a part is missing|no cifar10-test file beside other packed ones"):
+        data.load("cifar10", data=there)
+
+
+def test_parts_that_do_not_say_how_many_they_are_must_make_up_the_official_data_set(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = copy(folder, tmp_path)
+    for path in there.iterdir():
+        with np.load(path) as file:
+            content = {key: file[key] for key in file if key != "num_parts"}
+        np.savez(path, **content)
+    with pytest.raises(DataError, match=r"holds 50 of 50000 images of cifar10-train, .*: a part is missing"):
+        data.load("cifar10", data=there)
+    monkeypatch.setattr(packed, "_OFFICIAL", {"train": 50, "test": 20})
+    whole = data.load("cifar10", data=folder / "cifar10.npz")
+    assert data.load("cifar10", data=there).fingerprint() == whole.fingerprint()
+
+
+def test_damage_is_named(folder: Path, tmp_path: Path) -> None:
+    there = copy(folder, tmp_path)
+    path = there / "cifar10-train-1.npz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"cifar10-train-1\.npz is not a readable \.npz file"):
+        data.load("cifar10", data=there)
+    path.write_bytes(whole)
+    with np.load(path) as file:
+        content = dict(file)
+    np.savez(path, **(content | {"labels": content["labels"][:-1]}))
+    with pytest.raises(DataError, match="offsets do not fit"):
+        data.load("cifar10", data=there)
+    np.savez(path, **(content | {"webp": np.zeros_like(content["webp"])}))
+    with pytest.raises(DataError, match=r"cifar10-train-1\.npz is damaged"):
+        data.load("cifar10", data=there)
+
+
+def test_without_pillow_the_message_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(DataError, match="need Pillow: pip install pillow"):
+        data.load("cifar10", data=folder / "packed")
+
+
+def test_the_command_packs_and_refuses_in_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed.main([str(folder / "cifar10.npz"), str(tmp_path)])
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert data.load("cifar10", data=tmp_path).num_classes == 10
+    with pytest.raises(SystemExit, match=r"^error: no such data file: .*absent\.npz$"):
+        packed.main([str(tmp_path / "absent.npz"), str(tmp_path), "--name", "cifar10"])
