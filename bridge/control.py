@@ -1,9 +1,10 @@
 """The first-order expansion in the noise as a control variate, and what a member buys against a draw.
 
 Write a noisy prediction as P(s_1 ξ_1, ..., s_L ξ_L). Around its noise-free twin it is P(0) + Σ_l ∂P/∂x_l · s_l ξ_l +
-O(s²), where x_l is the output of block l and s_l the size of its noise in the twin. The first-order term has mean zero
-and is known for each draw, so P minus it has the same mean and, for small noise, far less variance. The twin alone is
-no control: it does not vary.
+O(s²), where x_l is the output of block l and s_l the size of its noise in the twin. The first-order term C has mean
+zero and is known for each draw, so P - βC has the same mean and, for small noise and β = 1, far less variance. The twin
+alone is no control: it does not vary. Large noise makes C vary more than P: the best β = cov(P, C) / var(C) goes to
+zero, and the control stops being worth its cost, which `probe_control` finds out on a few images.
 """
 
 from __future__ import annotations
@@ -19,14 +20,20 @@ from torch import Tensor, nn
 from netkit.models import EnResNet
 from netkit.noise import ResidualNoise
 
+_PROBE_DRAWS = 16
+_PRIOR_DRAWS = 8  # what the coefficient at the start counts for, against the draws since
+
 
 class NoiseExpansion:
-    """Draws of a model's outputs for images x (B, ...), less their first-order term in the noise.
+    """Draws of a model's outputs for images x (B, ...), each with its first-order term in the noise.
 
     output: from what the model returns (B, K) to what is averaged. Takes one pass and K backward passes once, without
-    noise; `twin` (B, K) is that noise-free output.
+    noise, and keeps K times the outputs of all blocks.
 
-    Raises ValueError for a model without netkit's noise layers, with several streams of noise, or with the noise off.
+    twin: (B, K) that noise-free output. variance: (B, K) of the first-order term, exact.
+
+    Raises ValueError for a model without netkit's noise layers, with several streams of noise, with the noise off, or
+    that no gradient flows through.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, output: Callable[[Tensor], Tensor]) -> None:
@@ -49,11 +56,13 @@ class NoiseExpansion:
             self._runs.append((layer, result.detach()))
             return features[-1]
 
-        hooks: list[Any] = [layer.register_forward_hook(look) for layer in set(layers)]
+        hooks: list[Any] = [layer.register_forward_hook(look) for layer in layers]
         try:
             self._stream.scale = 0.0
             with torch.enable_grad():
                 value = output(model(x))
+                if not value.requires_grad:
+                    raise ValueError("model: expected one that gradients flow through, got outputs without")
                 gradients = [
                     torch.autograd.grad(value[:, k].sum(), features, retain_graph=True) for k in range(value.shape[1])
                 ]
@@ -63,20 +72,84 @@ class NoiseExpansion:
                 hook.remove()
         self.twin = value.detach().double()
         self._directions = [[g * size for g, size in zip(row, sizes, strict=True)] for row in gradients]
+        self.variance = self._summed([[direction.square() for direction in row] for row in self._directions])
 
-    def draw(self) -> Tensor:
-        """A new draw of the output less its first-order term, (B, K) float64; the mean is that of the output."""
-        noise = [self._stream.draw(like, layer.noise.kind) for layer, like in self._runs]
+    def draw(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """A new draw of the output, and its first-order term: both (B, K) float64, or for some rows only."""
+        pick = (lambda t: t) if rows is None else (lambda t: t[rows])
+        noise = [self._stream.draw(pick(like), layer.noise.kind) for layer, like in self._runs]
         with torch.no_grad(), self._stream.replaced(draws=noise):
-            value = self._output(self._model(self._x)).double()
-        terms = [
-            sum(
-                (direction * xi).flatten(1).sum(1, dtype=torch.float64)
-                for direction, xi in zip(row, noise, strict=True)
-            )
-            for row in self._directions
-        ]
-        return value - torch.stack([torch.as_tensor(term) for term in terms], 1)
+            value = self._output(self._model(pick(self._x))).double()
+        terms = [[pick(direction) * xi for direction, xi in zip(row, noise, strict=True)] for row in self._directions]
+        return value, self._summed(terms)
+
+    @staticmethod
+    def _summed(terms: list[list[Tensor]]) -> Tensor:
+        """Sums (B, K) over blocks and entries of terms (K, blocks, (B, ...))."""
+        totals = [torch.stack([t.flatten(1).sum(1, dtype=torch.float64) for t in row]).sum(0) for row in terms]
+        return torch.stack(totals, 1)
+
+
+class ControlledDraws:
+    """Draws of P - βC, with a β for every image and class that each draw takes from the draws before it.
+
+    As β is known before its draw, every draw has mean E[P] exactly, and the draws are uncorrelated. β starts from
+    `coefficient` and moves to the cov(P, C) / var(C) of least variance.
+    """
+
+    def __init__(self, expansion: NoiseExpansion, coefficient: float = 1.0) -> None:
+        self._expansion = expansion
+        weight = _PRIOR_DRAWS * expansion.variance
+        self._mean_p, self._mean_c = torch.zeros_like(weight), torch.zeros_like(weight)
+        self._count = torch.zeros_like(weight[:, :1])
+        self._square, self._product = weight.clamp_min(torch.finfo(weight.dtype).tiny), coefficient * weight
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """A new draw for the rows (B,) that are True, (rows, K) float64."""
+        p, c = self._expansion.draw(None if bool(rows.all()) else rows)
+        value = p - self._product[rows] / self._square[rows] * c
+        self._count[rows] += 1
+        delta_p, delta_c = p - self._mean_p[rows], c - self._mean_c[rows]
+        self._mean_p[rows] += delta_p / self._count[rows]
+        self._mean_c[rows] += delta_c / self._count[rows]
+        left = c - self._mean_c[rows]
+        self._product[rows] += delta_p * left
+        self._square[rows] += delta_c * left
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class ControlProbe:
+    """What the control does on a few images (P, ...) of K classes.
+
+    coefficient: the β of least variance, one for all, to start from. plain, controlled: variance (P, K) of a draw
+        without the control and with the best β of each image and class.
+    """
+
+    coefficient: float
+    plain: Tensor
+    controlled: Tensor
+
+
+def probe_control(model: nn.Module, x: Tensor, output: Callable[[Tensor], Tensor]) -> ControlProbe:
+    """Try the control on images x (P, ...). Raises ValueError as `NoiseExpansion`."""
+    expansion = NoiseExpansion(model, x, output)
+    p, c = (torch.stack(column) for column in zip(*(expansion.draw() for _ in range(_PROBE_DRAWS)), strict=True))
+    p, c = p - p.mean(0), c - c.mean(0)
+    pp, pc, cc = p.square().sum(0), (p * c).sum(0), c.square().sum(0)
+    left = (pp - pc.square() / cc.clamp_min(torch.finfo(cc.dtype).tiny)).clamp_min(0)  # of a regression of p on c
+    coefficient = float(pc.sum() / cc.sum()) if bool(cc.any()) else 0.0
+    return ControlProbe(coefficient, pp / (_PROBE_DRAWS - 1), left / (_PROBE_DRAWS - 2))
+
+
+def expansion_cost(num_outputs: int) -> int:
+    """What a `NoiseExpansion` of K outputs costs an image, in passes: a backward pass counts two."""
+    return 2 * num_outputs + 1
+
+
+def probe_cost(num_outputs: int) -> int:
+    """What `probe_control` costs an image, in passes."""
+    return expansion_cost(num_outputs) + _PROBE_DRAWS
 
 
 def _size(layer: ResidualNoise, features: Tensor, scale: float) -> Tensor:

@@ -20,16 +20,20 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from bridge.control import NoiseExpansion
+from bridge.control import ControlledDraws, NoiseExpansion, expansion_cost, probe_control, probe_cost
 from netkit.noise import ResidualNoise
 
 _PILOT = 16  # draws before the first look at a variance
+_PROBE_IMAGES = 16
+_PROBE_SHARE = 0.1  # of the passes asked for: the most that is spent on finding out whether a control pays
+_CONTROLLED_PASS = 1.5  # what a pass with the control's sums costs: 1.3 to 1.8, measured on digits and on the plane
 _BETS = (1.0, 0.5, 0.25, 0.125)  # λ, mixed with equal weights
 
 
@@ -47,17 +51,20 @@ def values(outputs: Tensor) -> Tensor:
 class EnsembleEstimate:
     """Mean predictions of B images in K classes, with their errors.
 
-    mean, standard_deviation: (B, K) over draws, float64; the deviation is that of one draw (of one draw less the
-        control, where one was used).
+    mean, standard_deviation, skewness: (B, K) over draws, float64; the latter two are those of one draw (of one draw
+        less the control, where one was used).
     num_draws: (B,) draws behind each image; cost: passes of one image through the network, in all.
     decided: (B,) whether early stopping excluded all classes but one; all False without it.
+    controlled: whether the first-order control was used.
     """
 
     mean: Tensor
     standard_deviation: Tensor
+    skewness: Tensor
     num_draws: Tensor
     decided: Tensor
     cost: int
+    controlled: bool
 
     @property
     def standard_error(self) -> Tensor:
@@ -70,13 +77,17 @@ class EnsembleEstimate:
         return self.mean.argmax(-1)
 
     def confidence_interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Lower and upper ends (B, K), by Student's t. For a fixed number of draws or `target_error`: with early
-        stopping the number of draws depends on the outcome, and only the decision is guaranteed.
+        """Lower and upper ends (B, K), by Student's t with the skewness taken out (Hall 1992, cubic transformation):
+        probabilities near 0 or 1 are skew, and so is what a control leaves. For a fixed number of draws or
+        `target_error`: with early stopping the number of draws depends on the outcome, and only the decision is
+        guaranteed.
 
         Raises ValueError unless 0 < level < 1.
         """
-        half = _student(level, self.num_draws).unsqueeze(-1) * self.standard_error
-        return self.mean - half, self.mean + half
+        quantile = _student(level, self.num_draws).unsqueeze(-1)
+        skew = self.skewness / self.num_draws.unsqueeze(-1).sqrt()
+        low, high = (self.mean - self.standard_error * _unskewed(q, skew) for q in (quantile, -quantile))
+        return low, high
 
     def draws_for(self, target_error: float, *, level: float = 0.95) -> Tensor:
         """(B,) draws that a half-width of `target_error` needs for every class, judged by the variance seen so far."""
@@ -96,7 +107,7 @@ def ensemble_estimate(
     stop_when_decided: bool = False,
     level: float = 0.95,
     output: Callable[[Tensor], Tensor] = softmax,
-    control: bool = False,
+    control: bool | Literal["auto"] = False,
     batch_size: int = 250,
     max_draws: int = 100_000,
     generator: torch.Generator,
@@ -108,8 +119,11 @@ def ensemble_estimate(
         `max_draws` at most.
     stop_when_decided: drop each image once its class is certain at `level`, valid however often one looks.
     output: from what the model returns (B, K) to what is averaged; probabilities for early stopping.
-    control: subtract the first-order expansion in the noise (`bridge.control`), whose mean is known; it costs K + 1
-        passes and backward passes an image, and pays for small noise.
+    control: subtract the first-order expansion in the noise (`bridge.control`), whose mean is known. It costs K
+        backward passes an image and the memory of K times the outputs of all blocks, which is why it is not the
+        default. "auto": where it lowers variance times cost, judged on a few images whose draws are not used again,
+        for a tenth of the passes at most. Early stopping bets on bounded draws, so there "auto" means without; so it
+        does for models that have no expansion. What is left has heavier tails: give the interval 200 draws.
     batch_size: images a pass. generator: of the noise, on x's device.
 
     Raises ValueError for counts that do not fit, options that exclude each other, a model whose noise depends on the
@@ -119,8 +133,10 @@ def ensemble_estimate(
         raise ValueError(f"expected num_draws >= 2 and batch_size >= 1, got {num_draws} and {batch_size}")
     if not 0 < level < 1:
         raise ValueError(f"level: expected a number between 0 and 1, got {level}")
-    if sum([target_error is not None, stop_when_decided, control]) > 1:
-        raise ValueError("expected at most one of target_error, stop_when_decided and control")
+    if control not in (True, False, "auto"):
+        raise ValueError(f"control: expected True, False or 'auto', got {control!r}")
+    if stop_when_decided and (target_error is not None or control is True):
+        raise ValueError("stop_when_decided: expected neither target_error nor control=True beside it")
     if target_error is not None and not target_error > 0:
         raise ValueError(f"target_error: expected a positive half-width, got {target_error}")
     dropping = target_error is not None or stop_when_decided
@@ -129,54 +145,109 @@ def ensemble_estimate(
             "images drop out of the batch as they are done: expected noise_std 'sample' or 'constant', got 'batch', "
             "whose noise depends on the images that are left"
         )
-    parts = []
+    stein = None if target_error is None else partial(_stein, target_error, level, max_draws)
+    parts, cost, coefficient = [], 0, None
     with _evaluating(model), noise_of(model, generator):
+        if control and not stop_when_decided:
+            most = num_draws if stein is None else max_draws
+            coefficient, cost = _judged(model, x, output, most, stein, always=control is True)
         for start in range(0, len(x), batch_size):
             batch = x[start : start + batch_size]
-            if control:
-                parts.append(_controlled(model, batch, num_draws, output))
-            elif target_error is not None:
-                parts.append(_two_stages(model, batch, target_error, level, max_draws, output))
+            draw: _Draw = partial(_plain, model, output, batch)
+            if coefficient is not None:
+                draw = ControlledDraws(NoiseExpansion(model, batch, output), coefficient)
+            everyone = torch.ones(len(batch), dtype=torch.bool, device=x.device)
+            if stein is not None:
+                parts.append(_two_stages(draw, everyone, stein))
             else:
-                parts.append(_draw(model, batch, num_draws, output, 1 - level if stop_when_decided else None))
-    mean, deviation, counts, decided = (torch.cat(column) for column in zip(*(p[:4] for p in parts), strict=True))
-    return EnsembleEstimate(mean, deviation, counts, decided, sum(p[4] for p in parts))
+                parts.append(_fixed(draw, everyone, num_draws, 1 - level if stop_when_decided else None))
+    mean, deviation, skewness, counts, decided = (torch.cat(column) for column in zip(*parts, strict=True))
+    cost += int(counts.sum()) + (0 if coefficient is None else len(x) * expansion_cost(mean.shape[1]))
+    return EnsembleEstimate(mean, deviation, skewness, counts, decided, cost, coefficient is not None)
 
 
-_Part = tuple[Tensor, Tensor, Tensor, Tensor, int]
+_Draw = Callable[[Tensor], Tensor]  # images (B,) bool -> a new draw of those that are True, (images, K) float64
+_Part = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _plain(model: nn.Module, output: Callable[[Tensor], Tensor], x: Tensor, active: Tensor) -> Tensor:
+    return output(model(x if bool(active.all()) else x[active])).double()
+
+
+def _stein(target: float, level: float, max_draws: int, deviation: Tensor) -> Tensor:
+    """The draws (B,) that a pilot's deviations (B, K) ask for: its degrees of freedom serve for the whole sample."""
+    quantile = float(stats.t.ppf(0.5 + 0.5 * level, _PILOT - 1))
+    return (quantile * deviation.max(-1).values / target).square().ceil().clamp(_PILOT, max_draws)
+
+
+def _judged(
+    model: nn.Module,
+    x: Tensor,
+    output: Callable[[Tensor], Tensor],
+    num_draws: int,
+    stein: Callable[[Tensor], Tensor] | None,
+    *,
+    always: bool,
+) -> tuple[float | None, int]:
+    """The coefficient to start the control with, None where it does not pay, and the passes spent on finding out."""
+    num_outputs = output(model(x[:1])).shape[-1]
+    setup, each = expansion_cost(num_outputs), probe_cost(num_outputs)
+    count = min(_PROBE_IMAGES, len(x), int(_PROBE_SHARE * len(x) * num_draws / each))
+    if always:
+        count = max(count, 1)
+    if count < 1:
+        return None, 1
+    try:
+        probe = probe_control(model, x[:: len(x) // count][:count], output)
+    except ValueError:
+        if always:
+            raise
+        return None, 1  # no expansion
+    if stein is None:
+        pays = (setup / num_draws + _CONTROLLED_PASS) * float(probe.controlled.mean()) < float(probe.plain.mean())
+    else:
+        plain, controlled = (float(stein(v.sqrt()).mean()) for v in (probe.plain, probe.controlled))
+        pays = setup + _CONTROLLED_PASS * controlled < plain
+    return (probe.coefficient if always or pays else None), 1 + count * each
 
 
 class _Sums:
-    """Running mean and sum of squared deviations (Welford), for a subset of images at a time."""
+    """Running mean and sums of deviations squared and cubed (Welford; Pébay 2008), for a subset of images at a time."""
 
     def __init__(self) -> None:
-        self.mean = self.squares = torch.zeros(0)
+        self.mean = self.squares = self.cubes = torch.zeros(0)
         self.counts = torch.zeros(0)
 
     def add(self, sample: Tensor, active: Tensor) -> None:
         if not len(self.counts):
             self.mean = torch.zeros(len(active), sample.shape[1], dtype=torch.float64, device=sample.device)
-            self.squares = torch.zeros_like(self.mean)
+            self.squares, self.cubes = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
             self.counts = torch.zeros(len(active), dtype=torch.float64, device=sample.device)
         self.counts[active] += 1
+        n = self.counts[active].unsqueeze(-1)
         delta = sample - self.mean[active]
-        self.mean[active] += delta / self.counts[active].unsqueeze(-1)
-        self.squares[active] += delta * (sample - self.mean[active])
+        self.mean[active] += delta / n
+        more = delta * (sample - self.mean[active])
+        self.cubes[active] += delta / n * (more * (n - 2) - 3 * self.squares[active])
+        self.squares[active] += more
 
     @property
     def deviation(self) -> Tensor:
         return (self.squares / (self.counts - 1).clamp_min(1).unsqueeze(-1)).sqrt()
 
+    @property
+    def skewness(self) -> Tensor:
+        """Third central moment over that of second order to the power of 3/2; 0 where nothing varies."""
+        n = self.counts.unsqueeze(-1)
+        return torch.where(self.squares > 0, n.sqrt() * self.cubes / self.squares.pow(1.5), 0.0)
 
-def _draw(
-    model: nn.Module, x: Tensor, num_draws: int, output: Callable[[Tensor], Tensor], alpha: float | None
-) -> _Part:
+
+def _fixed(draw: _Draw, active: Tensor, num_draws: int, alpha: float | None) -> _Part:
     sums, bets = _Sums(), None
-    active = torch.ones(len(x), dtype=torch.bool, device=x.device)
     decided = torch.zeros_like(active)
-    for draw in range(num_draws):
-        sample = output(model(x if bool(active.all()) else x[active])).double()
-        if alpha is not None and draw > 0:
+    for number in range(num_draws):
+        sample = draw(active)
+        if alpha is not None and number > 0:
             bets = bets or _Bets(sums.mean)
             bets.place(sample, sums.mean, active)
         sums.add(sample, active)
@@ -185,7 +256,7 @@ def _draw(
             active = ~decided
             if not active.any():
                 break
-    return sums.mean, sums.deviation, sums.counts, decided, int(sums.counts.sum())
+    return sums.mean, sums.deviation, sums.skewness, sums.counts, decided
 
 
 class _Bets:
@@ -213,30 +284,14 @@ class _Bets:
         return (self._largest < 1.0 / alpha).sum(-1) <= 1
 
 
-def _two_stages(
-    model: nn.Module, x: Tensor, target: float, level: float, max_draws: int, output: Callable[[Tensor], Tensor]
-) -> _Part:
+def _two_stages(draw: _Draw, everyone: Tensor, stein: Callable[[Tensor], Tensor]) -> _Part:
     sums = _Sums()
-    everyone = torch.ones(len(x), dtype=torch.bool, device=x.device)
     for _ in range(_PILOT):
-        sums.add(output(model(x)).double(), everyone)
-    # Stein: the variance of the pilot and its degrees of freedom serve for the whole sample.
-    deviation = sums.deviation
-    quantile = float(stats.t.ppf(0.5 + 0.5 * level, _PILOT - 1))
-    wanted = (quantile * deviation.max(-1).values / target).square().ceil().clamp(_PILOT, max_draws)
+        sums.add(draw(everyone), everyone)
+    wanted = stein(sums.deviation)
     while bool((active := sums.counts < wanted).any()):
-        sums.add(output(model(x[active])).double(), active)
-    return sums.mean, sums.deviation, sums.counts, ~everyone, int(sums.counts.sum())
-
-
-def _controlled(model: nn.Module, x: Tensor, num_draws: int, output: Callable[[Tensor], Tensor]) -> _Part:
-    sums = _Sums()
-    everyone = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    expansion = NoiseExpansion(model, x, output)
-    for _ in range(num_draws):
-        sums.add(expansion.draw(), everyone)
-    cost = int(sums.counts.sum()) + len(x) * 2 * (sums.mean.shape[1] + 1)
-    return sums.mean, sums.deviation, sums.counts, ~everyone, cost
+        sums.add(draw(active), active)
+    return sums.mean, sums.deviation, sums.skewness, sums.counts, ~everyone
 
 
 def _student(level: float, num_draws: Tensor) -> Tensor:
@@ -244,6 +299,13 @@ def _student(level: float, num_draws: Tensor) -> Tensor:
         raise ValueError(f"level: expected a number between 0 and 1, got {level}")
     quantiles = stats.t.ppf(0.5 + 0.5 * level, (num_draws.cpu() - 1).clamp_min(1).numpy())
     return torch.as_tensor(quantiles, dtype=torch.float64, device=num_draws.device)
+
+
+def _unskewed(quantile: Tensor, skew: Tensor) -> Tensor:
+    """The t for which t + s(t²/3 + 1/6) + s²t³/27 is the quantile, s = skewness / √n: of Hall's transformation."""
+    s = torch.where(skew.abs() < 1e-4, 1e-4, skew)
+    cube = 1 + s * (quantile - s / 6)
+    return 3 / s * (cube.sign() * cube.abs().pow(1 / 3) - 1)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ approximated but the time step.
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from netkit.noise import ResidualNoise
+from netkit.noise import Noise, ResidualNoise
 
 
 def sigma_of(noise_coef: float, *, feature_std: float, num_blocks: int) -> float:
@@ -130,6 +131,29 @@ def measure_noise(model: nn.Module, x: Tensor) -> NoiseMeasurement:
         for module, training in modes:
             module.training = training
     return NoiseMeasurement(torch.stack(means).cpu(), torch.stack(variations).cpu(), torch.stack(sigmas))
+
+
+def constant_sigma_twin(model: nn.Module, sigma: float | Tensor) -> nn.Module:
+    """A copy of the network whose noise is σ_l√Δt·N(0, I) in place of a·std(x + F(x))·N(0, I): the process of Eq. 14.
+
+    sigma: one for all blocks, such as `NoiseMeasurement.effective_sigma`, or one for each (blocks,), such as
+        `NoiseMeasurement.sigma`. Everything else is copied, the state of the generator included.
+
+    Raises ValueError for a tensor of another length, or a network whose blocks do not each have their own noise.
+    """
+    twin = copy.deepcopy(model)
+    places = [(module, name, child) for module in twin.modules() for name, child in _noise_layers(module)]
+    sigmas = sigma.tolist() if isinstance(sigma, Tensor) else [sigma] * len(places)
+    if not places or len(sigmas) != len(places):
+        raise ValueError(f"sigma: expected one for each of {len(places)} blocks with noise, got {len(sigmas)}")
+    for (module, name, layer), own in zip(places, sigmas, strict=True):
+        noise = Noise(layer.noise.kind, "constant", sigma=own)
+        setattr(module, name, ResidualNoise(noise, num_blocks=layer.num_blocks, stream=layer.stream))
+    return twin
+
+
+def _noise_layers(module: nn.Module) -> list[tuple[str, ResidualNoise]]:
+    return [(name, child) for name, child in module.named_children() if isinstance(child, ResidualNoise)]
 
 
 def _check(*, num_blocks: int, **numbers: float) -> None:

@@ -11,7 +11,7 @@ from scipy import special, stats
 from torch import nn
 
 from bridge.control import NoiseExpansion, bias_variance, member_probabilities
-from bridge.ensemble import ensemble_estimate, softmax, values
+from bridge.ensemble import _Sums, ensemble_estimate, softmax, values
 from bridge.flow import FlowNetwork, ProblemNetwork, SmoothVelocity
 from netkit import PRESETS, en_resnet, load, train
 from netkit.noise import Noise, NoiseStream, ResidualNoise
@@ -64,6 +64,74 @@ def test_the_interval_is_right_in_95_of_100_repetitions():
     right = float(((low[:, 1] <= exact) & (exact <= high[:, 1])).double().mean())
     assert abs(right - 0.95) <= 0.015
     assert abs(float(estimate.mean[:, 1].mean()) - exact) < 4 * float(estimate.standard_error[:, 1].mean()) / 100
+
+
+def test_with_the_control_chosen_by_itself_the_interval_is_as_right():
+    """The same, where the control takes nine tenths of the variance and leaves heavy tails; and no bias comes in."""
+    exact = stats.norm(0.5, 1.5).expect(special.expit)
+    x = torch.tensor([[0.5, 0.0]]).expand(10_000, 2)
+    options = {"num_draws": 200, "batch_size": 10_000}
+    plain = ensemble_estimate(gaussian_logit(), x, **options, generator=seeded(1))
+    estimate = ensemble_estimate(gaussian_logit(), x, **options, control="auto", generator=seeded(2))
+    assert estimate.controlled
+    assert estimate.cost <= 1.1 * plain.cost
+    low, high = estimate.confidence_interval(0.95)
+    right = float(((low[:, 1] <= exact) & (exact <= high[:, 1])).double().mean())
+    assert abs(right - 0.95) <= 0.015
+    error = estimate.mean[:, 1] - exact
+    assert abs(float(error.mean())) < 4 * float(error.std()) / 100
+    assert float(error.square().mean()) < 0.1 * float((plain.mean[:, 1] - exact).square().mean())
+
+
+def test_the_interval_knows_skewness():
+    """Most draws are near 0 and a few near 1: Student's t alone misses high means far more often than low ones."""
+
+    def draw(x, generator):
+        return torch.rand(len(x), 1, generator=generator, dtype=torch.float64) ** 3
+
+    estimate = ensemble_estimate(
+        Drawn(draw), torch.zeros(10_000, 1), num_draws=50, output=values, batch_size=10_000, generator=seeded(8)
+    )
+    low, high = estimate.confidence_interval()
+    assert abs(float(((low <= 0.25) & (high >= 0.25)).double().mean()) - 0.95) <= 0.015
+    t = (estimate.mean - 0.25) / estimate.standard_error
+    far = stats.t.ppf(0.975, 49)
+    naive, ours = (
+        abs(float(above.double().mean()) - float(below.double().mean()))
+        for above, below in ((t > far, t < -far), (low > 0.25, high < 0.25))
+    )
+    assert ours < 0.5 * naive
+    sample = torch.stack([torch.rand(40, generator=seeded(n), dtype=torch.float64) ** 6 for n in range(3)], 1)
+    sums = _Sums()
+    for row in sample:
+        sums.add(row.unsqueeze(-1), torch.ones(3, dtype=torch.bool))
+    np.testing.assert_allclose(sums.skewness[:, 0], stats.skew(sample.numpy(), axis=0), rtol=1e-10)
+
+
+def test_the_control_is_used_where_it_pays():
+    """Small noise: yes. Few draws, which its backward passes outweigh, or nothing to expand: no."""
+    network = FlowNetwork(SmoothVelocity(2, seed=1), num_blocks=8, sigma=0.2, seed=2)
+    x = torch.randn(60, 2, generator=seeded())
+    assert ensemble_estimate(network, x, num_draws=100, control="auto", generator=seeded(1)).controlled
+    assert not ensemble_estimate(network, x, num_draws=2, control="auto", generator=seeded(1)).controlled
+    coin = Drawn(lambda x, g: torch.rand(len(x), 2, generator=g).softmax(-1))
+    assert not ensemble_estimate(coin, x, control="auto", generator=seeded()).controlled
+    bowl = {"x": torch.zeros(60, 2), "output": torch.square, "generator": seeded(1)}  # level where the noise starts
+    assert not ensemble_estimate(gaussian_logit(), num_draws=100, control="auto", **bowl).controlled
+    early = ensemble_estimate(network, x, stop_when_decided=True, control="auto", generator=seeded(1))
+    assert not early.controlled
+    assert torch.equal(early.mean, ensemble_estimate(network, x, stop_when_decided=True, generator=seeded(1)).mean)
+
+
+def test_a_target_error_is_reached_sooner_with_the_control():
+    exact = stats.norm(0.5, 1.5).expect(special.expit)
+    x = torch.tensor([[0.5, 0.0]]).expand(2000, 2)
+    options = {"target_error": 0.03, "batch_size": 2000}
+    plain = ensemble_estimate(gaussian_logit(), x, **options, generator=seeded(2))
+    estimate = ensemble_estimate(gaussian_logit(), x, **options, control="auto", generator=seeded(3))
+    assert estimate.controlled
+    assert estimate.cost < 0.4 * plain.cost
+    assert float((estimate.mean[:, 1] - exact).abs().le(0.03).double().mean()) >= 0.945
 
 
 def test_the_target_error_is_reached_as_often_as_promised():
@@ -230,7 +298,8 @@ def test_member_probabilities_are_those_of_the_members():
         ({"num_draws": 1}, "expected num_draws >= 2"),
         ({"level": 1.0}, "level: expected a number between 0 and 1, got 1.0"),
         ({"target_error": -1.0}, "target_error: expected a positive half-width, got -1.0"),
-        ({"control": True, "stop_when_decided": True}, "expected at most one of"),
+        ({"control": "sometimes"}, "control: expected True, False or 'auto', got 'sometimes'"),
+        ({"control": True, "stop_when_decided": True}, "expected neither target_error nor control=True beside it"),
         ({"stop_when_decided": True, "output": values}, "expected probabilities from output"),
     ],
 )
@@ -250,6 +319,9 @@ def test_models_without_noise_are_refused():
         ensemble_estimate(nn.Linear(2, 2), torch.ones(3, 2), generator=seeded())
     with pytest.raises(ValueError, match="expected noise in every block, got kind 'off'"):
         NoiseExpansion(ResidualNoise(Noise("off"), num_blocks=1, stream=NoiseStream(0)), torch.ones(3, 2), softmax)
+    still = ProblemNetwork(ConvectionDiffusion(np.zeros((2, 8, 8)), lambda z: z[..., 0], 0.2), num_blocks=1)
+    with pytest.raises(ValueError, match="expected one that gradients flow through"):
+        NoiseExpansion(still, torch.rand(3, 2), values)
     with pytest.raises(ValueError, match="on one stream, got 0 streams"):
         NoiseExpansion(nn.Linear(2, 2), torch.ones(3, 2), softmax)
     split = torch.rand(1, 2, 3, 4)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bridge.scaling import (
+    constant_sigma_twin,
     effective_sigma,
     feature_std_of,
     measure_noise,
@@ -66,6 +67,29 @@ def test_the_measured_sigma_is_that_of_the_noise_added(std):
         expected = 0.2 * measured.feature_std * math.sqrt(3)
         torch.testing.assert_close(measured.sigma, expected)
     assert (measured.variation > 0).all()
+
+
+def test_the_twin_adds_the_noise_that_was_measured_and_changes_nothing_else():
+    x = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = en_resnet(8, num_members=2, noise_coef=0.2, in_channels=1, noise_std="sample", seed=0).eval()
+    measured = measure_noise(model, x)
+    assert measured.sigma.shape == (6,)
+    twin = constant_sigma_twin(model, measured.sigma)
+    torch.testing.assert_close(measure_noise(twin, x).sigma, measured.sigma)
+    one = measure_noise(constant_sigma_twin(model, measured.effective_sigma), x)
+    assert one.block_variation == 1.0
+    assert one.effective_sigma == pytest.approx(measured.effective_sigma)
+    with model.noise_off(), twin.noise_off(), torch.no_grad():
+        torch.testing.assert_close(twin(x), model(x))
+    # the same draws of ξ, so that only the sizes differ, and those by less than noise does from none
+    with torch.no_grad(), model.fixed_noise(1), twin.fixed_noise(1):
+        apart = (model(x) - twin(x)).square().mean()
+        model_alone = model(x)
+    with torch.no_grad(), model.noise_off():
+        assert 0 < apart < 0.1 * (model_alone - model(x)).square().mean()
+    assert measure_noise(model, x).variation.min() > 0  # the original is as it was
+    with pytest.raises(ValueError, match="expected one for each of 6 blocks with noise, got 5"):
+        constant_sigma_twin(model, measured.sigma[:5])
 
 
 def test_constant_noise_is_what_it_says():
