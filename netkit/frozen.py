@@ -1,9 +1,9 @@
 """Weights as constants, which is what they are to an attack: the same function of the image, with less to do.
 
 With batch norm in eval mode a block is a fixed function of its input, and only the gradient with respect to that input
-is wanted. So the second batch norm becomes part of the convolution before it; the first one, which follows a sum and
-its noise, shares one backward pass with its relu and skips the sums over the batch that its own weights would need; and
-no convolution keeps its input for a gradient that nobody asks for.
+is wanted. So the second batch norm becomes part of the convolution before it, the backward pass skips the sums over the
+batch that the weights of the first one would need, a block keeps the results of its two relus and nothing else, and
+gradients are changed in place.
 """
 
 from collections.abc import Iterator
@@ -42,38 +42,59 @@ class _FrozenBlock:
     @torch.no_grad()
     def __init__(self, block: PreActBlock) -> None:
         self.bn = block.bn1
-        self.scale = _scale(block.bn1).view(-1, 1, 1)
-        scale = _scale(block.bn2)
-        self.conv1 = block.conv1.weight * scale.view(-1, 1, 1, 1)
-        self.bias1 = torch.addcmul(block.bn2.bias, block.bn2.running_mean, scale, value=-1)
+        self.scale1 = _scale(block.bn1).view(-1, 1, 1)
+        scale2 = _scale(block.bn2)
+        self.conv1 = block.conv1.weight * scale2.view(-1, 1, 1, 1)
+        self.bias1 = torch.addcmul(block.bn2.bias, block.bn2.running_mean, scale2, value=-1)
         self.conv2 = block.conv2.weight.detach()
         self.shortcut = None if block.shortcut is None else block.shortcut.weight.detach()
         self.stride = block.conv1.stride
 
     def __call__(self, x: Tensor) -> Tensor:
-        out: Tensor = _BatchNormReLU.apply(x, self.bn, self.scale)
-        if self.shortcut is not None:
-            x = F.conv2d(out, self.shortcut, stride=self.stride)
-        out = F.conv2d(out, self.conv1, self.bias1, stride=self.stride, padding=1)
-        out = F.conv2d(F.relu(out, inplace=True), self.conv2, padding=1)
-        out += x
+        out: Tensor = _Residual.apply(x, self)
         return out
 
 
-class _BatchNormReLU(torch.autograd.Function):
-    """relu(bn(x)) in eval mode, whose slope is `scale` (C, 1, 1) where the result is positive and else 0."""
+class _Residual(torch.autograd.Function):
+    """x + F(x) of a frozen block, from the results of its two relus: relu' is 1 where they are positive, else 0."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bn: nn.BatchNorm2d, scale: Tensor) -> Tensor:
-        out = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps).relu_()
-        ctx.save_for_backward(out, scale)
+    def forward(ctx: Any, x: Tensor, block: _FrozenBlock) -> Tensor:
+        bn = block.bn
+        first = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps).relu_()
+        second = F.conv2d(first, block.conv1, block.bias1, stride=block.stride, padding=1).relu_()
+        out = F.conv2d(second, block.conv2, padding=1)
+        out += x if block.shortcut is None else F.conv2d(first, block.shortcut, stride=block.stride)
+        ctx.save_for_backward(first, second)
+        ctx.block = block
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        out, scale = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(grad, out, 0).mul_(scale), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        first, second = ctx.saved_tensors
+        block, scale = ctx.block, ctx.block.scale1.to(grad.dtype)
+        inner = _relu_backward_(_conv_backward(grad, second, block.conv2), second)
+        inner = _conv_backward(inner, first, block.conv1, stride=block.stride)
+        if block.shortcut is None:
+            return torch.addcmul(grad, _relu_backward_(inner, first), scale, out=inner), None
+        inner += _conv_backward(grad, first, block.shortcut, stride=block.stride, padding=0)
+        return _relu_backward_(inner, first).mul_(scale), None
+
+
+def _conv_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, *, stride: tuple[int, ...] = (1, 1), padding: int = 1
+) -> Tensor:
+    """The gradient with respect to x, of which only shape and layout count."""
+    grad_x: Tensor = torch.ops.aten.convolution_backward(
+        grad, x, weight.to(grad.dtype), None, stride, [padding] * 2, [1, 1], False, [0, 0], 1, [True, False, False]
+    )[0]
+    return grad_x
+
+
+def _relu_backward_(grad: Tensor, result: Tensor) -> Tensor:
+    masked: Tensor = torch.ops.aten.threshold_backward.grad_input(grad, result, 0, grad_input=grad)
+    return masked
 
 
 def _scale(bn: nn.BatchNorm2d) -> Tensor:

@@ -89,3 +89,16 @@ def test_attacks_freeze_what_has_batch_norm_in_eval_mode(batch_norm, is_frozen):
     attacks.ifgsm(model, images(), y, eps=0.1, step_size=0.1, num_steps=2, loss=loss, batch_norm=batch_norm)
     assert seen == [{is_frozen}] * 2
     assert not any(block.frozen for block in blocks(model))
+
+
+def test_frozen_blocks_compute_in_the_precision_of_autocast():
+    model, x, dtypes = network(noise="off").float(), images().float(), []
+    exact = logits_and_slope(model, x)
+    blocks(model)[1].register_forward_hook(lambda _module, _inputs, out: dtypes.append(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        usual = logits_and_slope(model, x)
+        with frozen(model):
+            got = logits_and_slope(model, x)
+    assert dtypes == [torch.bfloat16] * 2
+    for value, same, reference in zip(got, usual, exact, strict=True):
+        assert (value - reference).norm() < 1.5 * (same - reference).norm()
