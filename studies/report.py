@@ -1,0 +1,187 @@
+"""One self-contained page from studies/results: what reproduced, what did not, and every number with its origin.
+
+Nothing is recomputed: the page and the block in README.md are drawn from the stored files alone, and the same files
+give the same page. What has not been run is left out and named, with its command.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from report_findings import DATASETS, conditions, findings, number, paper_ranges, percent, points, significant
+from report_panels import accuracies, name_of, of_levels, of_the_network, training_curves
+from report_results import KINDS, STYLES, Results, kind_of
+from reporting import ROOT, InputError, console, one_line_errors
+
+Fields = dict[str, Any]
+
+TEMPLATES = Path(__file__).parent / "report"
+MARKS = ("<!-- results: written by make report -->", "<!-- end of results -->")
+STATUSES = {
+    "reproduced": "Reproduced",
+    "partly": "Reproduced in part",
+    "not reproduced": "Did not reproduce",
+    "undecided": "Undecided",
+}
+
+
+def main(
+    results: Annotated[Path, typer.Option(help="folder of results")] = ROOT / "studies" / "results",
+    out: Annotated[Path, typer.Option(help="the page")] = ROOT / "out" / "report.html",
+    local: Annotated[Path, typer.Option(help="folder with pictures of CIFAR, shown but never stored")] = ROOT / "out",
+    readme: Annotated[Path, typer.Option(help="file whose block between the marks is rewritten")] = ROOT / "README.md",
+) -> None:
+    """Write the page, and the headline figure and table in README.md."""
+    with one_line_errors(usage=(InputError,), failure=(OSError,)):
+        if not results.is_dir():
+            raise InputError(f"--results: expected a folder, got {results}")
+        found = Results(results, local)
+        page = render(found)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page, encoding="utf-8")
+        readme.write_text(with_block(readme.read_text(encoding="utf-8"), readme_block(found)), encoding="utf-8")
+        missing = "".join(f"\nnot there yet: {what}: {command}" for what, command in found.missing)
+        console.print(f"wrote {out} ({len(page.encode()) / 2**20:.1f} MiB){missing}", highlight=False, soft_wrap=True)
+
+
+# The page
+
+
+def render(results: Results) -> str:
+    """The page as HTML, all of it."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "kind_of": kind_of,
+        "number": number,
+        "percent": percent,
+        "points": points,
+        "significant": significant,
+    }
+    environment.globals |= {
+        "accuracies": accuracies,
+        "conditions": conditions,
+        "datasets": DATASETS,
+        "kind_of": kind_of,
+        "kinds": KINDS,
+        "name_of": name_of,
+        "of_levels": of_levels,
+        "of_the_network": of_the_network,
+        "orderings": orderings,
+        "origin": origin,
+        "paper_ranges": paper_ranges,
+        "picture": picture,
+        "styles": STYLES,
+        "training_curves": training_curves,
+    }
+    said = findings(results)
+    return environment.get_template("page.html").render(
+        results=results,
+        groups=[(title, [finding for finding in said if finding.status == key]) for key, title in STATUSES.items()],
+        num_findings=len(said),
+    )
+
+
+def picture(path: Path) -> str:
+    """A PNG as a data URI."""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def orderings(table: Fields) -> dict[tuple[str, str], dict[str, Fields]]:
+    """The verdicts of a table by claim (better, worse) and column."""
+    by_claim: dict[tuple[str, str], dict[str, Fields]] = {}
+    for verdict in table["verdicts"]:
+        by_claim.setdefault((verdict["better"], verdict["worse"]), {})[verdict["column"]] = verdict
+    return by_claim
+
+
+def origin(stamps: Sequence[Fields]) -> list[tuple[str, list[str]]]:
+    """What the provenance of some results has to say: (what, distinct values)."""
+
+    def distinct(values: Iterable[str]) -> list[str]:
+        return list(dict.fromkeys(value for value in values if value))
+
+    days = sorted(stamp["created"] for stamp in stamps)
+    versions = (", ".join(f"{name} {version}" for name, version in s["versions"].items()) for s in stamps)
+    configurations = distinct(json.dumps(stamp["config"], sort_keys=True, ensure_ascii=False) for stamp in stamps)
+    said = [
+        ("command", distinct(stamp["command"] for stamp in stamps)),
+        ("commit", distinct(stamp["commit"] for stamp in stamps)),
+        ("hardware", distinct(f"{stamp['device']}; {stamp['cpu']}" for stamp in stamps)),
+        ("versions", distinct(versions)),
+        ("made (UTC)", distinct([days[0], days[-1]]) if days else []),
+        ("configuration", configurations if len(configurations) == 1 else []),
+    ]
+    return [(what, values) for what, values in said if values]
+
+
+# README
+
+
+def readme_block(results: Results) -> str:
+    """The headline figure and table in Markdown, between the marks."""
+    parts = [MARKS[0]]
+    if results.neural_pde is not None:
+        right = results.neural_pde["checks"][0]
+        parts.append(
+            "![A trained network, its equation, and ensembles of it](studies/results/neural_pde/neural_pde.png)\n\n"
+            "*A trained residual network with noise, the solution of its own convection-diffusion equation, and the "
+            f"mean of more and more such networks: within the stated error at {percent(right['coverage'])} of "
+            f"{right['points']} points.*"
+        )
+    if (table := results.headline) is not None:
+        parts.append(markdown_table(table))
+    return "\n\n".join([*parts, MARKS[1]])
+
+
+def markdown_table(table: Fields) -> str:
+    """Accuracies in per cent with their intervals, the paper's in brackets."""
+    lines = [
+        "| network | " + " | ".join(table["columns"].values()) + " |",
+        "|---|" + "---:|" * len(table["columns"]),
+    ]
+    for row in table["rows"]:
+        cells = []
+        for column in table["columns"]:
+            cell, printed = row["cells"].get(column), row["paper"].get(column)
+            text = "" if cell is None else f"{100 * cell['mean']:.1f} ± {half_width(cell):.1f}"
+            cells.append(text + (f" ({printed:.1f})" if cell and printed is not None else ""))
+        lines.append(f"| {row['model']} | " + " | ".join(cells) + " |")
+    other = "" if table["dataset"] == table["paper_dataset"] else f", which are on {DATASETS[table['paper_dataset']]}"
+    about = (
+        f"*{DATASETS[table['dataset']]}: accuracy in % with 95% intervals, {conditions(table)}; in brackets the "
+        f"paper's{other}. {table['caption'].rstrip('.')}. {table['note']}*"
+    )
+    return "\n".join(lines) + f"\n\n{about}"
+
+
+def half_width(cell: Fields) -> float:
+    """Of a cell's interval, in percentage points."""
+    low, high = cell["interval"]
+    return 50 * (high - low)
+
+
+def with_block(text: str, block: str) -> str:
+    """`text` with `block` in place of what is between the marks.
+
+    Raises InputError unless each mark is there once.
+    """
+    if [text.count(mark) for mark in MARKS] != [1, 1]:
+        raise InputError(f"README: expected {MARKS[0]!r} and {MARKS[1]!r} once each")
+    return re.sub(f"{re.escape(MARKS[0])}.*{re.escape(MARKS[1])}", lambda _: block, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,200 @@
+"""What lies under studies/results, read once; whatever is not there is left out, with the command that makes it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from reporting import InputError
+
+Fields = dict[str, Any]
+
+TABLES = ("table1", "table2", *(f"table{n}" for n in range(3, 11)), "section4_4")
+MADE_BY = {
+    "neural_pde": "make neural-pde",
+    "fig4": "make fig4",
+    "theorems": "make theorems",
+    "multilevel": "python studies/multilevel.py",
+    "fig5": "python studies/fig5_training_curves.py",
+    "fig6": "python studies/fig6_adversarial_images.py",
+    "reproduction": "python studies/reproduce.py --data FOLDER",
+    "section4_4": "python studies/gradient_mask.py",
+} | {name: f"python studies/{name}.py" for name in TABLES if name.startswith("table")}
+CALLED = {
+    "neural_pde": "the network against its own equation",
+    "fig4": "Figure 4",
+    "theorems": "Theorems 1 and 2",
+    "multilevel": "multilevel convergence",
+    "fig5": "training curves (Figure 5)",
+    "fig6": "adversarial images (Figure 6)",
+    "reproduction": "CIFAR",
+}
+KINDS = {
+    "base": "one network",
+    "noisy": "with noise",
+    "silent": "control: members without noise",
+    "wide": "control: one wide network",
+    "two-point": "with two-point noise",
+}
+STYLES = {"base": "c0", "noisy": "c1", "silent": "c2", "wide": "c3", "two-point": "c4"}
+
+
+def kind_of(model: str) -> str:
+    """Which of KINDS a network is, by its name."""
+    patterns = {"noisy": r"En\d", "silent": r"Plain\d", "wide": r"Wide\dR", "two-point": "TwoPoint"}
+    return next((kind for kind, pattern in patterns.items() if re.match(pattern, model)), "base")
+
+
+@dataclass(frozen=True)
+class Results:
+    """The folder of results; a part that is not there is None or empty."""
+
+    folder: Path
+    local: Path | None = None
+    """A folder with pictures that may be shown but not be passed on, as those of CIFAR."""
+
+    def part(self, name: str, file: str) -> Fields | None:
+        """The numbers of a study, None where it has not been run."""
+        path = self.folder / name / file
+        return _read(path) if path.exists() else None
+
+    @cached_property
+    def neural_pde(self) -> Fields | None:
+        return self.part("neural_pde", "neural_pde.json")
+
+    @cached_property
+    def fig4(self) -> Fields | None:
+        return self.part("fig4", "fig4.json")
+
+    @cached_property
+    def theorems(self) -> Fields | None:
+        return self.part("theorems", "summary.json")
+
+    @cached_property
+    def multilevel(self) -> Fields | None:
+        return self.part("multilevel", "multilevel.json")
+
+    @cached_property
+    def fig5(self) -> Fields | None:
+        return self.part("fig5", "fig5-digits.json")
+
+    @cached_property
+    def fig6(self) -> Fields | None:
+        return self.part("fig6", "fig6-digits.json")
+
+    @cached_property
+    def local_images(self) -> list[tuple[Path, Fields]]:
+        """Adversarial images that were drawn on this machine, by the names of Figure 6 on CIFAR."""
+        found = sorted(self.local.glob("fig6-cifar*.png")) if self.local is not None else []
+        return [(path, _read(path.with_suffix(".json"))) for path in found if path.with_suffix(".json").exists()]
+
+    @cached_property
+    def tables(self) -> list[Fields]:
+        """The tables of the paper that have been computed, in its order; variants of one table after one another."""
+        found = [_read(path) | {"anchor": path.stem} for path in sorted((self.folder / "tables").glob("*.json"))]
+        return sorted(found, key=lambda stored: (TABLES.index(stored["table"]), stored["dataset"] != "cifar10"))
+
+    @cached_property
+    def reproduction(self) -> list[Fields]:
+        """The tables of the reproduction on CIFAR, one a setting; see `report_reproduction`."""
+        folder = self.folder / "reproduction"
+        if not (folder / "scores.jsonl").exists():
+            return []
+        # torch comes with the intervals, and is needed where there is something to compare
+        from report_reproduction import tables
+
+        return tables(
+            _lines(folder / "scores.jsonl"),
+            _lines(folder / "trainings.jsonl") if (folder / "trainings.jsonl").exists() else [],
+            _read(folder / "settings.json"),
+        )
+
+    @property
+    def headline(self) -> Fields | None:
+        """The table to show first: CIFAR-10 by the most complete training there is, else Table 2 on digits."""
+        by_name = {table["setting"]: table for table in self.reproduction if table["dataset"] == "cifar10"}
+        order = [name for name in ("paper", "fast", *sorted(by_name)) if name in by_name]
+        if order:
+            return by_name[order[0]]
+        return next((table for table in self.tables if table["table"] == "table2"), None)
+
+    @property
+    def missing(self) -> list[tuple[str, str]]:
+        """(what, command) for each part that is not there."""
+        absent = [name for name in CALLED if not getattr(self, name)]
+        there = {table["table"] for table in self.tables}
+        tables = [name for name in TABLES if name not in there]
+        return [(CALLED.get(name) or title_of(name), MADE_BY[name]) for name in [*absent, *tables]]
+
+
+def title_of(table: str) -> str:
+    """ "table2" is Table 2, "section4_4" is Section 4.4."""
+    return table.replace("table", "Table ").replace("section", "Section ").replace("_", ".")
+
+
+def _read(path: Path) -> Fields:
+    try:
+        content: Fields = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: expected JSON, got {error}") from error
+    return content
+
+
+def _lines(path: Path) -> list[Fields]:
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: expected one JSON object a line, got {error}") from error
+
+
+# Questions about the verdicts of tables
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many of a set of orderings hold, are reversed, or cannot be told."""
+
+    verdicts: Sequence[Fields] = field(default_factory=list)
+
+    def _with(self, verdict: str) -> list[Fields]:
+        return [found for found in self.verdicts if found["verdict"] == verdict]
+
+    @property
+    def total(self) -> int:
+        return len(self.verdicts)
+
+    @property
+    def holding(self) -> list[Fields]:
+        return self._with("holds")
+
+    @property
+    def reversed(self) -> list[Fields]:
+        return self._with("does not hold")
+
+    @property
+    def undecided(self) -> list[Fields]:
+        return self._with("undecided")
+
+
+def against(tables: Iterable[Mapping[str, Any]], kind: str) -> Count:
+    """The orderings that set a noisy ensemble against a control of this kind."""
+    return Count(
+        [
+            verdict
+            for table in tables
+            for verdict in table["verdicts"]
+            if kind_of(verdict["better"]) == "noisy" and kind_of(verdict["worse"]) == kind
+        ]
+    )
+
+
+def of_the_paper(tables: Iterable[Mapping[str, Any]]) -> Count:
+    """The orderings for which the paper has numbers."""
+    return Count(
+        [verdict for table in tables for verdict in table["verdicts"] if verdict["paper_difference"] is not None]
+    )

@@ -1,0 +1,509 @@
+"""The report: self-contained, its numbers those of the files, whole with any subset of results, and fit for a phone.
+
+`python tests/test_report.py PAGE FOLDER` takes screenshots of a page at every width and in both themes.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report import MARKS, Results, markdown_table, readme_block, render, with_block
+from report_charts import Axis, Dot, Series, dot_chart, line_chart
+from report_findings import findings, status_of
+from report_results import Count, kind_of
+from reporting import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+STORED = ROOT / "studies" / "results"
+WIDTHS = (360, 768, 1280)
+BASE36 = "0123456789abcdefghijklmnopqrstuvwxyz"
+ROWS = {"ResNet20": 0.42, "En1ResNet20": 0.45, "En2ResNet20": 0.56, "Plain2ResNet20": 0.555, "Wide2ResNet20": 0.5}
+ATTACKS = {"nat": "natural", "fgsm": "FGSM", "ifgsm20": "IFGSM20", "transfer": "IFGSM20 of the noise-free twin"}
+
+
+def stamp(command: str) -> dict:
+    return {
+        "command": command,
+        "config": {"seeds": [0, 1]},
+        "commit": "abc",
+        "versions": {"torch": "2.15"},
+        "device": "cpu",
+        "cpu": "made up, 2 cores",
+        "created": "2026-01-01T00:00:00+00:00",
+    }
+
+
+def made_up_reproduction(folder: Path, *, n: int = 400, draws: int = 10, seeds: int = 2) -> list[dict]:
+    """Three files as studies/reproduce.py writes them, for networks that answer at random around ROWS."""
+    rng = np.random.default_rng(0)
+    hard = rng.uniform(-0.3, 0.3, n)
+    scores, trainings = [], []
+    for row, share in ROWS.items():
+        for seed in range(seeds):
+            own = {"setting": "tiny", "dataset": "cifar10", "row": row, "seed": seed}
+            size = {"num_parameters": 270_000, "num_members": 1, "width": 16}
+            for attack, title in ATTACKS.items():
+                if attack == "transfer" and kind_of(row) != "noisy":
+                    continue
+                images = n // 2 if attack == "transfer" else n
+                easier = 0.25 if attack == "nat" else 0.0
+                right = rng.binomial(draws, np.clip(share + easier + hard[:images], 0, 1))
+                mean = float(right.mean() / draws)
+                scores.append(
+                    own
+                    | size
+                    | {"attack": attack, "attack_title": title, "n": images, "num_draws": draws, "eot_draws": 5}
+                    | {"mean": mean, "vote": mean, "interval": [mean - 0.02, mean + 0.02], "confidence": 0.95}
+                    | {"correct": "".join(BASE36[count] for count in right), "oracle": None}
+                    | {"provenance": stamp("reproduce.py --made-up")}
+                )
+            history = [
+                {"epoch": e, "loss": 2 - e / 5, "accuracy": share * e / 5, "val_natural": share, "val_robust": None}
+                | {"seconds": 1.0}
+                for e in range(5)
+            ]
+            history[-1]["val_robust"] = share
+            trainings.append(
+                own
+                | size
+                | {"config": {"loss": "pgd"}, "lr": 0.1, "peak_lr": 0.1, "num_train": 100, "selected_epoch": 5}
+                | {"history": history, "provenance": stamp("reproduce.py --made-up")}
+            )
+    folder.mkdir(parents=True)
+    for name, lines in (("scores", scores), ("trainings", trainings)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    described = {"title": "made up", "what": "Nothing was run.", "limits": "All of it.", "dataset": "cifar10"}
+    described |= {"preset": "fast", "hardware": ["none"], "command": ["reproduce.py --made-up"]}
+    (folder / "settings.json").write_text(json.dumps({"tiny": described}))
+    return scores
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory) -> Results:
+    """The stored results, with a made-up reproduction in place of the stored one."""
+    folder = tmp_path_factory.mktemp("results")
+    for part in STORED.iterdir():
+        if part.is_dir() and part.name != "reproduction":
+            (folder / part.name).symlink_to(part)
+    made_up_reproduction(folder / "reproduction")
+    return Results(folder)
+
+
+@pytest.fixture(scope="module")
+def page(everything) -> str:
+    return render(everything)
+
+
+class Elements(HTMLParser):
+    """All start tags with their attributes, and the text outside of styles and scripts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.open.pop() != tag:  # elements such as <img> have no end tag
+            pass
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.open[-1:]):
+            self.text.append(data)
+
+    def all(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.elements if tag == name]
+
+    @property
+    def words(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.text))
+
+
+def test_the_page_asks_for_nothing_from_outside(page):
+    found = Elements(page)
+    for tag, attributes in found.elements:
+        for name in ("src", "href", "srcset", "data", "action", "poster"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#")), (tag, name, value[:80])
+    assert "@import" not in page
+    assert not re.search(r"url\((?!['\"]?data:)", page)
+    assert len(page.encode()) < 6 * 2**20
+
+
+def test_ids_are_unique_and_links_lead_somewhere(page):
+    found = Elements(page)
+    ids = Counter(attributes["id"] for _, attributes in found.elements if "id" in attributes)
+    assert max(ids.values()) == 1, ids.most_common(2)
+    for link in found.all("a"):
+        assert link["href"].startswith("#")
+        assert link["href"][1:] in ids
+
+
+def test_pictures_and_charts_say_what_they_show(page):
+    found = Elements(page)
+    assert found.all("html")[0]["lang"] == "en"
+    assert found.all("img")
+    assert all(len(image["alt"]) > 20 for image in found.all("img"))
+    named = [svg for svg in found.all("svg") if svg.get("aria-hidden") != "true"]
+    assert len(named) > 5
+    assert all(svg["role"] == "img" and len(svg["aria-label"]) > 20 for svg in named)
+    levels = [int(tag[1]) for tag, _ in found.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+def test_numbers_are_those_of_the_files(page, everything):
+    words = Elements(page).words
+    pde = json.loads((STORED / "neural_pde" / "neural_pde.json").read_text())
+    check = pde["checks"][0]
+    assert f"{100 * check['coverage']:.1f}% of {check['points']} points" in words
+    verdicts = json.loads((STORED / "theorems" / "summary.json").read_text())["verdicts"]
+    printed = verdicts["theorem2"]["bounds"]["printed"]
+    assert f"exceeded in {printed['fails']} of {verdicts['theorem2']['n']} random cases" in words
+    for panel in json.loads((STORED / "fig4" / "fig4.json").read_text())["panels"]:
+        assert f"{panel['minimum']:.2f} to {panel['maximum']:.2f}".replace("-", "−") in words
+    for path in (STORED / "tables").glob("*.json"):
+        stored = json.loads(path.read_text())
+        section = page.split(f'id="{path.stem}"')[1].split("</section>")[0]
+        for row in stored["rows"]:
+            for cell in row["cells"].values():
+                assert f"<b>{100 * cell['mean']:.1f}</b>" in section
+        shown = Counter(re.findall(r"<b>(holds|does not hold|undecided)</b>", section))
+        assert shown == Counter(verdict["verdict"] for verdict in stored["verdicts"])
+    assert "nan" not in words.lower().split()
+
+
+def test_the_same_files_give_the_same_page(page, everything):
+    assert render(Results(everything.folder)) == page
+
+
+def test_the_reproduction_is_paired_over_images_and_seeds(everything):
+    (table,) = everything.reproduction
+    scores = [json.loads(line) for line in (everything.folder / "reproduction/scores.jsonl").read_text().splitlines()]
+
+    def shares(row, attack):
+        found = [s for s in scores if (s["row"], s["attack"]) == (row, attack)]
+        return np.array([[int(digit, 36) / 10 for digit in s["correct"]] for s in found])
+
+    assert [row["model"] for row in table["rows"]] == list(ROWS)
+    for row in table["rows"]:
+        for attack, cell in row["cells"].items():
+            assert cell["mean"] == pytest.approx(shares(row["model"], attack).mean(), abs=1e-12)
+            assert cell["interval"][0] < cell["mean"] < cell["interval"][1]
+    verdicts = {(v["better"], v["worse"], v["column"]): v for v in table["verdicts"]}
+    for (better, worse, attack), verdict in verdicts.items():
+        difference = shares(better, attack) - shares(worse, attack)
+        assert verdict["difference"] == pytest.approx(difference.mean(), abs=1e-12)
+        by_image = difference.mean(0)
+        least = by_image.std() / math.sqrt(len(by_image))  # the part of the standard error that is over images
+        assert verdict["interval"][1] - verdict["interval"][0] > 3.8 * least
+    assert verdicts["En2ResNet20", "ResNet20", "ifgsm20"]["verdict"] == "holds"
+    assert verdicts["En2ResNet20", "Wide2ResNet20", "ifgsm20"]["paper_difference"] is None
+    assert verdicts["En2ResNet20", "ResNet20", "nat"]["paper_difference"] == pytest.approx(80.34 - 75.11)
+    assert verdicts["En2ResNet20", "En1ResNet20", "transfer"]["n"] == 200
+    assert ("En2ResNet20", "ResNet20", "transfer") not in verdicts
+
+
+def test_answers_that_do_not_fit_are_refused(tmp_path):
+    scores = made_up_reproduction(tmp_path / "reproduction")
+    scores[0]["correct"] = "z" + scores[0]["correct"][1:]
+    (tmp_path / "reproduction" / "scores.jsonl").write_text("".join(json.dumps(s) + "\n" for s in scores))
+    with pytest.raises(ValueError, match="ResNet20, nat, seed 0: expected 400 counts of at most 10 draws"):
+        _ = Results(tmp_path).reproduction
+
+
+def test_an_empty_folder_gives_a_page_that_says_how_to_fill_it(tmp_path):
+    results = Results(tmp_path)
+    words = Elements(render(results)).words
+    assert len(results.missing) >= 18
+    for _, command in results.missing:
+        assert command in words
+    assert readme_block(results) == "\n\n".join(MARKS)
+
+
+@pytest.mark.parametrize("left_out", ["neural_pde", "fig4", "theorems", "multilevel", "tables", "fig5", "fig6"])
+def test_any_part_may_be_missing(everything, tmp_path, left_out):
+    if not getattr(everything, left_out):
+        pytest.skip(f"{left_out} has not been run")
+    for part in everything.folder.iterdir():
+        if part.name not in (left_out, "reproduction"):
+            (tmp_path / part.name).symlink_to(part)
+    partial = Results(tmp_path)
+    assert len(partial.missing) > len(Results(STORED).missing)
+    ids = {attributes.get("id") for _, attributes in Elements(render(partial)).elements}
+    assert {"summary", "idea", "figure4", "theorems", "multilevel", "tables", "missing"} <= ids
+
+
+def test_a_broken_file_is_named(tmp_path):
+    (tmp_path / "fig4").mkdir()
+    (tmp_path / "fig4" / "fig4.json").write_text("{")
+    with pytest.raises(InputError, match=r"fig4\.json: expected JSON"):
+        render(Results(tmp_path))
+
+
+def verdict(word: str) -> dict:
+    return {"verdict": word}
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["holds"] * 3, "reproduced"),
+        (["holds"] * 2 + ["undecided"], "partly"),
+        (["holds"] + ["undecided"] * 2, "undecided"),
+        (["holds"] + ["does not hold"] * 2, "not reproduced"),
+    ],
+)
+def test_a_set_of_orderings_has_the_status_of_most_of_them(words, status):
+    assert status_of(Count([verdict(word) for word in words])) == status
+
+
+def test_findings_follow_the_data(tmp_path):
+    stored = json.loads((STORED / "theorems" / "summary.json").read_text())
+    (tmp_path / "theorems").mkdir()
+    path = tmp_path / "theorems" / "summary.json"
+    path.write_text(json.dumps(stored))
+    before = [finding.status for finding in findings(Results(tmp_path))]
+    stored["verdicts"]["theorem2"]["bounds"]["printed"]["fails"] = 0
+    stored["verdicts"]["ramp"]["fails"]["printed"] = 0
+    stored["verdicts"]["ramp"]["fails"]["best_mu"] = 1
+    path.write_text(json.dumps(stored))
+    assert [before, [finding.status for finding in findings(Results(tmp_path))]] == [
+        ["partly", "not reproduced", "reproduced"],
+        ["partly", "reproduced", "not reproduced"],
+    ]
+
+
+def test_kinds_of_networks_are_told_by_their_names():
+    names = ["ResNet20", "En2ResNet20", "Plain2ResNet20", "Wide5ResNet8", "WRN-14-2", "TwoPoint2ResNet8"]
+    assert [kind_of(name) for name in names] == ["base", "noisy", "silent", "wide", "base", "two-point"]
+
+
+def numbers(pattern: str, svg: str) -> list[float]:
+    return [float(text) for text in re.findall(pattern, svg)]
+
+
+def test_dots_lie_where_their_values_are():
+    dots = [Dot("low", 10.0, 5.0, 15.0), Dot("high", 30.0, 20.0, 40.0, mark=35.0), Dot("middle", 20.0, 19.0, 21.0)]
+    svg = dot_chart(dots, title="three")
+    low, high, middle = numbers(r'<circle class="dot c0" cx="([\d.]+)"', svg)
+    assert middle - low == pytest.approx(high - middle, abs=0.2)
+    starts = numbers(r'<path class="line c0" d="M([\d.]+) ', svg)
+    assert starts[1] == pytest.approx(middle, abs=0.2)
+    assert "paper 35.0" in svg
+
+
+def test_labels_at_the_ends_of_lines_never_overlap():
+    series = [Series(f"line {k}", [(1.0, 1.0), (2.0, 1.0 + k / 1000)]) for k in range(6)]
+    svg = line_chart(series, Axis("x"), Axis("y"), title="six lines that end together")
+    heights = sorted(numbers(r'<text class="label c0" x="[\d.]+" y="([\d.]+)"', svg))
+    assert len(heights) == 6
+    assert min(np.diff(heights)) > 12
+    assert 0 < heights[0] < heights[-1] < 250 - 30
+
+
+def test_a_straight_line_in_logarithms_is_drawn_straight():
+    line = Series("power", [(x, x**-0.5) for x in (1.0, 10.0, 100.0)])
+    svg = line_chart([line], Axis("n", is_log=True), Axis("error", is_log=True), title="a power law")
+    x, y = (numbers(rf'<circle class="dot c0"[^>]* c{axis}="([\d.]+)"', svg) for axis in "xy")
+    assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.2)
+    assert y[1] - y[0] == pytest.approx(y[2] - y[1], abs=0.2)
+
+
+def test_readme_shows_what_the_files_give():
+    text = (ROOT / "README.md").read_text()
+    assert with_block(text, readme_block(Results(STORED))) == text, "README.md is behind its files: run `make report`"
+
+
+def test_readme_needs_its_marks():
+    with pytest.raises(InputError, match="once each"):
+        with_block("no marks", "\n".join(MARKS))
+    assert (
+        with_block(f"a {MARKS[0]} old {MARKS[1]} b", f"{MARKS[0]} new {MARKS[1]}") == f"a {MARKS[0]} new {MARKS[1]} b"
+    )
+
+
+def test_the_headline_is_cifar_where_there_is_any(everything, tmp_path):
+    table = everything.headline
+    assert table["dataset"] == "cifar10"
+    text = markdown_table(table)
+    assert "(75.1)" in text.splitlines()[2]
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+
+
+# In a browser
+
+
+class Chromium:
+    """A headless browser, spoken to over a pair of pipes in its DevTools protocol."""
+
+    def __init__(self, program: str, profile: Path) -> None:
+        browser_reads, self._write = os.pipe()
+        self._read, browser_writes = os.pipe()
+        # bash, as a plain sh may know descriptors of one digit only
+        options = f"--headless --no-sandbox --disable-gpu --user-data-dir={profile} --remote-debugging-pipe about:blank"
+        self._process = subprocess.Popen(
+            ["bash", "-c", f"exec {program} {options} 3<&{browser_reads} 4>&{browser_writes}"],
+            pass_fds=(browser_reads, browser_writes),
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(browser_reads)
+        os.close(browser_writes)
+        self._pending = b""
+        self._ids = itertools.count(1)
+        self._session: str | None = None
+        self.events: list[dict] = []
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.send(f"{domain}.enable")
+
+    def send(self, method: str, **params) -> dict:
+        number = next(self._ids)
+        message = {"id": number, "method": method, "params": params}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._next()
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def _next(self) -> dict:
+        while b"\0" not in self._pending:
+            piece = os.read(self._read, 1 << 20)
+            assert piece, "the browser has gone"
+            self._pending += piece
+        message, _, self._pending = self._pending.partition(b"\0")
+        answer = json.loads(message)
+        if "method" in answer:
+            self.events.append(answer)
+        return answer
+
+    def open(self, url: str, width: int, height: int, theme: str) -> None:
+        """Load `url` on a screen of this size; events before it are forgotten."""
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
+        )
+        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
+        self.events.clear()
+        self.send("Page.navigate", url=url)
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self._next()
+
+    def evaluate(self, expression: str):
+        found = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def screenshot(self, path: Path) -> None:
+        found = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(found["data"]))
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._read)
+        os.close(self._write)
+
+
+def find_chromium() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no chromium here")
+    found = Chromium(program, tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def url(page, tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(page)
+    return path.as_uri()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_fits_and_complains_of_nothing(browser, url, width, theme):
+    browser.open(url, width, 800, theme)
+    assert browser.evaluate("document.scrollingElement.scrollWidth") <= browser.evaluate("innerWidth") == width
+    trouble = {"Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded", "Network.loadingFailed"}
+    assert not [event for event in browser.events if event["method"] in trouble]
+    asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
+    assert {address.split(":")[0] for address in asked} <= {"file", "data"}
+    assert browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    assert browser.evaluate(CONTRAST) >= 4.5
+    assert browser.evaluate(SPILT) == []
+
+
+CONTRAST = """(() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgb = colour => { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3); };
+  const light = colour => { const [r, g, b] = rgb(colour).map(v => { v /= 255;
+    return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const back = light(getComputedStyle(document.body).backgroundColor);
+  const texts = [...document.querySelectorAll("p, td, th, figcaption, a, b, svg text, summary")];
+  return Math.min(...texts.map(e => { const s = getComputedStyle(e), l = light(e.closest("svg") ? s.fill : s.color);
+    return (Math.max(l, back) + 0.05) / (Math.min(l, back) + 0.05); }));
+})()"""
+"""The least contrast of a text with the page (WCAG 2, 1.4.3 asks for 4.5)."""
+
+SPILT = """[...document.querySelectorAll(".chart svg")].flatMap(svg => {
+  const outer = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll("text")].filter(t => { const r = t.getBoundingClientRect();
+    return r.left < outer.left - 1 || r.right > outer.right + 1 || r.top < outer.top - 1 || r.bottom > outer.bottom + 1;
+  }).map(t => t.textContent);
+})"""
+"""Texts of charts that reach out of their picture."""
+
+
+def test_the_button_changes_the_theme(browser, url):
+    browser.open(url, 768, 800, "light")
+    colour = "getComputedStyle(document.body).backgroundColor"
+    before = browser.evaluate(colour)
+    browser.evaluate("document.getElementById('theme').click()")
+    assert browser.evaluate(colour) != before
+    browser.evaluate("document.getElementById('theme').click()")
+    assert browser.evaluate(colour) == before
+    browser.evaluate("localStorage.clear()")
+
+
+if __name__ == "__main__":
+    page_path, folder = Path(sys.argv[1]).resolve(), Path(sys.argv[2])
+    folder.mkdir(parents=True, exist_ok=True)
+    chromium = Chromium(find_chromium() or sys.exit("no chromium here"), folder / "profile")
+    for size, colours in itertools.product(WIDTHS, ("light", "dark")):
+        chromium.open(page_path.as_uri(), size, 800, colours)
+        chromium.screenshot(folder / f"{size}-{colours}.png")
+    chromium.close()
