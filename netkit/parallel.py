@@ -187,8 +187,11 @@ def joined(device: torch.device | str) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or processes()[1] > 1:
         yield
         return
+    is_cpu = torch.device(device).type == "cpu"
+    if not is_cpu:
+        torch.cuda.set_device(device)
     # A process that waits for another's long attack must not give up; where one dies, torchrun ends them all.
-    dist.init_process_group("gloo" if torch.device(device).type == "cpu" else "nccl", timeout=_PATIENCE)
+    dist.init_process_group("gloo" if is_cpu else "nccl", timeout=_PATIENCE)
     yield
     dist.destroy_process_group()  # not after an error: the others may never come to it
 

@@ -19,11 +19,11 @@ import torch
 from reporting import InputError, provenance, write_json
 from torch import Tensor
 
-from netkit import attacks, checkpoint, data, evaluate, models
+from netkit import attacks, checkpoint, data, evaluate, models, parallel
 from netkit.noise import Noise, NoiseKind
 from netkit.presets import PRESETS
 from netkit.randomness import derived_generator, noise_from
-from netkit.training import TrainConfig, load_model, make_accelerator, train
+from netkit.training import TrainConfig, batch_plan, load_model, make_accelerator, train
 
 Column = Literal[
     "nat", "fgsm", "ifgsm20", "cw",
@@ -411,12 +411,22 @@ def _train(task: TrainTask, settings: Settings, report: Report) -> str:
         accelerator=make_accelerator(config, settings.device),
         on_step=report,
     )
-    if "&" in task.model:
+    rank, _ = parallel.processes()
+    if "&" in task.model and rank == 0:
         write_json(weights_path(task, settings), _learned_weights(model, settings, config))
     best = result.history[result.best_epoch]
     value = best.val_natural if best.val_robust is None else best.val_robust
     outcome = "" if value is None else f", validation {100 * value:.1f}%"
-    return f"epoch {result.best_epoch + 1} of {config.epochs} selected{outcome}"
+    return f"epoch {result.best_epoch + 1} of {config.epochs} selected{outcome}{_division(config, model)}"
+
+
+def _division(config: TrainConfig, model: models.EnResNet) -> str:
+    """How several processes divided a batch; nothing for one."""
+    plan = batch_plan(config, len(model.members))
+    if plan["processes"] == 1:
+        return ""
+    shares = f"{plan['processes']} processes x {plan['per_process']} images = batches of {plan['batch_size']}"
+    return f"; {shares}, peak learning rate {plan['peak_lr']:g}"
 
 
 def device_title(device: str) -> str:

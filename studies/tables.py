@@ -41,7 +41,7 @@ from reporting import ROOT, InputError, console, one_line_errors, provenance, wr
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from workers import WorkerDied, costliest_first, run_all
 
-from netkit import evaluate
+from netkit import evaluate, parallel
 from netkit.checkpoint import CheckpointError
 from netkit.data import DataError
 from netkit.intervals import mean_accuracy, paired_difference
@@ -224,8 +224,11 @@ def app_for(table: Table, finish: Callable[[Computed], None] = write_and_draw) -
             if list_jobs:
                 _print_jobs(chosen, dataset, seeds)
                 return
-            _compute(table, chosen, settings, seeds, workers)
-            if not no_table:
+            with parallel.joined(settings.device):
+                rank, _ = parallel.processes()
+                console.quiet = rank > 0
+                _compute(table, chosen, settings, seeds, workers)
+            if not no_table and rank == 0:
                 parts = [table.name, dataset, settings.preset, "smoke" if smoke else ""]
                 path = out / ("-".join(part for part in dict.fromkeys(parts) if part) + ".json")
                 finish(Computed(table, chosen, settings, seeds, path))
@@ -248,9 +251,14 @@ def _numbers(text: str | None) -> tuple[float, ...]:
 
 
 def device_called(name: str) -> str:
-    """The device that the command line asks for; raises InputError where there is none."""
+    """The device that the command line asks for; raises InputError where there is none.
+
+    Of several processes that torchrun started, each has its own GPU.
+    """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -414,6 +422,7 @@ def _networks(training: Sequence[TrainTask], settings: Settings, *, with_history
                 "peak_lr": peak_learning_rate(config, len(tree["identity"]["model"]["members"])),
                 "selected_epoch": tree["best"]["epoch"] + 1,
                 "checkpoint": checkpoint_path(chosen, settings).name,
+                "batch": tree["provenance"].get("batch"),
                 "train_seconds": sum(record["seconds"] for record in tree["history"]),
             }
             | ({"history": tree["history"]} if with_history else {})

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from jobs import Job, TrainTask, cost, run_task
 
+from netkit import parallel
 from netkit.memory import keep_freed_memory
 
 _GRACE = 60.0
@@ -50,11 +51,20 @@ def run_all(
     `failed(job, error)` are called in this process. From `deadline` (as `time.time()` counts) on nothing new is
     started, and what runs stops with its state on disk, a block of images later at most.
 
+    Processes that torchrun started (`netkit.parallel.joined`) all call this and do the jobs between them, whatever
+    `num_workers`; only the first reports. They have no `failed` and no `deadline`.
+
     Raises what a job raises, unless `failed` is given, which then has the last word: what needs that job is left out.
     Raises WorkerDied where a process ends without an answer.
     """
-    queue = _Queue([job for job in dict.fromkeys(jobs) if not job.is_done()], deadline)
-    if num_workers == 1:
+    jobs = list(dict.fromkeys(jobs))
+    are_done = parallel.from_first(lambda: [job.is_done() for job in jobs])
+    queue = _Queue([job for job, is_done in zip(jobs, are_done, strict=True) if not is_done], deadline)
+    if parallel.processes() != (0, 1):
+        assert failed is None
+        assert deadline == math.inf
+        _run_together(queue.pending, device, num_threads, report, finished)
+    elif num_workers == 1:
         _prepare_process(device, num_threads)
         while (job := queue.take()) is not None:
             started = time.perf_counter()
@@ -107,6 +117,37 @@ def _until(deadline: float, report: Callable[[int, int], None]) -> Callable[[int
             raise OutOfTime
 
     return checked
+
+
+def _run_together(
+    pending: list[Job],
+    device: str,
+    num_threads: int,
+    report: Callable[[Job, int, int], None],
+    finished: Callable[[Job, str, float], None],
+) -> None:
+    """All processes train each network together; then each attacks its own part of the list."""
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    _prepare_process(device, num_threads)
+    rank, world = parallel.processes()
+    is_first = rank == 0
+
+    def outcome_of(job: Job) -> tuple[Job, str, float]:
+        started = time.perf_counter()
+        outcome = run_task(job.task, job.settings, partial(report, job) if is_first else lambda done, total: None)
+        done = job, outcome, time.perf_counter() - started
+        if is_first:
+            finished(*done)
+        return done
+
+    for job in pending:
+        if isinstance(job.task, TrainTask):
+            outcome_of(job)
+            parallel.gathered(None)  # what the first process writes last must be there for all
+    attacks = [job for job in pending if not isinstance(job.task, TrainTask)]
+    for others in parallel.gathered([outcome_of(job) for job in attacks[rank::world]])[1:]:
+        for done in others if is_first else []:
+            finished(*done)
 
 
 def _run_in_processes(
@@ -213,6 +254,14 @@ def _prepare_process(device: str, num_threads: int) -> None:
     torch.set_num_threads(num_threads)
     if device == "cpu":
         keep_freed_memory()
+
+
+def _end_with_launcher() -> None:
+    # A torchrun that is killed leaves its processes running, in the way of those that continue their work.
+    launcher = os.getppid()
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _end_with_parent() -> None:
