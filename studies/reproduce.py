@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import parcels
 import torch
 import typer
 from jobs import (
@@ -243,6 +244,34 @@ def main(
             raise SystemExit(1)
 
 
+@app.command("pack")
+def pack_command(
+    folder: Annotated[Path, typer.Argument(help="Where to put parts and manifest")],
+    out: Annotated[Path, typer.Option(help="Folder with models and predictions")] = ROOT / "out",
+    max_files: Annotated[int | None, typer.Option(help="Leave out what does not fit, oldest networks first")] = None,
+) -> None:
+    """Put the state of the queue into files of at most 15 MiB that can be moved to another machine."""
+    with one_line_errors(USAGE):
+        require(2, max_files=max_files)
+        left_out = parcels.pack(out, folder, max_files=max_files)
+        for path in left_out:
+            console.print(f"left out: {path.name}", highlight=False, soft_wrap=True)
+        count = len(list(folder.glob("part-*.bin")))
+        console.print(f"{count} parts and a manifest in {folder}", highlight=False, soft_wrap=True)
+
+
+@app.command("unpack")
+def unpack_command(
+    folder: Annotated[Path, typer.Argument(help="A folder that pack has filled")],
+    out: Annotated[Path, typer.Option(help="Folder for models and predictions")] = ROOT / "out",
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite files of --out that differ")] = False,
+) -> None:
+    """Put the state of a queue, packed elsewhere, where this one finds it."""
+    with one_line_errors(USAGE):
+        new = parcels.unpack(folder, out, replace=replace)
+        console.print(f"{len(new)} files unpacked into {out}", highlight=False, soft_wrap=True)
+
+
 # What to do
 
 
@@ -391,7 +420,8 @@ def seconds_per_gradient(model: str, settings: Settings) -> float:
     dataset = load_data(settings)
     _, size = describe(model, settings)
     is_long = settings.device == "cpu" and size > 2_000_000
-    config = replace(settings.train_config(0, "pgd"), num_steps=1, batch_size=8 if is_long else 128)
+    config = settings.train_config(0, "pgd")
+    config = replace(config, epochs=10, num_steps=1, batch_size=8 if is_long else 128, select="last")
     times: list[float] = []
 
     def count(done: int, total: int) -> None:
