@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check
 ARGS   ?=
 
-.PHONY: fig4 theorems neural-pde table2 report test lint format bench clean
+.PHONY: fig4 theorems neural-pde table2 reproduce report test lint format bench clean
 
 fig4: $(VENV)/.studies  ## Figure 4: solve, check against Feynman-Kac paths, draw
 	$(BIN)/python studies/fig4_diffusion.py $(ARGS)
@@ -18,6 +18,9 @@ neural-pde: $(VENV)/.netkit  ## a trained network against its own equation, poin
 
 table2: $(VENV)/.netkit  ## Table 2: train, attack, print beside the paper's numbers
 	$(BIN)/python studies/table2.py $(ARGS)
+
+reproduce: $(VENV)/.netkit  ## the queue of trainings and attacks on CIFAR, most valuable first
+	$(BIN)/python studies/reproduce.py $(ARGS)
 
 report: $(VENV)/.netkit  ## all stored results on one page, out/report.html, and the block in README.md
 	$(BIN)/python studies/report.py $(ARGS)

@@ -7,6 +7,7 @@ again.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -282,6 +283,13 @@ def gradients_per_image(column: Column, settings: Settings, *, is_noisy: bool) -
     runs = {"pgd20": _PGD_RESTARTS, "autoattack": 2}.get(column, 1)
     draws = eot_draws(column, settings) if is_noisy and column != "transfer" else 1
     return runs * draws * _num_steps(column, settings)
+
+
+def lacking(column: Column) -> str | None:
+    """What this installation lacks for a column's attack, in words; None where it lacks nothing."""
+    if column == "autoattack" and importlib.util.find_spec("pyautoattack") is None:
+        return "AutoAttack needs pyautoattack: pip install 'itoflow[autoattack]'"
+    return None
 
 
 def is_noisy(model: str) -> bool:

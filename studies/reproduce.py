@@ -8,7 +8,6 @@ job; nothing is drawn here.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import math
 import os
@@ -36,6 +35,7 @@ from jobs import (
     eot_draws,
     gradients_per_image,
     is_noisy,
+    lacking,
     load_data,
     network,
     selected,
@@ -364,9 +364,8 @@ def _possible(entries: Sequence[Entry]) -> Iterator[Entry]:
             except (DataError, OSError) as error:
                 reasons[settings.dataset] = str(error)
         reason = reasons[settings.dataset]
-        if reason is None and isinstance(entry.job.task, EvaluateTask) and entry.job.task.column == "autoattack":
-            is_here = importlib.util.find_spec("pyautoattack") is not None
-            reason = None if is_here else "AutoAttack needs pyautoattack: pip install 'itoflow[autoattack]'"
+        if reason is None and isinstance(entry.job.task, EvaluateTask):
+            reason = lacking(entry.job.task.column)
         if reason is None:
             count += 1
             yield entry

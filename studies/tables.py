@@ -13,9 +13,9 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import torch
 import typer
@@ -31,6 +31,7 @@ from jobs import (
     checkpoint_path,
     column_title,
     evaluation_path,
+    lacking,
     network,
     selected,
     tasks_for,
@@ -179,6 +180,9 @@ def app_for(table: Table, finish: Callable[[Computed], None] = write_and_draw) -
             str | None, typer.Option(help="paper, authors, fast, smoke or digits; default: paper, or digits")
         ] = None,
         rows: Annotated[str | None, typer.Option(help="Only these networks, separated by commas")] = None,
+        columns: Annotated[
+            str | None, typer.Option(help=f"Instead of the paper's, separated by commas: {', '.join(get_args(Column))}")
+        ] = None,
         num_train: Annotated[int | None, typer.Option(help="Only the first N training images")] = None,
         num_test: Annotated[int | None, typer.Option(help="Only the first N test images")] = None,
         epochs: Annotated[int | None, typer.Option(help="Instead of the preset's")] = None,
@@ -216,22 +220,24 @@ def app_for(table: Table, finish: Callable[[Computed], None] = write_and_draw) -
                 attack_steps=attack_steps or small.get("attack_steps"),
                 eot_draws=eot or small.get("eot", 5),
                 num_draws=num_draws or small.get("num_draws", 10),
+                auto_draws=small.get("eot", 20),
                 device=device_called(device),
             )
             count = num_seeds or (2 if dataset == "digits" and not smoke else 1)
             seeds = range(seed, seed + count)
-            chosen = _chosen_rows(table, dataset, rows or (",".join(table.smoke) if smoke else None))
+            asked = table if columns is None else replace(table, columns=_chosen_columns(table, columns))
+            chosen = _chosen_rows(asked, dataset, rows or (",".join(table.smoke) if smoke else None))
             if list_jobs:
                 _print_jobs(chosen, dataset, seeds)
                 return
             with parallel.joined(settings.device):
                 rank, _ = parallel.processes()
                 console.quiet = rank > 0
-                _compute(table, chosen, settings, seeds, workers)
+                _compute(asked, chosen, settings, seeds, workers)
             if not no_table and rank == 0:
                 parts = [table.name, dataset, settings.preset, "smoke" if smoke else ""]
                 path = out / ("-".join(part for part in dict.fromkeys(parts) if part) + ".json")
-                finish(Computed(table, chosen, settings, seeds, path))
+                finish(Computed(asked, chosen, settings, seeds, path))
 
     return app
 
@@ -275,6 +281,19 @@ def _chosen_rows(table: Table, dataset: str, names: str | None) -> list[Row]:
         return [row for row in usual if dataset != "digits" or _is_for_digits(row)]
     declared = {alias: row for row in table.rows for alias in (row.label, on_dataset(row.label, dataset))}
     return [declared.get(name.strip(), Row(name.strip())) for name in names.split(",") if name.strip()]
+
+
+def _chosen_columns(table: Table, names: str) -> tuple[Column, ...]:
+    """The columns that are asked for; those the paper does not have have no paper values."""
+    if not table.columns:
+        raise InputError(f"{title_of(table.name)} attacks nothing and has no columns to choose")
+    columns = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    if unknown := [name for name in columns if name not in get_args(Column)]:
+        raise InputError(f"unknown column {unknown[0]!r}: expected some of {', '.join(get_args(Column))}")
+    chosen = cast("tuple[Column, ...]", columns)
+    for reason in filter(None, map(lacking, chosen)):
+        raise InputError(reason)
+    return chosen
 
 
 def _print_jobs(rows: Sequence[Row], dataset: str, seeds: range) -> None:

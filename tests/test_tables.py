@@ -228,3 +228,28 @@ def test_figure_6_takes_colour_images(tmp_path: Path) -> None:
     with np.load(tmp_path / "fig6-cifar10-smoke.npz") as images:
         assert images["original"].shape[1:] == (32, 32, 3)
     assert (tmp_path / "fig6-cifar10-smoke.png").exists()
+
+
+def test_todays_attacks_are_columns_like_the_papers(runs: Any) -> None:
+    pytest.importorskip("pyautoattack", reason="pyautoattack is not installed (extra autoattack)")
+    out, _ = runs
+    columns = "nat,ifgsm20,pgd20,transfer,ifgsm20-eot20,autoattack"
+    result = run("table2", *SMOKE, *SMALL, "--out", out, "--columns", columns, "--rows", "En2ResNet20")
+    assert result.exit_code == 0, result.output
+    (row,) = stored(out, "table2")["rows"]
+    assert list(row["cells"]) == columns.split(",")
+    assert set(row["paper"]) == {"nat", "ifgsm20"}
+    assert stored(out, "table2")["columns"]["autoattack"] == "AutoAttack rand (2 steps, 2 draws)"
+
+
+@pytest.mark.parametrize(
+    ("study", "columns", "message"),
+    [
+        ("table2", "nat,square", "unknown column 'square': expected some of nat, fgsm"),
+        ("fig5_training_curves", "nat", "attacks nothing and has no columns to choose"),
+    ],
+)
+def test_columns_that_do_not_exist_are_refused(study: str, columns: str, message: str) -> None:
+    result = run(study, *SMOKE, "--columns", columns)
+    assert result.exit_code == 2
+    assert message in result.stderr
