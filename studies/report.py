@@ -15,7 +15,17 @@ from typing import Annotated, Any
 
 import typer
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from report_findings import DATASETS, conditions, findings, number, paper_ranges, percent, points, significant
+from report_findings import (
+    DATASETS,
+    SCHEMES,
+    conditions,
+    findings,
+    number,
+    paper_ranges,
+    percent,
+    points,
+    significant,
+)
 from report_panels import accuracies, name_of, of_levels, of_the_network, training_curves
 from report_results import KINDS, STYLES, Results, kind_of
 from reporting import ROOT, InputError, console, one_line_errors
@@ -83,6 +93,7 @@ def render(results: Results) -> str:
         "origin": origin,
         "paper_ranges": paper_ranges,
         "picture": picture,
+        "schemes": SCHEMES,
         "styles": STYLES,
         "training_curves": training_curves,
     }

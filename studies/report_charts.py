@@ -75,7 +75,7 @@ def line_chart(series: Sequence[Series], x: Axis, y: Axis, *, title: str, height
             ]
         parts += [f'<circle class="ring {s.style}" cx="{across(t):.1f}" cy="{up(v):.1f}" r="4"/>' for t, v in s.rings]
     ends = sorted((up(max(s.points)[1]), s.label, s.style) for s in drawn)
-    for at, (_, label, style) in zip(_apart([end[0] for end in ends], top + 4, height - bottom), ends, strict=True):
+    for at, (_, label, style) in zip(_apart([end[0] for end in ends], top + 4, height - bottom - 6), ends, strict=True):
         parts.append(
             f'<text class="label {style}" x="{WIDTH - right + 7:.1f}" y="{at + 3.5:.1f}">{escape(label)}</text>'
         )

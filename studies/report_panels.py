@@ -82,7 +82,7 @@ def _curve(row: Fields, part: str, index: int) -> Series:
     band = [(float(e), min(c[e] for c in curves), max(c[e] for c in curves)) for e in epochs] if len(curves) > 1 else []
     chosen = [(network["selected_epoch"], curve) for network, curve in zip(networks, curves, strict=True)]
     rings = [(float(e), curve[e]) for e, curve in chosen if part != "accuracy" and e in curve]
-    label = row["model"].replace("ResNet", "") if kind_of(row["model"]) != "base" else row["model"]
+    label = re.sub(r"(?<=\d)(ResNet|WRN|WideResNet).*", "", row["model"])  # the family is in the heading
     return Series(label, means, f"c{index % 6}", kind_of(row["model"]) in ("silent", "wide"), band, rings)
 
 

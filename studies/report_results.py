@@ -188,7 +188,7 @@ def against(tables: Iterable[Mapping[str, Any]], kind: str) -> Count:
             verdict
             for table in tables
             for verdict in table["verdicts"]
-            if kind_of(verdict["better"]) == "noisy" and kind_of(verdict["worse"]) == kind
+            if (kind_of(verdict["better"]), kind_of(verdict["worse"])) == ("noisy", kind)
         ]
     )
 
