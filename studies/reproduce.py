@@ -201,6 +201,8 @@ def main(
     with one_line_errors(USAGE, FAILURE, interrupted="interrupted; the same command continues from here"):
         require(0, budget=budget)
         require(1, workers=workers)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise InputError("the queue runs whole networks side by side (--workers); torchrun is for the tables")
         started = time.time()
         on = device_called(device)
         entries = list(entries_of(_stages(settings, rows, seeds), data=data, out=out, device=on))

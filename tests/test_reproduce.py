@@ -241,6 +241,13 @@ def test_wrong_options_are_refused_in_one_line(options: list[str], message: str)
     assert result.stderr.count("\n") == 1
 
 
+def test_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = run(*DIGITS)
+    assert result.exit_code == 2
+    assert "torchrun is for the tables" in result.stderr
+
+
 def test_a_noise_free_twin_answers_as_the_network_without_its_noise() -> None:
     model = network("En2ResNet8", Settings("digits", "digits", Path("out")), 0).eval()
     twin = noise_free(model)
