@@ -14,13 +14,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from netkit.execution import Execution, check_groupable, grouped_logits
 from netkit.noise import Noise, NoiseKind, NoiseStd, NoiseStream, ResidualNoise
 from netkit.parallel import BatchNorm2d
 
@@ -201,6 +202,7 @@ class EnResNet(nn.Module):
         self.members = nn.ModuleList(members)
         self.in_channels, self.num_classes = shapes.pop()
         self.average = average
+        self._execution: Execution = "loop"
         self.register_buffer("weights", torch.empty(len(members)))
         self.set_weights([1 / len(members)] * len(members) if weights is None else weights)
         self.stream = NoiseStream(seed)
@@ -213,6 +215,22 @@ class EnResNet(nn.Module):
         """What `build` makes this architecture of; fit for JSON. Weights, of layers and of members, are the state."""
         members = [member.config for member in self.members]
         return {"type": "EnResNet", "members": members, "average": self.average}
+
+    @property
+    def execution(self) -> Execution:
+        """How the members are computed, `"loop"` or `"grouped"`, with equal results; see `netkit.execution`.
+
+        Setting `"grouped"` raises ValueError unless the members are residual networks of one configuration.
+        """
+        return self._execution
+
+    @execution.setter
+    def execution(self, execution: Execution) -> None:
+        if execution not in get_args(Execution):
+            raise ValueError(f"expected execution to be one of {get_args(Execution)}, got {execution!r}")
+        if execution == "grouped":
+            check_groupable(self.members)
+        self._execution = execution
 
     def set_weights(self, weights: Sequence[float] | Tensor) -> None:
         """Weight the members; negative weights are allowed, as extrapolation needs them (Sec. 5).
@@ -229,6 +247,8 @@ class EnResNet(nn.Module):
 
     def member_logits(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (num_members, B, num_classes): what each member says."""
+        if self.execution == "grouped":
+            return grouped_logits(list(self.members), x, self.stream)
         return torch.stack([member(x) for member in self.members])
 
     def forward(self, x: Tensor) -> Tensor:

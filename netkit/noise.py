@@ -125,6 +125,18 @@ class NoiseStream:
         finally:
             self._generator, self._is_own, self._draws, self._position = before
 
+    @contextmanager
+    def block_by_block(self, *, num_members: int, num_blocks: int) -> Iterator[None]:
+        """Inside the block, given draws of several members are taken in turns: block 0 of each member, block 1, ..."""
+        if self._draws is None:
+            yield
+            return
+        end = self._position + num_members * num_blocks
+        mine = self._draws[self._position : end]
+        with self.replaced(draws=[draw for block in range(num_blocks) for draw in mine[block::num_blocks]]):
+            yield
+        self._position = end
+
 
 class ResidualNoise(nn.Module):
     """Adds the noise to x + F(x); holds no parameters.
@@ -141,14 +153,20 @@ class ResidualNoise(nn.Module):
         self.num_blocks = num_blocks
         self.stream = stream
 
+    @property
+    def size(self) -> float:
+        """What ξ is multiplied by, and with `std="batch"` or `"sample"` the standard deviation; 0 without noise."""
+        noise = self.noise
+        if noise.kind == "off":
+            return 0.0
+        if noise.sigma is not None:
+            return noise.sigma * math.sqrt(1 / self.num_blocks) * self.stream.scale
+        return noise.noise_coef * self.stream.scale
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, ...) -> (B, ...), in the same memory layout. Overwrites x; without noise nothing is drawn."""
-        noise = self.noise
-        if noise.sigma is not None:
-            size = noise.sigma * math.sqrt(1 / self.num_blocks) * self.stream.scale
-        else:
-            size = noise.noise_coef * self.stream.scale
-        if noise.kind == "off" or size == 0:
+        noise, size = self.noise, self.size
+        if size == 0:
             return x
         xi = self.stream.draw(x, noise.kind)
         if noise.std == "constant":
