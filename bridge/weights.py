@@ -157,6 +157,16 @@ def learn_weights(
     return weights
 
 
+def update_weights(
+    model: EnResNet, x: Tensor, y: Tensor, *, lr: float, num_draws: int = 1, generator: torch.Generator
+) -> Tensor:
+    """Move the members' weights by one `paper_update` on images x (N, C, H, W), labels y (N,); returns them (k,)."""
+    logits = member_logits(model, x, num_draws=num_draws, generator=generator)
+    weights = paper_update(model.weights.double(), logits, y, lr=lr)
+    model.set_weights(weights)
+    return weights
+
+
 def least_squares_weights(outputs: Tensor, target: Tensor) -> Tensor:
     """The weights (k,), Σ w = 1, for which Σ w_m outputs_m is nearest to the target.
 

@@ -188,6 +188,7 @@ def train(
     provenance: Mapping[str, Any] | None = None,
     accelerator: Accelerator | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    on_epoch: Callable[[EnResNet, int], None] | None = None,
 ) -> TrainResult:
     """Train `model` in place and leave it, in eval mode, with the weights of the selected epoch.
 
@@ -195,7 +196,9 @@ def train(
     `path` is the checkpoint to write and to continue from. It is written at the end of every epoch, after
     `checkpoint_steps` updates where given, and whenever `checkpoint_seconds` have passed. A finished run is
     read back, not repeated. `on_step(done, total)` is called after each update, and may raise to stop the run, which is
-    saved first; without it a progress bar is shown where standard error is a terminal.
+    saved first; without it a progress bar is shown where standard error is a terminal. `on_epoch(model, epoch)` may
+    change the model after the last update of each epoch (from 0), before validation and the checkpoint; what it does
+    must depend on its arguments alone, so that a resumed run is the same.
 
     Raises CheckpointError where `path` holds a run of another model, configuration or data set, or is
     damaged; FloatingPointError where the loss is no longer finite.
@@ -212,6 +215,8 @@ def train(
         while run.epoch < config.epochs:
             run.train_step()
             if run.step == run.steps_per_epoch:
+                if on_epoch is not None:
+                    on_epoch(run.model, run.epoch)
                 run.finish_epoch()
                 due = True
             else:

@@ -21,6 +21,7 @@ from reporting import InputError, provenance, write_json
 from torch import Tensor
 
 from netkit import attacks, checkpoint, data, evaluate, models, parallel
+from netkit.data import Split
 from netkit.noise import Noise, NoiseKind
 from netkit.presets import PRESETS
 from netkit.randomness import derived_generator, noise_from
@@ -32,13 +33,15 @@ Column = Literal[
 ]  # fmt: skip
 """The paper's attacks, and today's; "ifgsm20" itself averages gradients over `Settings.eot_draws` draws."""
 Loss = Literal["pgd", "natural", "trades"]
-Weights = Literal["equal", "learned"]
+Weights = Literal["equal", "learned", "optimal"]
+"""Of the members of an "A&B" (section 5): learned is once an epoch in training, optimal is the minimum after it."""
 Report = Callable[[int, int], None]
 
 _EVALUATION_BATCH = 250
 _PAPER_EPS = 8 / 255
 _DIGITS_WIDTH = 8  # half the paper's, at half the time
 _PGD_RESTARTS = 5
+_WEIGHT_IMAGES = 2000  # on which learned weights are updated once an epoch
 _REPEAT_SEED = 1000  # between the seeds of networks of one kind, trained separately for one ensemble
 
 
@@ -103,18 +106,17 @@ class TrainTask:
     seed: int
     lr: float
     loss: Loss = "pgd"
+    learns_weights: bool = False
 
     def __str__(self) -> str:
         how = "" if self.loss == "pgd" else f", {self.loss} loss"
+        how += ", learned weights" if self.learns_weights else ""
         return f"train {self.model}{how}, seed {self.seed}, lr {self.lr:g}"
 
 
 @dataclass(frozen=True)
 class EvaluateTask:
-    """Score `model` on one column; an `oracle` is attacked in its place.
-
-    With "learned" weights the members of an "A&B" count as much as is best on validation (section 5).
-    """
+    """Score `model` on one column; an `oracle` is attacked in its place."""
 
     model: str
     seed: int
@@ -153,7 +155,11 @@ def tasks_for(
 ) -> list[Task]:
     """Everything one row needs with one seed, the training first."""
     networks = [pair for name in (model, oracle) if name is not None for pair in separate_networks(name, seed)]
-    training = tuple(TrainTask(name, own, lr, loss) for name, own in networks for lr in settings.candidates())
+    training = tuple(
+        TrainTask(name, own, lr, loss, weights == "learned" and "&" in name)
+        for name, own in networks
+        for lr in settings.candidates()
+    )
     return [*training, *(EvaluateTask(model, seed, column, training, oracle, weights) for column in columns)]
 
 
@@ -319,6 +325,8 @@ def checkpoint_path(task: TrainTask, settings: Settings) -> Path:
         "training": asdict(settings.train_config(task.seed, task.loss, task.lr)),
         "data": _fingerprint(settings, "train", "val"),
     }
+    if task.learns_weights:
+        identity["weights"] = "learned"
     name = f"{settings.dataset}-{task.model}-{settings.preset}-seed{task.seed}-{_hash(identity)}.safetensors"
     return settings.out / "models" / name
 
@@ -344,8 +352,20 @@ def _hash(identity: Any) -> str:
 
 
 def weights_path(task: TrainTask, settings: Settings) -> Path:
-    """Where the learned weights of the members of an "A&B" live."""
+    """Where the optimal weights of the members of an "A&B" live."""
     return checkpoint_path(task, settings).with_suffix(".weights.json")
+
+
+def member_weights(task: TrainTask, settings: Settings, tree: dict[str, Any]) -> dict[str, list[float]]:
+    """The weights of the members of an "A&B" after the training in the checkpoint `tree`, by how they were found."""
+    stored = tree["best"]["weights"]["weights"].tolist()
+    if task.learns_weights:
+        return {"learned": stored}
+    return {"equal": stored, "optimal": json.loads(weights_path(task, settings).read_text())}
+
+
+def _needs_optimum(task: TrainTask) -> bool:
+    return "&" in task.model and not task.learns_weights
 
 
 def trained(task: TrainTask, settings: Settings) -> dict[str, Any] | None:
@@ -370,7 +390,7 @@ def selected(model: str, seed: int, settings: Settings, needs: Iterable[TrainTas
 def is_done(task: Task, settings: Settings) -> bool:
     """Whether the result of `task` is already on disk."""
     if isinstance(task, TrainTask):
-        is_weighted = "&" not in task.model or weights_path(task, settings).exists()
+        is_weighted = not _needs_optimum(task) or weights_path(task, settings).exists()
         return is_weighted and trained(task, settings) is not None
     return evaluate.stored_score(evaluation_path(task, settings)) is not None
 
@@ -418,10 +438,11 @@ def _train(task: TrainTask, settings: Settings, report: Report) -> str:
         provenance=provenance(asdict(config), device=device_title(settings.device)),
         accelerator=make_accelerator(config, settings.device),
         on_step=report,
+        on_epoch=partial(_update_weights, settings, config) if task.learns_weights else None,
     )
     rank, _ = parallel.processes()
-    if "&" in task.model and rank == 0:
-        write_json(weights_path(task, settings), _learned_weights(model, settings, config))
+    if _needs_optimum(task) and rank == 0:
+        write_json(weights_path(task, settings), _optimal_weights(model, settings, config))
     best = result.history[result.best_epoch]
     value = best.val_natural if best.val_robust is None else best.val_robust
     outcome = "" if value is None else f", validation {100 * value:.1f}%"
@@ -442,31 +463,53 @@ def device_title(device: str) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
 
 
-def _learned_weights(model: models.EnResNet, settings: Settings, config: TrainConfig) -> list[float]:
-    """The members' weights of least loss on validation images, attacked as in training.
+def _update_weights(settings: Settings, config: TrainConfig, model: models.EnResNet, epoch: int) -> None:
+    """The paper's update of the members' weights, w <- w - lr ∂L/∂w and division by the sum, on training images.
 
-    The paper updates them once an epoch, on training images; the loss is convex in them, so that once at the end is
-    enough, and networks fit their training images too well to be weighed by them. No weight is negative: with few
-    images a minimum might not exist otherwise.
+    The paper does not say which lr: here it is that of the training, unscaled, for the mean loss. A few thousand images
+    are enough for a gradient of a few numbers.
     """
-    from bridge.weights import learn_weights  # brings numba, which the other tables can do without
+    from bridge.weights import update_weights  # brings numba, which the other tables can do without
 
-    dataset = load_data(settings)
-    x, y = dataset.images(dataset.val.x), dataset.val.y
-    generators = [derived_generator(x.device, config.seed, "weights", number) for number in range(3)]
+    train = load_data(settings).train
+    images = Split(train.x[:_WEIGHT_IMAGES], train.y[:_WEIGHT_IMAGES])
+    x, generator = _as_in_training(model, images, settings, config, epoch)
+    update_weights(model, x, images.y, lr=config.lr, generator=generator)
+
+
+def _optimal_weights(model: models.EnResNet, settings: Settings, config: TrainConfig) -> list[float]:
+    """The members' weights of least loss on validation images.
+
+    The loss is convex in them, so that once at the end is enough, and networks fit their training images too well to
+    be weighed by them. No weight is negative: with few images a minimum might not exist otherwise.
+    """
+    from bridge.weights import learn_weights
+
+    images = load_data(settings).val
+    x, generator = _as_in_training(model, images, settings, config)
+    draws = settings.num_draws
+    return learn_weights(model, x, images.y, num_draws=draws, signs="nonnegative", generator=generator).tolist()
+
+
+def _as_in_training(
+    model: models.EnResNet, images: Split, settings: Settings, config: TrainConfig, *names: int
+) -> tuple[torch.Tensor, torch.Generator]:
+    """Images (N, C, H, W), attacked unless training is natural, and a generator for more noise; `names` seed both."""
+    x = load_data(settings).images(images.x)
+    generators = [derived_generator(x.device, config.seed, "weights", number, *names) for number in range(3)]
     if config.loss != "natural":
+        model.eval()
         with noise_from(generators[1], model):
             x = attacks.pgd(
                 model,
                 x,
-                y,
+                images.y,
                 eps=config.eps,
                 step_size=config.step_size,
                 num_steps=config.num_steps,
                 generator=generators[0],
             )
-    weights = learn_weights(model, x, y, num_draws=settings.num_draws, signs="nonnegative", generator=generators[2])
-    return weights.tolist()
+    return x, generators[2]
 
 
 def trained_model(name: str, settings: Settings, task: EvaluateTask) -> models.EnResNet:
@@ -478,7 +521,7 @@ def trained_model(name: str, settings: Settings, task: EvaluateTask) -> models.E
     for part, seed in separate_networks(name, task.seed):
         training, _ = selected(part, seed, settings, task.needs)
         parts.append(load_model(checkpoint_path(training, settings), device=settings.device))
-        if task.weights == "learned" and "&" in part:
+        if task.weights == "optimal" and "&" in part:
             parts[-1].set_weights(json.loads(weights_path(training, settings).read_text()))
     model = parts[0] if len(parts) == 1 else models.EnResNet(parts, seed=task.seed)
     return model.to(settings.device).eval()

@@ -32,10 +32,10 @@ from jobs import (
     column_title,
     evaluation_path,
     lacking,
+    member_weights,
     network,
     selected,
     tasks_for,
-    weights_path,
 )
 from rendering import draw
 from reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
@@ -432,7 +432,6 @@ def _networks(training: Sequence[TrainTask], settings: Settings, *, with_history
     for model, seed in dict.fromkeys((task.model, task.seed) for task in training):
         chosen, tree = selected(model, seed, settings, training)
         config = settings.train_config(seed, chosen.loss, chosen.lr)
-        weights = weights_path(chosen, settings)
         found.append(
             {
                 "model": model,
@@ -445,7 +444,7 @@ def _networks(training: Sequence[TrainTask], settings: Settings, *, with_history
                 "train_seconds": sum(record["seconds"] for record in tree["history"]),
             }
             | ({"history": tree["history"]} if with_history else {})
-            | ({"learned_weights": json.loads(weights.read_text())} if "&" in model else {})
+            | ({"member_weights": member_weights(chosen, settings, tree)} if "&" in model else {})
         )
     return found
 

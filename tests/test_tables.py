@@ -126,15 +126,17 @@ def test_seeds_of_separate_networks_of_one_kind_never_meet() -> None:
 
 def test_learned_weights_are_stored_used_and_sum_to_one(runs: Any) -> None:
     out, _ = runs
-    learned, equal = stored(out, "table9")["rows"]
-    (network,) = learned["runs"][0]["networks"]
-    weights = network["learned_weights"]
-    assert sum(weights) == pytest.approx(1)
-    assert min(weights) >= 0
-    assert learned["runs"][0]["networks"] == equal["runs"][0]["networks"]
+    rows = stored(out, "table9")["rows"]
+    found = [row["runs"][0]["networks"][0]["member_weights"] for row in rows]
+    learned, optimal = found[0]["learned"], found[1]["optimal"]
+    for weights in (learned, optimal):
+        assert sum(weights) == pytest.approx(1)
+        assert min(weights) >= 0
+        assert weights != [0.5, 0.5]
+    assert found[1]["equal"] == [0.5, 0.5]
     settings = Settings("digits", "digits", out, epochs=1, num_train=64, num_test=20, attack_steps=2)
-    for choice, expected in (("learned", weights), ("equal", [0.5, 0.5])):
-        model = on_dataset(learned["paper_model"], "digits")
+    for choice, expected in (("learned", learned), ("optimal", optimal), ("equal", [0.5, 0.5])):
+        model = on_dataset(rows[0]["paper_model"], "digits")
         task = tasks_for(settings, model, 0, ["nat"], loss="pgd", weights=choice)[-1]  # type: ignore[arg-type]
         assert isinstance(task, EvaluateTask)
         assert trained_model(model, settings, task).weights.tolist() == pytest.approx(expected)

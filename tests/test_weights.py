@@ -12,9 +12,11 @@ from bridge.weights import (
     member_logits,
     optimal_weights,
     paper_update,
+    update_weights,
     weight_gradient,
 )
-from netkit import en_resnet, from_name
+from netkit import data, en_resnet, from_name
+from netkit.training import TrainConfig, train
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -121,6 +123,37 @@ def test_an_ensemble_of_depths_takes_its_learned_weights():
     assert logits.shape == (2, 40, 10)
     before = float(ensemble_loss(torch.tensor([0.5, 0.5]), logits, y))
     assert float(ensemble_loss(weights, logits, y)) <= before
+
+
+def test_weights_learned_once_an_epoch_survive_an_interruption(tmp_path):
+    """The hook of training, as the tables use it: the resumed run has the same bits, weights of members included."""
+    digits = data.load("digits", num_train=60)
+    config = TrainConfig(loss="natural", epochs=3, batch_size=16, lr=0.05, hold_out=False, select="last", seed=1)
+    x, y, seen = digits.images(digits.train.x), digits.train.y, []
+
+    def on_epoch(model, epoch):
+        seen.append((epoch, update_weights(model, x, y, lr=0.5, generator=seeded(epoch)).tolist()))
+
+    def stop_in_the_third_epoch(done, total):
+        if done == 10:
+            raise KeyError("stopped")
+
+    def fresh():
+        return from_name("En1ResNet8&En1ResNet14", in_channels=1, seed=0, width=4)
+
+    whole, half, rest = fresh(), fresh(), fresh()
+    options = {"path": tmp_path / "run.safetensors", "on_epoch": on_epoch}
+    train(whole, digits, config, on_step=lambda *_: None, on_epoch=on_epoch)
+    uninterrupted, seen[:] = list(seen), []
+    with pytest.raises(KeyError):
+        train(half, digits, config, on_step=stop_in_the_third_epoch, **options)
+    train(rest, digits, config, on_step=lambda *_: None, **options)
+    assert seen == uninterrupted
+    assert [epoch for epoch, _ in seen] == [0, 1, 2]
+    for (name, a), b in zip(whole.state_dict().items(), rest.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert rest.weights.tolist() == pytest.approx(seen[-1][1])
+    assert rest.weights.tolist() != [0.5, 0.5]
 
 
 @pytest.mark.parametrize(
