@@ -4,6 +4,8 @@ The candidates take turns, so that they share whatever else the machine is doing
 machine the CPU time is the steadier of the two clocks.
 """
 
+import copy
+import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -165,3 +167,66 @@ def test_one_training_step_of_en2():
         "two_point, channels_last": step(channels_last(en_resnet(20, noise="two_point", seed=0)), ours(x_permuted)),
     }
     compare("Adversarial training step (PGD-10) of En2ResNet20", candidates, rounds=3)
+
+
+class Stacked(nn.Module):
+    """The members by torch.func.vmap over their stacked parameters, which cannot draw our noise."""
+
+    def __init__(self, model: EnResNet) -> None:
+        super().__init__()
+        self.member = (copy.deepcopy(model.members[0]).to("meta"),)  # no submodule
+        self.stack = torch.func.stack_module_state(list(model.members))
+
+    def forward(self, x: Tensor) -> Tensor:
+        def logits(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+            return torch.func.functional_call(self.member[0], (parameters, buffers), (x,))
+
+        return torch.func.vmap(logits)(*self.stack).mean(0)
+
+
+@pytest.mark.parametrize("noise", ["off", "gaussian"])
+def test_members_in_a_loop_in_groups_and_stacked(noise):
+    (x, y), (x_permuted, _) = batch(), batch(channels_last=True)
+
+    def ensemble(execution: str = "loop") -> EnResNet:
+        model = en_resnet(20, num_members=3, noise=noise, seed=0).eval()
+        model.execution = execution
+        return model
+
+    def pgd(model: nn.Module, images: Tensor) -> Callable[[], object]:
+        return lambda: attacks.pgd(model, images, y, eps=EPS, step_size=STEP, num_steps=3)
+
+    candidates: dict[str, Callable[[], object]] = {
+        "loop": pgd(ensemble(), x),
+        "loop, channels_last": pgd(channels_last(ensemble()), x_permuted),
+        "grouped": pgd(ensemble("grouped"), x),
+        "grouped, channels_last": pgd(channels_last(ensemble("grouped")), x_permuted),
+    }
+    if noise == "off":
+        candidates["stacked"] = pgd(Stacked(ensemble()).eval(), x)
+    compare(f"PGD-3 of En3ResNet20, noise {noise}", candidates, rounds=3)
+
+
+def test_torch_compile():
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    _, y = batch()
+    x, _ = batch(channels_last=True)
+    model = channels_last(resnet(20, seed=0)).eval()
+    start = time.perf_counter()
+    compiled = torch.compile(copy.deepcopy(model).requires_grad_(False), dynamic=False)
+
+    class Opaque(nn.Module):
+        """So that the attack leaves the compiled network as it is."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            return compiled(images)
+
+    def pgd(net: nn.Module) -> Callable[[], object]:
+        return lambda: attacks.pgd(net, x, y, eps=EPS, step_size=STEP, num_steps=3)
+
+    pgd(Opaque())()
+    print(f"\ncompilation: {time.perf_counter() - start:.0f} s")
+    compare(
+        "PGD-3 of a noise-free ResNet20, channels_last", {"as it is": pgd(model), "compiled": pgd(Opaque())}, rounds=5
+    )
