@@ -26,7 +26,7 @@ from report_findings import (
     points,
     significant,
 )
-from report_panels import accuracies, name_of, of_levels, of_the_network, training_curves
+from report_panels import accuracies, name_of, of_levels, of_rates, of_the_network, training_curves
 from report_results import KINDS, STYLES, Results, kind_of
 from reporting import ROOT, InputError, console, one_line_errors
 
@@ -88,6 +88,7 @@ def render(results: Results) -> str:
         "kinds": KINDS,
         "name_of": name_of,
         "of_levels": of_levels,
+        "of_rates": of_rates,
         "of_the_network": of_the_network,
         "orderings": orderings,
         "origin": origin,

@@ -86,6 +86,19 @@ def _curve(row: Fields, part: str, index: int) -> Series:
     return Series(label, means, f"c{index % 6}", kind_of(row["model"]) in ("silent", "wide"), band, rings)
 
 
+def of_rates(stored: Fields) -> list[Panel]:
+    """Validation accuracy by peak learning rate, the mean over seeds with the range."""
+    series = []
+    for index, row in enumerate(row for row in stored["networks"] if kind_of(row["model"]) != "two-point"):
+        means = [(rate["peak_lr"], 100 * sum(rate["validation"]) / len(rate["validation"])) for rate in row["rates"]]
+        band = [(r["peak_lr"], 100 * min(r["validation"]), 100 * max(r["validation"])) for r in row["rates"]]
+        dashed = kind_of(row["model"]) in ("silent", "wide")
+        series.append(Series(row["model"].partition("ResNet")[0] or row["model"], means, f"c{index % 6}", dashed, band))
+    title = "Validation accuracy under attack by peak learning rate, for each network"
+    chart = line_chart(series, Axis("peak learning rate", is_log=True), Axis("accuracy in %"), title=title, height=300)
+    return [Panel("validation, attacked, by peak learning rate", chart)]
+
+
 def of_the_network(stored: Fields) -> list[Panel]:
     """neural_pde's curves, large enough to read: the error in draws, and gradients and flips as the noise grows."""
     draws, rows = stored["error_in_draws"], stored["smoothing"]

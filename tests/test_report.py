@@ -20,11 +20,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from learning_rates import gather
 from report import MARKS, Results, markdown_table, readme_block, render, with_block
 from report_charts import Axis, Dot, Series, dot_chart, line_chart
 from report_findings import findings, status_of
 from report_results import Count, kind_of
 from reporting import InputError
+
+from netkit import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = ROOT / "studies" / "results"
@@ -243,7 +246,9 @@ def test_an_empty_folder_gives_a_page_that_says_how_to_fill_it(tmp_path):
     assert readme_block(results) == "\n\n".join(MARKS)
 
 
-@pytest.mark.parametrize("left_out", ["neural_pde", "fig4", "theorems", "multilevel", "tables", "fig5", "fig6"])
+@pytest.mark.parametrize(
+    "left_out", ["neural_pde", "fig4", "theorems", "multilevel", "tables", "learning_rates", "fig5", "fig6"]
+)
 def test_any_part_may_be_missing(everything, tmp_path, left_out):
     if not getattr(everything, left_out):
         pytest.skip(f"{left_out} has not been run")
@@ -293,6 +298,26 @@ def test_findings_follow_the_data(tmp_path):
     assert [before, [finding.status for finding in findings(Results(tmp_path))]] == [
         ["partly", "not reproduced", "reproduced"],
         ["partly", "reproduced", "not reproduced"],
+    ]
+
+
+def network_file(folder: Path, name: str, *, lr: float, seed: int, members: int, value: float) -> None:
+    configuration = {"loss": "pgd", "epochs": 2, "lr": lr, "lr_scaling": "members", "seed": seed}
+    identity = {"model": {"members": [{}] * members}, "configuration": configuration}
+    tree = {"identity": identity, "epoch": 2, "best": {"value": value}}
+    checkpoint.save(folder / f"digits-{name}-digits-seed{seed}-{round(1e6 * lr):x}.safetensors", tree, kind="training")
+
+
+def test_learning_rates_are_compared_on_equal_seeds(tmp_path):
+    for lr, seed, value in ((0.1, 0, 0.3), (0.1, 1, 0.5), (0.1, 2, 0.9), (0.2, 0, 0.4), (0.2, 1, 0.6)):
+        network_file(tmp_path, "En2ResNet8", lr=lr, seed=seed, members=2, value=value)
+    network_file(tmp_path, "ResNet8", lr=0.1, seed=0, members=1, value=0.2)  # one rate alone: nothing to compare
+    assert gather(tmp_path, "cifar10") == []
+    (row,) = gather(tmp_path, "digits")
+    assert (row["model"], row["seeds"]) == ("En2ResNet8", [0, 1])
+    assert row["rates"] == [
+        {"lr": 0.1, "peak_lr": 0.2, "validation": [0.3, 0.5]},
+        {"lr": 0.2, "peak_lr": 0.4, "validation": [0.4, 0.6]},
     ]
 
 
