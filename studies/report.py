@@ -158,8 +158,18 @@ def readme_block(results: Results) -> str:
     return "\n\n".join([*parts, MARKS[1]])
 
 
+def in_the_paper(table: Fields) -> Fields:
+    """The table without attacks for which the paper has no numbers, whole where it has none at all."""
+    columns = {c: title for c, title in table["columns"].items() if any(c in row["paper"] for row in table["rows"])}
+    if not columns:
+        return table
+    rows = [row | {"cells": {c: cell for c, cell in row["cells"].items() if c in columns}} for row in table["rows"]]
+    return table | {"columns": columns, "rows": rows}
+
+
 def markdown_table(table: Fields) -> str:
     """Accuracies in per cent with their intervals, the paper's in brackets."""
+    table = in_the_paper(table)
     lines = [
         "| network | " + " | ".join(table["columns"].values()) + " |",
         "|---|" + "---:|" * len(table["columns"]),
