@@ -40,6 +40,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 HANDOVER = 4  # the update after which a run changes hands: in the second epoch
 
 
+ROOT = Path(__file__).parent.parent
+
+
 class Stop(Exception):
     pass
 
@@ -117,6 +120,22 @@ def work(folder: Path) -> None:
     (folder / f"answers-{rank}.json").write_text(json.dumps([world, answers]))
 
 
+def launched(*command: str) -> subprocess.Popen[str]:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, *launch, *command], env=environment, cwd=ROOT, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    """What a process that succeeds has printed."""
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return output
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What two processes left, with all cases trained by one process beside it, in `one`."""
@@ -126,11 +145,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name in CASES:
         trained(name, folder / "one" / name)
     trained_in_part("batch std", folder / "from one")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    command = [sys.executable, *launch, __file__, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    output = finished(launched(__file__, str(folder)))
+    assert output == ""
     yield folder
     torch.set_num_threads(before)
 
