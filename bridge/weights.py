@@ -180,6 +180,24 @@ def least_squares_weights(outputs: Tensor, target: Tensor) -> Tensor:
     return torch.cat([free, 1.0 - free.sum().unsqueeze(0)])
 
 
+def least_error_weights(bias: Tensor, covariance: Tensor, num_draws: float) -> Tensor:
+    """The weights w (k,), Σ w = 1, of least mean-square error wᵀ(bias + covariance / n)w of a mean over n draws.
+
+    bias: (k, k) products of the members' biases, averaged over points; covariance: (k, k) of one draw. Here learned
+    weights and multilevel meet: members on the same noise have nearly one draw in common, which no weights change, so
+    the biases decide, and two depths L and 2L get (-1, 2). With noise of their own small n gets equal weights.
+    """
+    if bias.shape != covariance.shape or bias.dim() != 2 or not num_draws > 0:
+        raise ValueError(
+            f"expected two matrices (k, k) and draws, got {tuple(bias.shape)}, {tuple(covariance.shape)}, {num_draws}"
+        )
+    total = (bias + covariance / num_draws).double()
+    ones = torch.ones(len(total), dtype=torch.float64)
+    basis = torch.linalg.qr(torch.eye(len(total), dtype=torch.float64)[:, :-1] - 1.0 / len(total))[0]
+    equal = ones / len(total)
+    return equal - basis @ torch.linalg.solve(basis.T @ total @ basis, basis.T @ total @ equal)
+
+
 def _check(weights: Tensor, logits: Tensor, y: Tensor) -> None:
     if logits.dim() != 3 or weights.shape != logits.shape[:1] or y.shape != logits.shape[1:2]:
         raise ValueError(

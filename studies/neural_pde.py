@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numba
 import numpy as np
@@ -29,9 +29,9 @@ from bridge.box import Box
 from bridge.comparison import Comparison, PointValues, compare, rms_without_noise, solution_at
 from bridge.ensemble import ensemble_estimate
 from bridge.flow import FlowNetwork, SmoothVelocity, as_points, box_nodes, network_problem
-from bridge.levels import multilevel_ensemble
+from bridge.levels import coupled_outputs, depth_levels, multilevel_ensemble
 from bridge.planar import SHAPES, fit, planar_data
-from bridge.weights import least_squares_weights, optimal_weights
+from bridge.weights import least_error_weights, least_squares_weights, optimal_weights
 from pdekit import characteristics, solve
 from pdekit.diagnostics import steepening_rate
 from pdekit.regularity import bernstein_bound, coupling_bound, printed_bound
@@ -401,6 +401,7 @@ def multilevel_costs(network: FlowNetwork, points: NDArray, config: Config) -> l
                 "cost": estimate.cost,
                 "plain_cost": estimate.plain_cost,
                 "saving": estimate.plain_cost / estimate.cost,
+                "pays": estimate.cost < estimate.plain_cost,
                 "beta": estimate.beta,
                 "samples": estimate.num_samples.tolist(),
             }
@@ -436,12 +437,46 @@ def weights_of_depths(
         "extrapolation": [-1.0, 2.0],
         "nearest_to_pde": {str(n): least_squares_weights(means, target).tolist() for n, means in draws.items()},
         "learned_on_labels": learned.tolist(),
+        "least_error": weights_in_draws(network, points[:200], solution.value[:200], config),
     }
 
 
+def weights_in_draws(network: FlowNetwork, points: NDArray, exact: NDArray, config: Config) -> dict[str, Any]:
+    """Weights of L, 2L, 4L blocks of least mean-square error against the PDE, for means over n draws.
+
+    Of members that share their Brownian paths, as levels do, and of members with paths of their own, as in Sec. 5; rms
+    errors beside those of equal weights and of Richardson's, which take out the first two orders of 1/L.
+    """
+    depths, richardson = (8, 16, 32), torch.tensor([1 / 3, -2.0, 8 / 3], dtype=torch.float64)
+    members, x = depth_levels(network, depths), as_points(points, network)
+    generator, each, total = seeded(config, 72), max(1, _BATCH // len(points)), 4 * config.draws
+    p = []
+    with torch.no_grad():
+        for start in range(0, total, each):
+            repeated = x.repeat(min(each, total - start), 1)
+            p.append(coupled_outputs(members, repeated, generator).softmax(-1)[..., 1].view(len(depths), -1, len(x)))
+    sample = torch.cat(p, 1).double()
+    mean = sample.mean(1)
+    left = sample - mean.unsqueeze(1)
+    shared = torch.einsum("inp,jnp->ij", left, left) / (total - 1) / len(x)
+    off = mean - torch.from_numpy(exact)
+    bias = off @ off.T / len(x) - shared / total
+    rows = []
+    for name, covariance in (("shared paths", shared), ("own paths", shared.diag().diag())):
+        for n in (1, 10, 100, 1000, 10_000, 100_000):
+            best = least_error_weights(bias, covariance, n)
+            errors = {
+                kind: float((w @ (bias + covariance / n) @ w).clamp_min(0).sqrt())
+                for kind, w in (("best", best), ("equal", torch.full_like(best, 1 / 3)), ("richardson", richardson))
+            }
+            rows.append({"noise": name, "draws": n, "weights": best.tolist(), "rms": errors})
+    return {"blocks": list(depths), "richardson": richardson.tolist(), "rows": rows}
+
+
 def control_gains(network: FlowNetwork, points: NDArray, config: Config) -> list[dict[str, float]]:
-    """Variance of a draw without and with the first-order control, for parts of the network's noise."""
+    """Variance of a draw without the first-order control over that with it, if chosen, for parts of the noise."""
     x, rows = as_points(points, network), []
+    choices: tuple[Literal[False, "auto"], ...] = (False, "auto")
     for scale in (0.1, 0.3, 1.0):
         with network.noise_scale(scale):
             plain, controlled = (
@@ -450,12 +485,13 @@ def control_gains(network: FlowNetwork, points: NDArray, config: Config) -> list
                     x,
                     num_draws=min(100, config.draws // 4),
                     control=control,
-                    generator=seeded(config, 80 + control),
+                    generator=seeded(config, 80 + bool(control)),
                 )
-                for control in (False, True)
+                for control in choices
             )
         variances = [float(e.standard_deviation.square().mean()) for e in (plain, controlled)]
-        rows.append({"sigma": scale * network.sigma, "reduction": variances[0] / variances[1]})
+        reduction = variances[0] / variances[1]
+        rows.append({"sigma": scale * network.sigma, "reduction": reduction, "chosen": controlled.controlled})
     return rows
 
 
@@ -517,6 +553,16 @@ def report(out: Path) -> None:
     nearest = ", ".join(f"({a:.2f}, {b:.2f}) for n = {n}" for n, (a, b) in weights["nearest_to_pde"].items())
     learned = ", ".join(f"{w:.2f}" for w in weights["learned_on_labels"])
     control = ", ".join(f"{row['reduction']:.1f} at σ = {row['sigma']:g}" for row in numbers["control"])
+    least = weights["least_error"]
+    table = Table(title=f"Weights of {least['blocks']} blocks, least error against the PDE", title_justify="left")
+    for name in ("noise", "draws", "weights", "rms error", "equal", "Richardson"):
+        table.add_column(name, justify="right")
+    for row in least["rows"]:
+        shown = ", ".join(f"{w:.2f}" for w in row["weights"])
+        table.add_row(row["noise"], str(row["draws"]), shown, *(f"{e:.2g}" for e in row["rms"].values()))
+    console.print(table)
+    paying = ", ".join(f"{row['rmse']:g}" for row in numbers["multilevel"] if row["pays"]) or "none of these"
+    console.print(f"Multilevel pays for rmse {paying}; for the others the plain ensemble is cheaper, and simpler.")
     console.print(
         f"Weights of 8 and 16 blocks: extrapolation (-1, 2); nearest to the PDE {nearest}; learned on labels "
         f"({learned}).\nVariance reduction by the first-order control: {control}.\n{numbers['seconds']:.0f} s."

@@ -8,6 +8,7 @@ import torch
 from bridge.weights import (
     ensemble_loss,
     learn_weights,
+    least_error_weights,
     least_squares_weights,
     member_logits,
     optimal_weights,
@@ -102,6 +103,18 @@ def test_exact_means_of_two_depths_get_the_weights_of_extrapolation():
     slope = torch.randn(500, dtype=torch.float64, generator=seeded(1))
     outputs = torch.stack([u + slope / 8, u + slope / 16])
     torch.testing.assert_close(least_squares_weights(outputs, u), torch.tensor([-1.0, 2.0], dtype=torch.float64))
+
+
+def test_shared_noise_makes_learned_weights_those_of_extrapolation_and_own_noise_makes_them_equal():
+    slope = torch.tensor([1.0, 0.5], dtype=torch.float64)  # bias proportional to 1/L, for L and 2L
+    bias, extrapolation = torch.outer(slope, slope), torch.tensor([-1.0, 2.0], dtype=torch.float64)
+    one_draw, own = torch.ones(2, 2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    for n in (1, 1000):
+        torch.testing.assert_close(least_error_weights(bias, one_draw, n), extrapolation)
+    torch.testing.assert_close(least_error_weights(bias, own, 1e9), extrapolation, rtol=0, atol=1e-6)
+    torch.testing.assert_close(least_error_weights(bias, own, 1e-9), torch.full_like(slope, 0.5), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"expected two matrices \(k, k\) and draws"):
+        least_error_weights(bias, own, 0)
 
 
 def test_separable_data_end_in_finite_weights():
