@@ -9,9 +9,9 @@ What is approximated: s depends on the state, on other images (`noise_std="batch
 follows dX = F dt + σ(X, t) dB with σ(X, t) = a s √L, whose equation has ½σ²(x, t)Δu and not ½σ²Δu. Nor does that σ have
 a limit as L grows at fixed a: it grows like √L. And where stages change the features' dimension, the process changes
 its space. `measure_noise` says by how much σ varies in a given network, and `constant_sigma_twin` what that changes: on
-digits (studies/noise_scale.py) one σ for all blocks moves the mean prediction by 0.02 to 0.07 points of probability
-(rms) at a = 0.1, where the noise itself moves it by 0.2 to 0.4, and by up to 0.56 of 1.4 at a = 0.3. With `noise_std="constant"` nothing is
-approximated but the time step.
+digits (studies/noise_scale.py) one σ for all blocks moves the mean prediction by 0.02 to 0.07 percentage points (rms)
+at a = 0.1, where the noise itself moves it by 0.2 to 0.4, and by up to 0.56 of 1.4 at a = 0.3. With
+`noise_std="constant"` nothing is approximated but the time step.
 """
 
 from __future__ import annotations
