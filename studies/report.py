@@ -25,6 +25,7 @@ from report_findings import (
     percent,
     points,
     significant,
+    still_right,
 )
 from report_panels import accuracies, name_of, of_levels, of_rates, of_the_network, training_curves
 from report_results import KINDS, STYLES, Results, kind_of
@@ -95,6 +96,7 @@ def render(results: Results) -> str:
         "paper_ranges": paper_ranges,
         "picture": picture,
         "schemes": SCHEMES,
+        "still_right": still_right,
         "styles": STYLES,
         "training_curves": training_curves,
     }

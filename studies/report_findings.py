@@ -300,6 +300,16 @@ def conditions(table: Mapping[str, Any]) -> str:
     return f"n = {extent([cell['n'] for cell in cells])} images, {seeds} seed{'' if seeds == '1' else 's'}"
 
 
+def still_right(stored: Fields) -> str:
+    """For each network and attack of Figure 6, how many of its images are still taken for what they are."""
+    labels = stored["labels"]
+    return "; ".join(
+        f"{sum(map(str.__eq__, column['predicted'], labels))} of {len(labels)} for {column['network']} under "
+        f"{column['attack']}"
+        for column in stored["columns"]
+    )
+
+
 def significant(value: float) -> str:
     """A measured error to two digits, without an exponent for those of everyday size."""
     if value == 0:

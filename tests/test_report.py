@@ -23,7 +23,7 @@ import pytest
 from learning_rates import gather
 from report import MARKS, Results, markdown_table, readme_block, render, with_block
 from report_charts import Axis, Dot, Series, dot_chart, line_chart
-from report_findings import findings, status_of
+from report_findings import findings, status_of, still_right
 from report_results import Count, kind_of
 from reporting import InputError
 
@@ -319,6 +319,15 @@ def test_learning_rates_are_compared_on_equal_seeds(tmp_path):
         {"lr": 0.1, "peak_lr": 0.2, "validation": [0.3, 0.5]},
         {"lr": 0.2, "peak_lr": 0.4, "validation": [0.4, 0.6]},
     ]
+
+
+def test_images_that_are_still_right_are_counted():
+    columns = [
+        {"network": "A", "attack": "FGSM", "predicted": ["1", "2", "9"]},
+        {"network": "B", "attack": "FGSM", "predicted": ["3", "1", "2"]},
+    ]
+    said = still_right({"labels": ["1", "2", "3"], "columns": columns})
+    assert said == "2 of 3 for A under FGSM; 0 of 3 for B under FGSM"
 
 
 def test_kinds_of_networks_are_told_by_their_names():
