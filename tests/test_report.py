@@ -18,6 +18,7 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
+import multilevel
 import numpy as np
 import pytest
 from learning_rates import gather
@@ -25,7 +26,7 @@ from report import MARKS, Results, markdown_table, readme_block, render, with_bl
 from report_charts import Axis, Dot, Series, dot_chart, line_chart
 from report_findings import findings, status_of, still_right
 from report_results import Count, kind_of
-from reporting import InputError
+from reporting import InputError, without_folder
 
 from netkit import checkpoint
 
@@ -319,6 +320,33 @@ def test_learning_rates_are_compared_on_equal_seeds(tmp_path):
         {"lr": 0.1, "peak_lr": 0.2, "validation": [0.3, 0.5]},
         {"lr": 0.2, "peak_lr": 0.4, "validation": [0.4, 0.6]},
     ]
+
+
+def test_multilevel_is_measured_against_the_equation():
+    numbers, (run,) = multilevel.measure(multilevel.Config((3.2e-2,), ("heun",), 6, 96, seed=1))
+    (row,) = numbers["schemes"]["heun"]["costs"]
+    assert numbers["reference_error"] < 1e-6
+    # chi-squared: the root mean square of six errors of size rmse exceeds 1.9 rmse about once in 700 times
+    assert row["delivered"] < 1.9 * row["rmse"]
+    assert row["plain_delivered"] < 1.9 * row["rmse"]
+    assert row["plain_cost"] == row["plain_paths"] * row["steps"]
+    levels = numbers["schemes"]["heun"]["levels"]
+    assert levels["steps"] == [run.num_steps // 2**k for k in reversed(range(len(run.num_samples)))]
+    json.dumps(numbers)
+
+
+@pytest.mark.parametrize(
+    ("word", "kept"),
+    [
+        ("/a/b/c.npz", "c.npz"),
+        ("--data=/a/b/c.npz", "--data=c.npz"),
+        ("--out", "--out"),
+        ("a/b", "a/b"),
+        ("0.1", "0.1"),
+    ],
+)
+def test_a_stored_command_names_no_folder_of_a_machine(word, kept):
+    assert without_folder(word) == kept
 
 
 def test_images_that_are_still_right_are_counted():

@@ -28,6 +28,8 @@ def test_it_leaves_the_picture_the_numbers_and_the_verdicts(tmp_path):
     assert (tmp_path / "theorems.png").stat().st_size > 50_000
     assert (tmp_path / "theorems.pdf").exists()
     stored = json.loads((tmp_path / "theorems.json").read_text())
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary == {key: stored[key] for key in ("verdicts", "provenance")}
     assert stored["provenance"]["config"]["seed"] == 1
     first, second, ramp = (stored["verdicts"][key] for key in ("theorem1", "theorem2", "ramp"))
     assert first["coupling"]["violations"] == 0
