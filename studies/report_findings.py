@@ -118,7 +118,7 @@ def _figure4(stored: Fields) -> Iterator[Finding]:
         "reproduced" if all(agrees) else "partly",
         f"Range of u(x, 0) by panel: {'; '.join(said).replace('-', '−')}. The total variation falls from "
         f"{number(stored['panels'][0]['total_variation'])} to {number(stored['panels'][-1]['total_variation'])}."
-        + (f" The range of panel {' and '.join(f'({o})' for o in off)} is not the paper's." if off else ""),
+        + (f" The range of panel {' and '.join(f'({o})' for o in off)} is not the paper’s." if off else ""),
         "figure4",
         "The velocity here is one random field held fixed in time, as the text reads: it traps particles near where "
         "they start, which keeps the extremes of u. A field drawn anew at every step would mix them away."
@@ -193,12 +193,12 @@ def _tables(results: Results) -> Iterator[Finding]:
     for table in results.tables:
         if table["table"] == "table2":
             yield from _orderings(table, f"{title_of('table2')} on {DATASETS[table['dataset']]}")
-    others = [table for table in results.tables if table["table"] != "table2" and table["verdicts"]]
-    if others:
-        count = of_the_paper(others)
-        names = ", ".join(title_of(table["table"]) for table in others)
+    others = [table for table in results.tables if table["table"] != "table2" and table["dataset"] == "digits"]
+    count = of_the_paper(others)
+    if count.total:
+        names = ", ".join(title_of(table["table"]) for table in others if of_the_paper([table]).total)
         yield Finding(
-            f"The paper's orderings in {names}, on stand-ins of 8×8 digits",
+            f"The paper’s orderings in {names}, on stand-ins of 8×8 digits",
             status_of(count),
             tally(count),
             "tables",
@@ -209,7 +209,7 @@ def _tables(results: Results) -> Iterator[Finding]:
 def _orderings(table: Fields, where: str) -> Iterator[Finding]:
     count = of_the_paper([table])
     if count.total:
-        yield Finding(f"The paper's orderings, {where}", status_of(count), tally(count, table), table["anchor"])
+        yield Finding(f"The paper’s orderings, {where}", status_of(count), tally(count, table), table["anchor"])
     for kind, claim in (
         ("silent", "The noise itself helps: a noisy ensemble beats as many members without noise"),
         ("wide", "A noisy ensemble beats one wide network of its size"),

@@ -358,6 +358,48 @@ def test_images_that_are_still_right_are_counted():
     assert said == "2 of 3 for A under FGSM; 0 of 3 for B under FGSM"
 
 
+def test_other_tables_are_counted_together(tmp_path):
+    (tmp_path / "tables").mkdir()
+    cell = {
+        "mean": 0.5,
+        "vote": 0.5,
+        "interval": [0.4, 0.6],
+        "confidence": 0.95,
+        "n": 9,
+        "num_draws": 1,
+        "num_seeds": 1,
+    }
+    rows = [
+        {
+            "model": m,
+            "oracle": None,
+            "num_parameters": 1,
+            "num_members": 1,
+            "paper": {},
+            "cells": {"nat": cell},
+            "runs": [],
+        }
+        for m in ("En1ResNet8", "ResNet8")
+    ]
+    claim = {"better": "En1ResNet8", "worse": "ResNet8", "column": "nat", "difference": 0.1, "interval": [0.0, 0.2]}
+    for name, paper_difference, found in (
+        ("table1", 0.5, "holds"),
+        ("table4", 1.0, "undecided"),
+        ("table8", None, "holds"),
+    ):
+        stored = {
+            "table": name, "title": name, "caption": "", "note": "", "dataset": "digits", "paper_dataset": "cifar10",
+            "columns": {"nat": "natural"}, "rows": rows, "provenance": stamp(f"{name}.py"),
+            "verdicts": [claim | {"paper_difference": paper_difference, "verdict": found}],
+        }  # fmt: skip
+        (tmp_path / "tables" / f"{name}-digits.json").write_text(json.dumps(stored))
+    (finding,) = findings(Results(tmp_path))
+    assert finding.claim.startswith("The paper’s orderings in Table 1, Table 4,")
+    assert finding.status == "partly"
+    assert finding.evidence.startswith("Of 2 orderings 1 hold, 0 are reversed and 1 are undecided")
+    assert Counter(re.findall("<b>(holds|undecided)</b>", render(Results(tmp_path)))) == {"holds": 2, "undecided": 1}
+
+
 def test_kinds_of_networks_are_told_by_their_names():
     names = ["ResNet20", "En2ResNet20", "Plain2ResNet20", "Wide5ResNet8", "WRN-14-2", "TwoPoint2ResNet8"]
     assert [kind_of(name) for name in names] == ["base", "noisy", "silent", "wide", "base", "two-point"]
