@@ -254,7 +254,7 @@ def _learning_rates(stored: Fields) -> Iterator[Finding]:
         f"({' to '.join(map(str, seeds))} seeds).",
         "learning-rates",
         "Members share one loss, so each sees only its share of the gradient. The tables scale the rate by the number "
-        "of members or choose it on validation; without that, ensembles lose for a reason that is not theirs.",
+        "of members, or choose it on validation; without that an ensemble is judged at a rate too small for it.",
     )
 
 
