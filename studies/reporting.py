@@ -38,6 +38,9 @@ def _commit() -> str:
         return "unknown"
 
 
+_COMMIT = _commit()  # now: a long study ends with the code it began with, whatever was committed meanwhile
+
+
 def _cpu() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -53,7 +56,7 @@ def provenance(config: Mapping[str, Any], *, device: str = "cpu") -> dict[str, A
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *map(without_folder, sys.argv[1:])]),
         "config": dict(config),
-        "commit": _commit(),
+        "commit": _COMMIT,
         "versions": {p: v for p in _PACKAGES if (v := _version(p))} | {"python": platform.python_version()},
         "device": device,
         "cpu": f"{_cpu()}, {os.cpu_count()} cores",
