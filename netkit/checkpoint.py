@@ -1,7 +1,8 @@
 """One file per checkpoint: safetensors for the tensors, JSON for everything else, never pickle.
- A checkpoint is a tree of dictionaries and lists whose leaves are tensors and JSON values. The tensors go
-into the safetensors body; the tree, with each tensor replaced by its name, into the header. A file appears
-under its name only once it is complete and on disk, so a kill at any moment leaves the previous one.
+
+A checkpoint is a tree of dictionaries and lists whose leaves are tensors and JSON values. The tensors go into the
+safetensors body; the tree, with each tensor replaced by its name, into the header. A file appears under its name only
+once it is complete and on disk, so a kill at any moment leaves the previous one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Accuracies of randomised models, attacked or not, with what one needs to believe them.
- A noisy network answers differently each time, so every (adversarial) example is scored over several fresh
-noise draws, and the per-example predictions are kept: `mean` is the accuracy of one draw, `vote` that of the
-plurality. Randomness is drawn anew for every block of images from (seed, block), so that a result does not
-depend on where an evaluation was interrupted.
+
+A noisy network answers differently each time, so every (adversarial) example is scored over several fresh noise draws,
+and the per-example predictions are kept: `mean` is the accuracy of one draw, `vote` that of the plurality. Randomness
+is drawn anew for every block of images from (seed, block), so that a result does not depend on where an evaluation was
+interrupted.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Adversarial and natural training (Algorithm 1, section 4.1) that a kill at any moment does not undo.
- Everything random is drawn from generators whose state a checkpoint carries, the order of the images depends
-on (seed, epoch) alone, and the learning rate on the position alone: on a CPU a resumed run ends with the same
-bits as one that was never interrupted. Several processes divide each batch and compute what one would, up to
-rounding (`netkit.parallel`); their generators are in the same state, so that any number of processes continues a run
-of any other.
+
+Everything random is drawn from generators whose state a checkpoint carries, the order of the images depends on (seed,
+epoch) alone, and the learning rate on the position alone: on a CPU a resumed run ends with the same bits as one that
+was never interrupted. Several processes divide each batch and compute what one would, up to rounding
+(`netkit.parallel`); their generators are in the same state, so that any number of processes continues a run of any
+other.
 """
 
 from __future__ import annotations
