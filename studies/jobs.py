@@ -1,7 +1,7 @@
 """The work behind a table: models to train and attacks to run, as resumable tasks spread over processes.
- A file's name carries a hash of everything its content depends on (network, training, data, attack, seed), so
-that tables share models, other settings never overwrite them, and whatever is already on disk is not done
-again.
+
+A file's name carries a hash of everything its content depends on (network, training, data, attack, seed), so that
+tables share models, other settings never overwrite them, and whatever is already on disk is not done again.
 """
 
 from __future__ import annotations
