@@ -181,6 +181,12 @@ def processes() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
+def make_current(device: torch.device | str) -> None:
+    """Make the GPU `device` the one that torch takes where none is named; plain "cuda" is the current one anyway."""
+    if (index := torch.device(device).index) is not None:
+        torch.cuda.set_device(index)
+
+
 @contextlib.contextmanager
 def joined(device: torch.device | str) -> Iterator[None]:
     """Join the processes that torchrun started, for work on `device`; nothing happens where it started one or none."""
@@ -189,7 +195,7 @@ def joined(device: torch.device | str) -> Iterator[None]:
         return
     is_cpu = torch.device(device).type == "cpu"
     if not is_cpu:
-        torch.cuda.set_device(device)
+        make_current(device)
     # A process that waits for another's long attack must not give up; where one dies, torchrun ends them all.
     dist.init_process_group("gloo" if is_cpu else "nccl", timeout=_PATIENCE)
     yield

@@ -139,7 +139,7 @@ def make_accelerator(config: TrainConfig, device: torch.device | str) -> Acceler
     """Device, precision and processes in one object; under torchrun all processes together train one model."""
     is_cpu = torch.device(device).type == "cpu"
     if not is_cpu:
-        torch.cuda.set_device(device)  # accelerate takes the current one
+        parallel.make_current(device)  # accelerate takes the current one
     is_mixed = config.precision == "bf16" and not is_cpu
     return Accelerator(cpu=is_cpu, mixed_precision="bf16" if is_mixed else "no")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from netkit import attacks, checkpoint, data, evaluate, models
+from netkit import attacks, checkpoint, data, evaluate, models, training
 from netkit.checkpoint import CheckpointError
 from netkit.presets import PRESETS
 from netkit.randomness import derived_generator, noise_from
@@ -182,6 +182,19 @@ def test_training_learns_the_digits() -> None:
     model = small_net(1, width=8)
     train(model, dataset, dataclasses.replace(SHORT, loss="natural", epochs=8, batch_size=32))
     assert evaluate.accuracy(model, dataset.images(dataset.test.x), dataset.test.y).interval.low > 0.8
+
+
+@pytest.mark.parametrize(("device", "chosen"), [("cuda", []), ("cuda:1", [1]), (torch.device("cuda", 0), [0])])
+def test_a_training_starts_on_a_gpu_with_and_without_a_number(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device | str, chosen: list[int]
+) -> None:
+    current: list[int] = []
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda name: current.append(torch.cuda._utils._get_device_index(name))
+    )
+    monkeypatch.setattr(training, "Accelerator", lambda **options: options)
+    assert training.make_accelerator(SHORT, device) == {"cpu": False, "mixed_precision": "no"}
+    assert current == chosen
 
 
 class Stop(Exception):
