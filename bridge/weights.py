@@ -20,6 +20,7 @@ from netkit.randomness import noise_from
 
 Array = NDArray[np.float64]
 _NEWTON_STEPS = 100
+_ROUNDING = 1e-12  # of the largest entry: a curvature below counts as zero
 
 
 def ensemble_loss(weights: Tensor, logits: Tensor, y: Tensor) -> Tensor:
@@ -81,8 +82,7 @@ def optimal_weights(
 
 def _newton(weights: Tensor, logits: Tensor, y: Tensor, tol: float) -> Tensor:
     """Newton's method in coordinates of {Σ w = 1}, halving steps that do not lower the loss enough (Armijo)."""
-    k = len(logits)
-    basis = torch.linalg.qr(torch.eye(k, dtype=torch.float64)[:, : k - 1] - 1.0 / k)[0]
+    basis = _basis(len(logits))
     directions = torch.einsum("mv,mnc->vnc", basis, logits)
     for _ in range(_NEWTON_STEPS):
         loss = ensemble_loss(weights, logits, y)
@@ -185,17 +185,33 @@ def least_error_weights(bias: Tensor, covariance: Tensor, num_draws: float) -> T
 
     bias: (k, k) products of the members' biases, averaged over points; covariance: (k, k) of one draw. Here learned
     weights and multilevel meet: members on the same noise have nearly one draw in common, which no weights change, so
-    the biases decide, and two depths L and 2L get (-1, 2). With noise of their own small n gets equal weights.
+    the biases decide: depths L and 2L get (-1, 2), and L, 2L, 4L get (1/3, -2, 8/3). With noise of their own and equal
+    variances, small n gets equal weights. Where some direction changes nothing, the weights nearest to equal ones.
+
+    Raises ValueError for other shapes, n <= 0, or a sum of matrices under which the error has no minimum: an estimate
+    of the biases with too much sampling error taken out, say.
     """
-    if bias.shape != covariance.shape or bias.dim() != 2 or not num_draws > 0:
+    if bias.dim() != 2 or not bias.shape[0] == bias.shape[1] > 0 or covariance.shape != bias.shape or not num_draws > 0:
         raise ValueError(
             f"expected two matrices (k, k) and draws, got {tuple(bias.shape)}, {tuple(covariance.shape)}, {num_draws}"
         )
-    total = (bias + covariance / num_draws).double()
-    ones = torch.ones(len(total), dtype=torch.float64)
-    basis = torch.linalg.qr(torch.eye(len(total), dtype=torch.float64)[:, :-1] - 1.0 / len(total))[0]
-    equal = ones / len(total)
-    return equal - basis @ torch.linalg.solve(basis.T @ total @ basis, basis.T @ total @ equal)
+    total = (bias.cpu() + covariance.cpu() / num_draws).double()
+    total = (total + total.T) / 2
+    scale = total.abs().max()
+    equal, basis = torch.full((len(total),), 1.0 / len(total), dtype=torch.float64), _basis(len(total))
+    curvatures, axes = torch.linalg.eigh(basis.T @ total @ basis)
+    slopes = axes.T @ (basis.T @ (total @ equal))
+    flat = curvatures <= _ROUNDING * scale
+    # the slope of a semidefinite form is at most (scale curvature)^½
+    falls = flat & (slopes.abs() > 2 * _ROUNDING**0.5 * scale)
+    if bool((curvatures < -_ROUNDING * scale).any() or falls.any()):
+        raise ValueError(f"expected a positive semidefinite bias + covariance / draws, got {total.tolist()}")
+    return equal - basis @ (axes @ torch.where(flat, 0.0, slopes / torch.where(flat, 1.0, curvatures)))
+
+
+def _basis(k: int) -> Tensor:
+    """Orthonormal columns (k, k - 1) that span the directions of {Σ w = 1}."""
+    return torch.linalg.qr(torch.eye(k, dtype=torch.float64)[:, : k - 1] - 1.0 / k)[0]
 
 
 def _check(weights: Tensor, logits: Tensor, y: Tensor) -> None:

@@ -117,6 +117,24 @@ def test_shared_noise_makes_learned_weights_those_of_extrapolation_and_own_noise
         least_error_weights(bias, own, 0)
 
 
+def test_weights_of_least_error_are_equal_where_members_are_and_refused_where_no_weights_are_best():
+    ones, eye = torch.ones(2, 2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    equal = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    for bias in (0.3 * ones, 0.0 * ones, 1e-9 * eye):
+        torch.testing.assert_close(least_error_weights(bias, 0.7 * ones, 10), equal)
+    torch.testing.assert_close(least_error_weights(ones[:1, :1], ones[:1, :1], 3), torch.ones(1, dtype=torch.float64))
+    slope = torch.tensor([1.0, 0.5, 0.25], dtype=torch.float64)
+    first_two_orders = torch.outer(slope, slope) + torch.outer(slope**2, slope**2)
+    richardson = torch.tensor([1 / 3, -2.0, 8 / 3], dtype=torch.float64)
+    torch.testing.assert_close(least_error_weights(first_two_orders, torch.ones(3, 3), 1), richardson)
+    # along (1, -1) the first falls for ever as a parabola, the second as a line
+    for wrong in (torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, -1.0]])):
+        with pytest.raises(ValueError, match="expected a positive semidefinite bias"):
+            least_error_weights(wrong, 0 * eye, 1)
+    with pytest.raises(ValueError, match=r"expected two matrices \(k, k\) and draws, got \(2, 3\)"):
+        least_error_weights(torch.ones(2, 3), torch.ones(2, 3), 1)
+
+
 def test_separable_data_end_in_finite_weights():
     y = torch.tensor([0, 1, 0, 1])
     right = torch.nn.functional.one_hot(y, 2).double() * 4
