@@ -160,6 +160,15 @@ def readme_block(results: Results) -> str:
     return "\n\n".join([*parts, MARKS[1]])
 
 
+def legend(table: Fields) -> str:
+    """What the networks are that the paper's names do not tell."""
+    kinds: dict[str, list[str]] = {}
+    for row in table["rows"]:
+        kinds.setdefault(kind_of(row["model"]), []).append(row["model"])
+    told = [f"{', '.join(models)}: {KINDS[kind]}" for kind, models in kinds.items() if kind not in ("base", "noisy")]
+    return "; ".join(told) + "." if told else ""
+
+
 def in_the_paper(table: Fields) -> Fields:
     """The table without attacks for which the paper has no numbers, whole where it has none at all."""
     columns = {c: title for c, title in table["columns"].items() if any(c in row["paper"] for row in table["rows"])}
@@ -186,7 +195,7 @@ def markdown_table(table: Fields) -> str:
     other = "" if table["dataset"] == table["paper_dataset"] else f", which are on {DATASETS[table['paper_dataset']]}"
     about = (
         f"*{DATASETS[table['dataset']]}: accuracy in % with 95% intervals, {conditions(table)}; in brackets the "
-        f"paper's{other}. {table['caption'].rstrip('.')}. {table['note']}*"
+        f"paper's{other}. {table['caption'].rstrip('.')}. {' '.join([legend(table), table['note']]).strip()}*"
     )
     return "\n".join(lines) + f"\n\n{about}"
 
