@@ -2,7 +2,8 @@
 
 Everything random is drawn from generators whose state a checkpoint carries, the order of the images depends on (seed,
 epoch) alone, and the learning rate on the position alone: on a CPU a resumed run ends with the same bits as one that
-was never interrupted. Several processes divide each batch and compute what one would, up to rounding
+was never interrupted. On another kind of device, whose generators are of another kind, a run goes on with new ones and
+not bit for bit. Several processes divide each batch and compute what one would, up to rounding
 (`netkit.parallel`); their generators are in the same state, so that any number of processes continues a run of any
 other.
 """
@@ -101,8 +102,9 @@ class TrainConfig:
         object.__setattr__(self, "milestones", tuple(self.milestones))
 
     def iterated(self) -> TrainConfig:
-        """This configuration with ten steps of eps/4 where it has steps longer than eps.
+        """This configuration with ten steps of eps/4 where it has steps longer than eps, as validation attacks.
 
+        The ten steps take the place of `num_steps`: what caps that, caps the attack of the training alone.
         Such a step goes from anywhere in the ball to its boundary: cheap to train with, but networks learn to withstand
         it and nothing else (Wong et al. 2020), which only an attack of several steps shows.
         """
@@ -198,8 +200,9 @@ def train(
     `checkpoint_steps` updates where given, and whenever `checkpoint_seconds` have passed. A finished run is
     read back, not repeated. `on_step(done, total)` is called after each update, and may raise to stop the run, which is
     saved first; without it a progress bar is shown where standard error is a terminal. `on_epoch(model, epoch)` may
-    change the model after the last update of each epoch (from 0), before validation and the checkpoint; what it does
-    must depend on its arguments alone, so that a resumed run is the same.
+    change the model after the last update of each epoch (from 0), before validation; what it does must depend on its
+    arguments alone, so that a resumed run is the same. Of several processes the first one's model counts. The run is
+    saved before, so that an error in it, or a kill during validation, loses no update.
 
     Raises CheckpointError where `path` holds a run of another model, configuration or data set, or is
     damaged; FloatingPointError where the loss is no longer finite.
@@ -214,10 +217,13 @@ def train(
     with bar as report:
         report(*run.position)
         while run.epoch < config.epochs:
-            run.train_step()
+            if run.step < run.steps_per_epoch:  # else it was saved just before the epoch's end
+                run.train_step()
             if run.step == run.steps_per_epoch:
+                run.save()
                 if on_epoch is not None:
                     on_epoch(run.model, run.epoch)
+                    parallel.make_equal(run.model.state_dict().values())
                 run.finish_epoch()
                 due = True
             else:
@@ -286,19 +292,23 @@ class _Run:
         self._start_epoch()
 
     def _start_epoch(self) -> None:
-        # The same in all processes: each draws for the whole batch, and keeps what belongs to its own images.
-        device = self.accelerator.device
-        self.generators = {
-            "augment": derived_generator(device, self.config.seed, "augment", self.epoch),
-            "attack": derived_generator(device, self.config.seed, "attack", self.epoch, 0),
-            "noise": derived_generator(device, self.config.seed, "noise", self.epoch, 0),
-        }
+        self.generators = self._new_generators()
         self.order = epoch_order(self.config.seed, self.epoch, len(self.data))
-        self.totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, images
+        self.totals = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)  # loss, correct, images
         self.seconds = 0.0
         self.step = 0
         if self.config.reset_momentum:
             self.optimizer.state.clear()
+
+    def _new_generators(self, *place: int) -> dict[str, torch.Generator]:
+        """Those of this epoch; others at each `place` in it."""
+        # The same in all processes: each draws for the whole batch, and keeps what belongs to its own images.
+        device, seed = self.accelerator.device, self.config.seed
+        return {
+            "augment": derived_generator(device, seed, "augment", self.epoch, *place),
+            "attack": derived_generator(device, seed, "attack", self.epoch, 0, *place),
+            "noise": derived_generator(device, seed, "noise", self.epoch, 0, *place),
+        }
 
     @property
     def position(self) -> tuple[int, int]:
@@ -474,6 +484,7 @@ class _Run:
             "step": self.step,
             "totals": self.totals,
             "seconds": self.seconds,
+            "device": self.accelerator.device.type,
             "generators": {name: generator.get_state() for name, generator in self.generators.items()},
             "weights": self.model.state_dict(),
             "optimizer": checkpoint.optimizer_tree(self.optimizer),
@@ -494,8 +505,12 @@ class _Run:
         self.best_epoch, self.best_value, self.best_weights = best["epoch"], best["value"], best["weights"]
         self.step, self.seconds = tree["step"], tree["seconds"]
         self.totals.copy_(tree["totals"])
-        for name, state in tree["generators"].items():
-            self.generators[name].set_state(state)
+        device = self.accelerator.device.type
+        if tree.get("device", device) == device:  # earlier versions did not store it
+            for name, state in tree["generators"].items():
+                self.generators[name].set_state(state)
+        elif self.step > 0:  # else they are those that the epoch begins with, as here
+            self.generators = self._new_generators(self.step)
 
 
 def _drift_from(clean: Tensor) -> attacks.Loss:

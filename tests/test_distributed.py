@@ -110,6 +110,15 @@ def work(folder: Path) -> None:
     for name in CASES:
         result = trained(name, folder / "two" / name)
         answers[name] = [[record.loss, record.val_robust] for record in result.history], result.best_epoch
+    model = models.en_resnet(8, num_members=2, in_channels=1, width=4, seed=1)
+    once = dataclasses.replace(CONFIG, epochs=1, precision="no")
+    train(
+        model,
+        data.load("digits", num_train=50),
+        once,
+        on_epoch=lambda model, epoch: model.set_weights([0.25, 0.75] if rank == 0 else [0.5, 0.5]),
+    )
+    answers["weights set after the epoch"] = model.weights.tolist()
     trained("batch std", folder / "from one")
     trained_in_part("batch std", folder / "to one")
     dataset = data.load("digits", num_test=70)
@@ -186,6 +195,7 @@ def test_all_processes_know_the_same_losses_and_selected_epoch(folder: Path) -> 
     first, second = (json.loads((folder / f"answers-{rank}.json").read_text()) for rank in range(2))
     assert first == second
     assert first[0] == 2
+    assert first[1]["weights set after the epoch"] == [0.25, 0.75]
 
 
 @pytest.mark.parametrize("name", ["from one", "to one"])

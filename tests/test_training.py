@@ -242,6 +242,77 @@ def test_a_run_stopped_at_every_step_ends_with_the_same_bits(
     assert_identical(everything_trained(tmp_path / "parts"), everything_trained(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("stop_after", [6, 7])
+def test_a_run_moves_to_another_kind_of_device(digits: data.Dataset, tmp_path: Path, stop_after: int) -> None:
+    """What a GPU would have left: generator states of sixteen bytes. Epochs of three steps end after the sixth."""
+
+    def stop(done: int, total: int) -> None:
+        if done == stop_after:
+            raise Stop
+
+    whole, moved, unnamed = (tmp_path / name for name in ("whole", "moved", "unnamed"))
+    train(small_net(), digits, SHORT, path=whole)
+    with pytest.raises(Stop):
+        train(small_net(), digits, SHORT, path=moved, on_step=stop)
+    tree = checkpoint.load(moved, kind="training")
+    assert tree.pop("device") == "cpu"
+    checkpoint.save(unnamed, tree, kind="training")  # as earlier versions wrote it
+    states = dict.fromkeys(tree["generators"], torch.zeros(16, dtype=torch.uint8))
+    ends = []
+    for _ in range(2):
+        checkpoint.save(moved, {**tree, "device": "cuda", "generators": states}, kind="training")
+        assert len(train(small_net(), digits, SHORT, path=moved).history) == SHORT.epochs
+        ends.append(everything_trained(moved))
+    assert_identical(*ends)
+    train(small_net(), digits, SHORT, path=unnamed)
+    assert_identical(everything_trained(unnamed), everything_trained(whole))
+    # at the beginning of an epoch nothing is lost; within one, noise and random starts are drawn anew
+    same_weights = [
+        torch.equal(a, b)
+        for a, b in zip(*(t["weights"].values() for t in (ends[0], everything_trained(whole))), strict=True)
+    ]
+    assert all(same_weights) == (stop_after == 6)
+
+
+def test_an_error_at_the_end_of_an_epoch_loses_no_update(digits: data.Dataset, tmp_path: Path) -> None:
+    def quarter(model: models.EnResNet, epoch: int) -> None:
+        model.set_weights([0.25, 0.75] if epoch == 1 else [0.75, 0.25])
+
+    def fail(model: models.EnResNet, epoch: int) -> None:
+        quarter(model, epoch)
+        if epoch == 1:
+            raise Stop
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(small_net(), digits, SHORT, path=whole, on_epoch=quarter)
+    with pytest.raises(Stop):
+        train(small_net(), digits, SHORT, path=parts, on_epoch=fail)
+    tree = checkpoint.load(parts, kind="training")
+    assert (tree["epoch"], tree["step"]) == (1, 3)
+    assert tree["weights"]["weights"].tolist() == [0.75, 0.25]
+    positions: list[int] = []
+    train(small_net(), digits, SHORT, path=parts, on_epoch=quarter, on_step=lambda done, total: positions.append(done))
+    assert positions == [6, 6, 7, 8, 9]
+    assert_identical(everything_trained(parts), everything_trained(whole))
+
+
+def test_a_run_interrupted_in_validation_ends_with_the_same_bits(
+    digits: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **options: Any) -> evaluate.Score:
+        raise KeyboardInterrupt
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(small_net(), digits, SHORT, path=whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "robust_accuracy", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(small_net(), digits, SHORT, path=parts)
+    assert checkpoint.load(parts, kind="training")["step"] == 3
+    train(small_net(), digits, SHORT, path=parts)
+    assert_identical(everything_trained(parts), everything_trained(whole))
+
+
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 SCRIPT = """
 import sys
