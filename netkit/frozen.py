@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils.parametrize import is_parametrized
 
 from netkit.models import PreActBlock
 
@@ -23,17 +24,30 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """Treat the weights of the residual blocks in `model` as constants inside the block, equal up to rounding.
 
     Gradients flow to the images and not to those weights, which must not change meanwhile. Blocks whose batch norm is
-    in train mode, and modules of other kinds, are left as they are. Noise is drawn as always.
+    in train mode, blocks in which hooks or parametrizations change what a module does, and modules of other kinds, are
+    left as they are. Noise is drawn as always.
     """
     blocks = [module for module in model.modules() if isinstance(module, PreActBlock)]
     before = [block.frozen for block in blocks]
     try:
         for block in blocks:
-            block.frozen = None if block.bn1.training or block.bn2.training else _FrozenBlock(block)
+            block.frozen = _FrozenBlock(block) if _is_constant(block) else None
         yield
     finally:
         for block, what_was in zip(blocks, before, strict=True):
             block.frozen = what_was
+
+
+def _is_constant(block: PreActBlock) -> bool:
+    """Whether the residual mapping is what the weights and running statistics alone say."""
+    inner = [module for name, child in block.named_children() if name != "noise" for module in child.modules()]
+    return not (block.bn1.training or block.bn2.training or any(map(_is_changed, inner)))
+
+
+def _is_changed(module: nn.Module) -> bool:
+    # torch offers no other way to ask for hooks
+    kinds = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(kinds) or is_parametrized(module)
 
 
 class _FrozenBlock:

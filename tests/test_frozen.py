@@ -37,6 +37,11 @@ def logits_and_slope(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return logits.detach(), slope
 
 
+def logits_of_one_noise(model: EnResNet) -> tuple[Tensor, Tensor]:
+    with model.fixed_noise(3):
+        return logits_and_slope(model, images())
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("noise", ["gaussian", "off"])
 def test_frozen_blocks_are_the_same_function_with_the_same_gradient(noise, memory_format):
@@ -65,6 +70,40 @@ def test_blocks_in_train_mode_are_left_as_they_are():
         assert torch.equal(model(images()), same(images()))
     for one, other in zip(model.buffers(), same.buffers(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda block: block.conv1.register_forward_hook(lambda _module, _inputs, out: 2 * out),
+        lambda block: block.bn2.register_forward_pre_hook(lambda _module, inputs: (inputs[0] + 1,)),
+        lambda block: block.conv1.register_full_backward_hook(lambda _module, slopes, _: (slopes[0] / 2,)),
+        lambda block: block.conv1.register_full_backward_pre_hook(lambda _module, slopes: (slopes[0] / 2,)),
+        lambda block: torch.nn.utils.parametrizations.spectral_norm(block.conv1),
+    ],
+    ids=["hook", "pre-hook", "backward hook", "backward pre-hook", "parametrization"],
+)
+def test_blocks_that_hooks_change_are_attacked_as_they_are(change):
+    model = network()
+    unchanged, changed = logits_of_one_noise(model), blocks(model)[2]
+    change(changed)
+    model.eval()
+    expected = logits_of_one_noise(model)
+    with frozen(model):
+        assert [block.frozen is None for block in blocks(model)] == [block is changed for block in blocks(model)]
+        got = logits_of_one_noise(model)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(got[1], unchanged[1])
+
+
+def test_hooks_of_the_noise_or_the_block_itself_are_called_anyway():
+    model = network()
+    for module in (blocks(model)[1], blocks(model)[2].noise):
+        module.register_forward_hook(lambda _module, _inputs, out: 2 * out)
+    expected = logits_of_one_noise(model)
+    with frozen(model):
+        assert all(block.frozen for block in blocks(model))
+        torch.testing.assert_close(logits_of_one_noise(model), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_what_was_frozen_thaws_after_an_error():
