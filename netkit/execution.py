@@ -26,11 +26,16 @@ Execution = Literal["loop", "grouped"]
 
 
 def fastest_execution(model: EnResNet, x: Tensor, *, num_rounds: int = 5) -> Execution:
-    """The faster way to take the gradient of the model's logits at images x, by the median of interleaved runs.
+    """The faster way to attack images x of the size and number to come, by the median of interleaved runs.
 
-    The model is measured in eval mode. It, its execution and the noise to come are left as they were. Members that are
-    not alike can only be looped.
+    To use it: `model.execution = fastest_execution(model, x)`; the studies keep the loop.
+
+    What is measured is what attacks do over and over: the gradient of the logits with respect to x, in eval mode and
+    with constant weights (`netkit.frozen`), which make the loop faster and groups not. The model, its execution and the
+    noise to come are left as they were. Members that are not alike can only be looped.
     """
+    from netkit.frozen import frozen  # it needs `netkit.models`, which needs this module
+
     try:
         check_groupable(model.members)
     except ValueError:
@@ -43,7 +48,8 @@ def fastest_execution(model: EnResNet, x: Tensor, *, num_rounds: int = 5) -> Exe
         for turn in range(num_rounds + 1):
             for execution, times in seconds.items():
                 model.execution = execution
-                elapsed = _seconds(lambda: _gradient(model, x), x.device)
+                with frozen(model):  # made outside the time taken: attacks do it once for many gradients
+                    elapsed = _seconds(lambda: _gradient(model, x), x.device)
                 if turn > 0:  # the first run sets things up
                     times.append(elapsed)
     finally:
