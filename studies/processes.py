@@ -20,6 +20,7 @@ import typer
 from jobs import Settings, load_data, network
 from reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
 from rich.table import Table
+from tables import require
 
 from netkit import checkpoint, parallel
 from netkit.data import DataError
@@ -41,6 +42,8 @@ def main(
 ) -> None:
     """Train with one process and with several, and compare the loss of every step."""
     with one_line_errors((InputError, DataError, OSError), (RuntimeError,)):
+        require(1, epochs=epochs, attack_steps=attack_steps, num_processes=num_processes)
+        require(2, num_train=num_train)
         name = model or ("En2ResNet8" if dataset == "digits" else "En2ResNet20")
         options: dict[str, Any] = {"num_train": num_train, "epochs": epochs, "attack_steps": attack_steps}
         settings = Settings(dataset, preset, out, data=data, **options)
@@ -75,6 +78,7 @@ def _launched(num_processes: int, answer: Path) -> dict[str, Any]:
 def _train(name: str, settings: Settings, config: TrainConfig, answer: Path) -> None:
     """Train, and let the first process write the loss of every step, over the whole batch, to `answer`."""
     dataset = load_data(settings)
+    num_images = len(dataset.train) + (0 if config.hold_out else len(dataset.val))
     path = answer.with_suffix(".safetensors")
     losses: list[float] = []
     before = (0.0, 0.0)
@@ -88,7 +92,7 @@ def _train(name: str, settings: Settings, config: TrainConfig, answer: Path) -> 
         tree = checkpoint.load(path, kind="training")
         loss, _, count = tree["totals"].tolist()
         if is_end := tree["step"] == 0:
-            loss, count = tree["history"][-1]["loss"] * len(dataset.train), len(dataset.train)
+            loss, count = tree["history"][-1]["loss"] * num_images, num_images
         losses.append((loss - before[0]) / (count - before[1]))
         before = (0.0, 0.0) if is_end else (loss, count)
         print(f"step {done} of {total}: loss {losses[-1]:.12f}", flush=True)
