@@ -7,7 +7,7 @@ estimate = ensemble_estimate(model, x, num_draws=100, stop_when_decided=True, ge
 """
 
 from bridge.box import Box
-from bridge.comparison import Comparison, compare, solution_at
+from bridge.comparison import Comparison, compare, scheme_residual, solution_at
 from bridge.control import bias_variance, member_probabilities
 from bridge.ensemble import EnsembleEstimate, ensemble_estimate
 from bridge.flow import FlowNetwork, NetworkVelocity, ProblemNetwork, SmoothVelocity, network_problem
@@ -38,6 +38,7 @@ __all__ = [
     "noise_coef_of",
     "optimal_weights",
     "paper_update",
+    "scheme_residual",
     "sigma_of",
     "solution_at",
     "weight_gradient",

@@ -226,14 +226,20 @@ def network_problem(network: FlowNetwork, *, label: int = 1, sigma: float | None
 
     Raises ValueError for a label out of range, or a velocity without a box.
     """
-    velocity = network.velocity
-    if not isinstance(velocity, SmoothVelocity) or velocity.box is UNCUT:
-        raise ValueError("network: expected a SmoothVelocity with a box, so that the flow fits into the unit box")
+    velocity = boxed_velocity(network)
     if not 0 <= label < network.num_classes:
         raise ValueError(f"label: expected 0..{network.num_classes - 1}, got {label}")
     box = velocity.box
     sigma = network.sigma if sigma is None else sigma
     return ConvectionDiffusion(NetworkVelocity(velocity), NetworkTerminal(network, box, label), sigma / box.width)
+
+
+def boxed_velocity(network: FlowNetwork) -> SmoothVelocity:
+    """The network's velocity. Raises ValueError for one without a box."""
+    velocity = network.velocity
+    if not isinstance(velocity, SmoothVelocity) or velocity.box is UNCUT:
+        raise ValueError("network: expected a SmoothVelocity with a box, so that the flow fits into the unit box")
+    return velocity
 
 
 def box_nodes(box: Box, num_points: int, dim: int = 2) -> NDArray[np.float64]:

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bridge.control import looping
 from netkit.noise import Noise, ResidualNoise
 
 
@@ -75,7 +76,7 @@ def effective_sigma(sigmas: Tensor) -> float:
 
 @dataclass(frozen=True)
 class NoiseMeasurement:
-    """What the noise of a network is on given images; blocks in the order in which they run, members one by one.
+    """What the noise of a network is on given images; blocks in the order of `model.modules()`, members one by one.
 
     feature_std: (blocks,) mean over images of each image's std(x + F(x)).
     variation: (blocks,) its standard deviation over images divided by that mean: 0 where σ(X, t) is no function of X.
@@ -100,55 +101,61 @@ class NoiseMeasurement:
 def measure_noise(model: nn.Module, x: Tensor) -> NoiseMeasurement:
     """Run the model once on images x (B, ...) in eval mode, noise included, and look at every block's noise.
 
-    For `noise_std="batch"` σ_l comes from the one std of the whole batch, otherwise from the mean over images. Draws
-    from the model's generator. Raises ValueError for a model without noise layers.
+    For `noise_std="batch"` σ_l comes from the one std of the whole batch, otherwise from the mean over images. Inside
+    `model.noise_scale(c)` it is c σ_l. Members are computed in the loop, whatever their `execution`. Draws from the
+    model's generator. Raises ValueError for a model without noise layers.
     """
-    means, variations, sigmas = [], [], []
 
     def look(layer: ResidualNoise, inputs: tuple[Tensor, ...]) -> None:
         features = inputs[0].detach().double()
         each = features.flatten(1).std(1)
-        means.append(each.mean())
-        variations.append(each.std() / each.mean() if len(each) > 1 else torch.zeros_like(each[0]))
+        variation = each.std() / each.mean() if len(each) > 1 else torch.zeros_like(each[0])
         noise = layer.noise
         if noise.sigma is not None:
             sigma = torch.tensor(noise.sigma, dtype=torch.float64)
         else:
             std = features.std() if noise.std == "batch" else each.mean()
             sigma = noise.noise_coef * std * math.sqrt(layer.num_blocks)
-        sigmas.append(sigma.cpu() * (layer.stream.scale if noise.kind != "off" else 0.0))
+        sigma = sigma.cpu() * (layer.stream.scale if noise.kind != "off" else 0.0)
+        runs[layer].append((each.mean().cpu(), variation.cpu(), sigma))
 
     layers = [module for module in model.modules() if isinstance(module, ResidualNoise)]
     if not layers:
         raise ValueError(f"model: expected one with noise layers, got {type(model).__name__} without")
+    runs: dict[ResidualNoise, list[tuple[Tensor, Tensor, Tensor]]] = {layer: [] for layer in layers}
     hooks: list[Any] = [layer.register_forward_pre_hook(look) for layer in layers]
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), looping(model):
             model(x)
     finally:
         for hook in hooks:
             hook.remove()
         for module, training in modes:
             module.training = training
-    return NoiseMeasurement(torch.stack(means).cpu(), torch.stack(variations).cpu(), torch.stack(sigmas))
+    means, variations, sigmas = zip(*(run for layer in layers for run in runs[layer]), strict=True)
+    return NoiseMeasurement(torch.stack(means), torch.stack(variations), torch.stack(sigmas))
 
 
 def constant_sigma_twin(model: nn.Module, sigma: float | Tensor) -> nn.Module:
     """A copy of the network whose noise is σ_l√Δt·N(0, I) in place of a·std(x + F(x))·N(0, I): the process of Eq. 14.
 
     sigma: one for all blocks, such as `NoiseMeasurement.effective_sigma`, or one for each (blocks,), such as
-        `NoiseMeasurement.sigma`. Everything else is copied, the state of the generator included.
+        `NoiseMeasurement.sigma`. Everything else is copied, the state of the generator included, but not a
+        `noise_scale` in force: the twin's noise is σ_l, and a σ_l measured inside `noise_scale` contains the scale.
 
     Raises ValueError for a tensor of another length, or a network whose blocks do not each have their own noise.
     """
     twin = copy.deepcopy(model)
     places = [(module, name, child) for module in twin.modules() for name, child in _noise_layers(module)]
-    sigmas = sigma.tolist() if isinstance(sigma, Tensor) else [sigma] * len(places)
-    if not places or len(sigmas) != len(places):
-        raise ValueError(f"sigma: expected one for each of {len(places)} blocks with noise, got {len(sigmas)}")
-    for (module, name, layer), own in zip(places, sigmas, strict=True):
+    sigmas = torch.as_tensor(sigma, dtype=torch.float64)
+    if sigmas.dim() == 0:
+        sigmas = sigmas.expand(len(places))
+    if not places or sigmas.shape != (len(places),):
+        raise ValueError(f"sigma: expected one for each of {len(places)} blocks with noise, got {sigmas.numel()}")
+    for (module, name, layer), own in zip(places, sigmas.tolist(), strict=True):
+        layer.stream.scale = 1.0
         noise = Noise(layer.noise.kind, "constant", sigma=own)
         setattr(module, name, ResidualNoise(noise, num_blocks=layer.num_blocks, stream=layer.stream))
     return twin

@@ -8,7 +8,7 @@ import torch
 from scipy import special, stats
 
 from bridge.box import Box
-from bridge.comparison import Comparison, compare, rms_without_noise, solution_at
+from bridge.comparison import Comparison, compare, rms_without_noise, scheme_residual, solution_at
 from bridge.flow import FlowNetwork, NetworkVelocity, ProblemNetwork, SmoothVelocity, box_nodes, network_problem
 from bridge.planar import attacked, fit, planar_data
 from pdekit import ConvectionDiffusion, feynman_kac
@@ -76,6 +76,25 @@ def test_a_wrong_network_is_detected(points, solution, wrong):
     result = run(wrong(wavy_network(16)), points, solution, num_draws=1500)
     assert not result.agrees
     assert result.p_value < 1e-6
+
+
+def test_path_by_path_every_swap_of_neighbours_is_detected(points, solution):
+    """`compare` sees none of the smaller ones: they hide in the errors that it states."""
+    network, depth = wavy_network(16), 16
+    problem = network_problem(network)
+
+    def residual(case: FlowNetwork) -> float:
+        found = scheme_residual(case, problem, points, generator=torch.Generator().manual_seed(2))
+        assert found.shape == (len(points),)
+        return float(np.sqrt(np.mean(found**2)))
+
+    assert residual(network) < 1e-14
+    swaps = [network.with_blocks_swapped(l, l + 1) for l in range(depth - 1)]
+    assert min(map(residual, swaps)) > 1e-6
+    assert residual(network.variant(sigma=1.0001 * network.sigma)) > 1e-6
+    assert residual(network.variant(num_blocks=8)) < 1e-14  # another depth is no mistake
+    quietest = min(swaps, key=residual)
+    assert run(quietest, points, solution).agrees
 
 
 def test_the_error_falls_with_order_one_in_the_number_of_blocks(points, solution):

@@ -18,6 +18,7 @@ from bridge.scaling import (
     time_step,
 )
 from netkit import en_resnet
+from netkit.noise import Noise, NoiseStream, ResidualNoise
 
 
 def test_each_number_follows_from_the_others():
@@ -99,3 +100,51 @@ def test_constant_noise_is_what_it_says():
     assert measured.block_variation == 1.0
     with model.noise_off():
         assert measure_noise(model, torch.rand(4, 1, 8, 8)).effective_sigma == 0.0
+
+
+class Backwards(torch.nn.Module):
+    """Runs its second block before its first; x + F(x) is 2x, then 6x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        noise, stream = Noise(std="sample", noise_coef=0.1), NoiseStream(0)
+        self.last, self.first = (ResidualNoise(noise, num_blocks=2, stream=stream) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(3 * self.first(2 * x))
+
+
+def test_every_sigma_belongs_to_its_block_whatever_runs_first():
+    x = torch.randn(6, 2000, generator=torch.Generator().manual_seed(1))
+    measured = measure_noise(Backwards(), x)
+    assert float(measured.feature_std[0] / measured.feature_std[1]) == pytest.approx(3, rel=0.05)
+    twin = constant_sigma_twin(Backwards(), measured.sigma)
+    assert twin.last.noise.sigma == pytest.approx(float(measured.sigma[0]))
+    assert twin.last.noise.sigma == pytest.approx(3 * twin.first.noise.sigma, rel=0.05)
+    # a group runs block by block, the loop member by member
+    model = en_resnet(8, num_members=2, noise_coef=1e-6, in_channels=1, noise_std="sample", seed=0)
+    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    loop = measure_noise(model, images)
+    model.execution = "grouped"
+    torch.testing.assert_close(measure_noise(model, images).sigma, loop.sigma, rtol=1e-4, atol=0)
+    assert float(loop.sigma[1] / loop.sigma[3]) != pytest.approx(1, rel=1e-2)
+    with model.noise_off():
+        assert measure_noise(model, images).effective_sigma == 0.0
+    assert model.execution == "grouped"
+
+
+def test_a_noise_scale_in_force_counts_once():
+    x = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = en_resnet(8, num_members=1, noise_std="constant", sigma=0.4, in_channels=1, seed=0)
+    with model.noise_scale(0.5):
+        measured = measure_noise(model, x)
+        twin = constant_sigma_twin(model, measured.sigma)
+    assert measured.effective_sigma == pytest.approx(0.2)
+    assert measure_noise(twin, x).effective_sigma == pytest.approx(0.2)
+    assert measure_noise(model, x).effective_sigma == pytest.approx(0.4)
+
+
+def test_one_sigma_may_be_a_tensor():
+    model = en_resnet(8, num_members=1, in_channels=1, seed=0)
+    twin = constant_sigma_twin(model, torch.tensor(0.25))
+    assert measure_noise(twin, torch.rand(4, 1, 8, 8)).sigma.tolist() == pytest.approx([0.25] * 3)
