@@ -26,8 +26,9 @@ from reporting import ROOT, InputError, console, one_line_errors, provenance, wr
 from rich.table import Table
 
 from bridge.box import Box
-from bridge.comparison import Comparison, PointValues, compare, rms_without_noise, solution_at
-from bridge.ensemble import ensemble_estimate
+from bridge.comparison import Comparison, PointValues, compare, rms_without_noise, scheme_residual, solution_at
+from bridge.control import NoiseExpansion
+from bridge.ensemble import ensemble_estimate, softmax
 from bridge.flow import FlowNetwork, SmoothVelocity, as_points, box_nodes, network_problem
 from bridge.levels import coupled_outputs, depth_levels, multilevel_ensemble
 from bridge.planar import SHAPES, fit, planar_data
@@ -45,6 +46,7 @@ PANEL_DRAWS = (1, 5, 25, 1000)
 DEPTHS = (8, 16, 32, 64)
 FIRST_BLOCKS = 16  # of multilevel: a trained flow is steep, and shallower levels do not couple
 _BATCH = 8192
+_ROUNDING = 1e-9  # above any rms of rounding in float64, far below that of a mistake
 
 
 @dataclass(frozen=True)
@@ -234,17 +236,24 @@ def pictures(network: FlowNetwork, config: Config) -> dict[str, Any]:
 
 
 def checks(network: FlowNetwork, points: NDArray, solution: PointValues, config: Config) -> list[dict[str, Any]]:
-    """The ensemble of 32 blocks against the PDE, and the same with mistakes."""
-    deep = network.variant(num_blocks=32)
+    """The ensemble of 32 blocks against the PDE, and the same with mistakes.
+
+    A network agrees if its ensemble does within the stated error, and if path by path it is the Euler-Maruyama scheme
+    of the same equation: two neighbouring blocks swapped move the mean by less than any other error.
+    """
+    deep, problem = network.variant(num_blocks=32), network_problem(network)
     cases = {
         "as trained": deep,
         "sigma x 1.2": deep.variant(sigma=1.2 * deep.sigma),
         "two blocks swapped": deep.with_blocks_swapped(0, 31),
+        "neighbouring blocks swapped": deep.with_blocks_swapped(15, 16),
     }
     rows = []
     for number, (name, case) in enumerate(cases.items()):
         result = compare(case, points, solution, num_draws=config.draws, generator=seeded(config, 10 + number))
-        rows.append({"network": name} | summary(result))
+        residual = float(np.sqrt(np.mean(scheme_residual(case, problem, points, generator=seeded(config, 15)) ** 2)))
+        agrees = result.agrees and residual < _ROUNDING
+        rows.append({"network": name} | summary(result) | {"scheme_residual": residual, "agrees": agrees})
     return rows
 
 
@@ -437,61 +446,79 @@ def weights_of_depths(
         "extrapolation": [-1.0, 2.0],
         "nearest_to_pde": {str(n): least_squares_weights(means, target).tolist() for n, means in draws.items()},
         "learned_on_labels": learned.tolist(),
-        "least_error": weights_in_draws(network, points[:200], solution.value[:200], config),
+        "least_error": weights_in_draws(network, points[:400], solution, config),
     }
 
 
-def weights_in_draws(network: FlowNetwork, points: NDArray, exact: NDArray, config: Config) -> dict[str, Any]:
+def weights_in_draws(network: FlowNetwork, points: NDArray, solution: PointValues, config: Config) -> dict[str, Any]:
     """Weights of L, 2L, 4L blocks of least mean-square error against the PDE, for means over n draws.
 
     Of members that share their Brownian paths, as levels do, and of members with paths of their own, as in Sec. 5; rms
-    errors beside those of equal weights and of Richardson's, which take out the first two orders of 1/L.
+    errors beside those of equal weights and of Richardson's, which take out the first two orders of 1/L. The weights
+    are fitted on half of the points and draws, and all errors measured on the others. There the grid and the finite
+    number of draws set a floor, below which no weights can be told to be best: those errors are None.
     """
     depths, richardson = (8, 16, 32), torch.tensor([1 / 3, -2.0, 8 / 3], dtype=torch.float64)
-    members, x = depth_levels(network, depths), as_points(points, network)
-    generator, each, total = seeded(config, 72), max(1, _BATCH // len(points)), 4 * config.draws
-    p = []
+    members, half = depth_levels(network, depths), 2 * config.draws
+    (bias, shared), (other_bias, other_shared) = (
+        biases(members, points[part::2], solution.value[: len(points)][part::2], half, seeded(config, 72 + part))
+        for part in (0, 1)
+    )
+    grid = float(np.sqrt(np.mean(solution.grid_error[: len(points)][1::2] ** 2)))
+    rows = []
+    for name, own in (("shared paths", False), ("own paths", True)):
+        covariance, other = (c.diag().diag() if own else c for c in (shared, other_shared))
+        for n in (n for n in (1, 10, 100, 1000) if n <= half):
+            best = least_error_weights(bias, covariance, n)
+            errors: dict[str, float | None] = {}
+            for kind, w in (("best", best), ("equal", torch.full_like(best, 1 / 3)), ("richardson", richardson)):
+                error = float((w @ (other_bias + other / n) @ w).clamp_min(0).sqrt())
+                errors[kind] = error if error > float(np.hypot(grid, (w @ other_shared @ w / half).sqrt())) else None
+            rows.append({"noise": name, "draws": n, "weights": best.tolist(), "rms": errors})
+    floor = {"grid": grid, "sampling": float((other_shared.diag().mean() / half).sqrt())}
+    return {"blocks": list(depths), "richardson": richardson.tolist(), "floor": floor, "fitted_on": half, "rows": rows}
+
+
+def biases(
+    members: list[FlowNetwork], points: NDArray, exact: NDArray, num_draws: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Products of the members' biases, their sampling error taken out, and covariance of one draw on shared paths.
+
+    Both (k, k) float64, means over points (P, d).
+    """
+    x, each, p = as_points(points, members[0]), max(1, _BATCH // len(points)), []
     with torch.no_grad():
-        for start in range(0, total, each):
-            repeated = x.repeat(min(each, total - start), 1)
-            p.append(coupled_outputs(members, repeated, generator).softmax(-1)[..., 1].view(len(depths), -1, len(x)))
+        for start in range(0, num_draws, each):
+            repeated = x.repeat(min(each, num_draws - start), 1)
+            p.append(coupled_outputs(members, repeated, generator).softmax(-1)[..., 1].view(len(members), -1, len(x)))
     sample = torch.cat(p, 1).double()
     mean = sample.mean(1)
     left = sample - mean.unsqueeze(1)
-    shared = torch.einsum("inp,jnp->ij", left, left) / (total - 1) / len(x)
+    covariance = torch.einsum("inp,jnp->ij", left, left) / (num_draws - 1) / len(x)
     off = mean - torch.from_numpy(exact)
-    bias = off @ off.T / len(x) - shared / total
-    rows = []
-    for name, covariance in (("shared paths", shared), ("own paths", shared.diag().diag())):
-        for n in (1, 10, 100, 1000, 10_000, 100_000):
-            best = least_error_weights(bias, covariance, n)
-            errors = {
-                kind: float((w @ (bias + covariance / n) @ w).clamp_min(0).sqrt())
-                for kind, w in (("best", best), ("equal", torch.full_like(best, 1 / 3)), ("richardson", richardson))
-            }
-            rows.append({"noise": name, "draws": n, "weights": best.tolist(), "rms": errors})
-    return {"blocks": list(depths), "richardson": richardson.tolist(), "rows": rows}
+    return off @ off.T / len(x) - covariance / num_draws, covariance
 
 
-def control_gains(network: FlowNetwork, points: NDArray, config: Config) -> list[dict[str, float]]:
-    """Variance of a draw without the first-order control over that with it, if chosen, for parts of the noise."""
-    x, rows = as_points(points, network), []
-    choices: tuple[Literal[False, "auto"], ...] = (False, "auto")
+def control_gains(network: FlowNetwork, points: NDArray, config: Config) -> list[dict[str, Any]]:
+    """Variance of a draw over that of a draw less β times its first-order term, for parts of the noise.
+
+    one: for β = 1. fitted: for the β that each point takes from its draws so far. chosen: whether "auto" uses it.
+    """
+    x, rows, n = as_points(points, network), [], max(200, config.draws // 4)
+    choices: tuple[bool | Literal["auto"], ...] = (False, True, "auto")
     for scale in (0.1, 0.3, 1.0):
         with network.noise_scale(scale):
-            plain, controlled = (
-                ensemble_estimate(
-                    network,
-                    x,
-                    num_draws=min(100, config.draws // 4),
-                    control=control,
-                    generator=seeded(config, 80 + bool(control)),
-                )
-                for control in choices
+            plain, fitted, auto = (
+                ensemble_estimate(network, x, num_draws=n, control=control, generator=seeded(config, 80 + k))
+                for k, control in enumerate(choices)
             )
-        variances = [float(e.standard_deviation.square().mean()) for e in (plain, controlled)]
-        reduction = variances[0] / variances[1]
-        rows.append({"sigma": scale * network.sigma, "reduction": reduction, "chosen": controlled.controlled})
+            with network.using_generator(seeded(config, 83)):
+                expansion = NoiseExpansion(network, x, softmax)
+                p, c = (torch.stack(column) for column in zip(*(expansion.draw() for _ in range(n)), strict=True))
+        variance, left = (float(e.standard_deviation.square().mean()) for e in (plain, fitted))
+        one = float(p.var(0).mean() / (p - c).var(0).mean())
+        row = {"sigma": scale * network.sigma, "one": one, "fitted": variance / left, "chosen": auto.controlled}
+        rows.append(row)
     return rows
 
 
@@ -500,14 +527,24 @@ def report(out: Path) -> None:
     numbers = json.loads((out / "neural_pde.json").read_text())
     config = numbers["provenance"]["config"]
     table = Table(title=f"Ensemble against PDE ({config['shape']}, σ = {config['sigma']:g})", title_justify="left")
-    for name in ("network", "within error", "p", "rms error", "sampling", "time step", "grid (max)", "agrees"):
+    for name in (
+        "network",
+        "within error",
+        "p",
+        "rms error",
+        "sampling",
+        "time step",
+        "grid (max)",
+        "by path",
+        "agrees",
+    ):
         table.add_column(name, justify="left" if name == "network" else "right")
     for row in numbers["checks"]:
         table.add_row(
             row["network"],
             f"{100 * row['coverage']:.1f}%",
             f"{row['p_value']:.2g}",
-            *(f"{row[k]:.2g}" for k in ("rms", "sampling_error", "time_step_error", "grid_error")),
+            *(f"{row[k]:.2g}" for k in ("rms", "sampling_error", "time_step_error", "grid_error", "scheme_residual")),
             "yes" if row["agrees"] else "no",
         )
     console.print(table)
@@ -552,21 +589,35 @@ def report(out: Path) -> None:
     weights = numbers["weights"]
     nearest = ", ".join(f"({a:.2f}, {b:.2f}) for n = {n}" for n, (a, b) in weights["nearest_to_pde"].items())
     learned = ", ".join(f"{w:.2f}" for w in weights["learned_on_labels"])
-    control = ", ".join(f"{row['reduction']:.1f} at σ = {row['sigma']:g}" for row in numbers["control"])
+    control = "; ".join(
+        f"{row['one']:.2g} and {row['fitted']:.2g} at σ = {row['sigma']:g} ({'' if row['chosen'] else 'not '}chosen)"
+        for row in numbers["control"]
+    )
     least = weights["least_error"]
     table = Table(title=f"Weights of {least['blocks']} blocks, least error against the PDE", title_justify="left")
     for name in ("noise", "draws", "weights", "rms error", "equal", "Richardson"):
         table.add_column(name, justify="right")
     for row in least["rows"]:
         shown = ", ".join(f"{w:.2f}" for w in row["weights"])
-        table.add_row(row["noise"], str(row["draws"]), shown, *(f"{e:.2g}" for e in row["rms"].values()))
+        errors = ("below floor" if e is None else f"{e:.2g}" for e in row["rms"].values())
+        table.add_row(row["noise"], str(row["draws"]), shown, *errors)
     console.print(table)
-    paying = ", ".join(f"{row['rmse']:g}" for row in numbers["multilevel"] if row["pays"]) or "none of these"
-    console.print(f"Multilevel pays for rmse {paying}; for the others the plain ensemble is cheaper, and simpler.")
+    floor = least["floor"]
+    console.print(
+        f"Fitted on one half of points and draws, measured on the other; floor there: grid {floor['grid']:.2g}, "
+        f"sampling {floor['sampling']:.2g} for a single member.\n{multilevel_verdict(numbers['multilevel'])}"
+    )
     console.print(
         f"Weights of 8 and 16 blocks: extrapolation (-1, 2); nearest to the PDE {nearest}; learned on labels "
-        f"({learned}).\nVariance reduction by the first-order control: {control}.\n{numbers['seconds']:.0f} s."
+        f"({learned}).\nVariance reduction by the first-order control, with β = 1 and fitted: {control}.\n{numbers['seconds']:.0f} s."
     )
+
+
+def multilevel_verdict(rows: list[dict[str, Any]]) -> str:
+    """For which rmse multilevel is cheaper than the plain ensemble."""
+    pays, loses = (", ".join(f"{row['rmse']:g}" for row in rows if row["pays"] is kind) for kind in (True, False))
+    paying = f"Multilevel pays for rmse {pays}." if pays else "Multilevel pays for none of these."
+    return paying + (f" For {loses} the plain ensemble is cheaper, and simpler." if loses else "")
 
 
 if __name__ == "__main__":
