@@ -101,7 +101,8 @@ def effects(
         hold_out=False,
         seed=seed,
     )
-    path = out / "models" / f"{loss}-{std}-{coef}-{seed}.safetensors"
+    name = f"{loss}-{std}-{coef}-{config.num_train or 'all'}-{epochs}-{seed}.safetensors"
+    path = out / "models" / name  # --smoke and a full run may share a folder
     train(model, digits, recipe, path=path, on_step=lambda *_: None)
     measured = measure_noise(model, digits.images(digits.train.x))
     twins = {

@@ -1,7 +1,8 @@
 """Table 9: an ensemble of two depths, with learned weights, CIFAR-10.
 
 The two networks are trained together. Their weights are updated once an epoch as in section 5 (learned), are those of
-least loss on validation after training (optimal), or stay equal.
+least loss on validation after training (optimal), or stay equal. An update here is a gradient step on the mean loss
+with the training's learning rate; the paper writes the sum of losses and names no rate.
 
 Without arguments: 8x8 digits and networks of depth 8, on two cores. The paper's own setting:
 --dataset cifar10 --data FILE.npz --preset paper --device cuda.
