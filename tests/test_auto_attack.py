@@ -78,6 +78,62 @@ def test_the_rand_version_attacks_a_noisy_network_through_the_evaluation() -> No
     assert torch.equal(scores[0].predictions, scores[1].predictions)
 
 
+class Nervous(nn.Module):
+    """`model` with logits that new Gaussian noise is added to in each call."""
+
+    def __init__(self, model: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.model, self.scale = model, scale
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        return logits + self.scale * torch.randn(logits.shape, generator=self.generator)
+
+
+@needs_library
+def test_the_rand_version_gives_every_image_back_attacked_and_is_no_kinder_than_apgd_alone(
+    fitted: tuple[nn.Module, Tensor, Tensor],
+) -> None:
+    linear, x, y = fitted
+    model = Nervous(linear, scale=3.0)
+    options: dict[str, Any] = {"eps": 0.05, "version": "rand", "num_steps": 10, "eot_draws": 10, "batch_size": 40}
+
+    x_adv = auto_attack(model, x, y, **options, generator=torch.Generator().manual_seed(1))
+    distance = (x_adv - x).abs().flatten(1).amax(1)
+    assert float(distance.min()) > 0.04  # also where the first draw was wrong, or no draw was
+    assert float(distance.max()) <= 0.05 + 1e-6
+
+    def rights(x: Tensor, num_draws: int = 400) -> Tensor:
+        """(N,): the share of draws that are right."""
+        with torch.no_grad():
+            return torch.stack([(model(x).argmax(1) == y).double() for _ in range(num_draws)]).mean(0)
+
+    library = pytest.importorskip("pyautoattack").AutoAttack(model, norm="Linf", eps=0.05, seed=1, version="rand")
+    library.apgd.n_iter, library.apgd.eot_iter = 10, 10
+    with torch.random.fork_rng():
+        rule = library.run_standard_evaluation(x, y)[0]
+        library.apgd.loss = "ce"
+        highest = library.apgd.perturb(x, y, best_loss=True)
+    assert bool((rule == x).flatten(1).all(1).any())
+    against_rule, against_apgd = (
+        float(difference.mean() / difference.std() * len(x) ** 0.5)
+        for difference in (rights(x_adv) - rights(other) for other in (rule, highest))
+    )
+    assert against_rule < -4
+    assert against_apgd < 4
+
+
+@needs_library
+def test_the_rand_version_leaves_a_model_without_noise_to_the_library(fitted: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = fitted
+    x_adv = auto_attack(model, x, y, eps=0.02, version="rand", num_steps=10, eot_draws=1)
+    was_left = (x_adv == x).flatten(1).all(1)
+    with torch.no_grad():
+        assert bool(was_left[model(x).argmax(1) != y].all())
+        assert torch.equal(model(x_adv).argmax(1) == y, was_left & (model(x).argmax(1) == y))
+
+
 @needs_library
 def test_a_debuggers_trace_survives(fitted: tuple[nn.Module, Tensor, Tensor]) -> None:
     model, x, y = fitted
