@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,8 @@ Weights = Literal["equal", "learned", "optimal"]
 Report = Callable[[int, int], None]
 
 _EVALUATION_BATCH = 250
+_COSTLY_BATCH: dict[Column, int] = {"autoattack": 50}
+"""Smaller blocks where one of the usual size would take too long to be lost; results depend on the size."""
 _PAPER_EPS = 8 / 255
 _DIGITS_WIDTH = 8  # half the paper's, at half the time
 _PGD_RESTARTS = 5
@@ -388,11 +390,43 @@ def selected(model: str, seed: int, settings: Settings, needs: Iterable[TrainTas
 
 
 def is_done(task: Task, settings: Settings) -> bool:
-    """Whether the result of `task` is already on disk."""
+    """Whether the result of `task` is already on disk.
+
+    Predictions of networks that were trained anew since do not count, those of networks that are not here do.
+    """
     if isinstance(task, TrainTask):
         is_weighted = not _needs_optimum(task) or weights_path(task, settings).exists()
         return is_weighted and trained(task, settings) is not None
-    return evaluate.stored_score(evaluation_path(task, settings)) is not None
+    path = evaluation_path(task, settings)
+    if evaluate.stored_score(path) is None:
+        return False
+    scored = checkpoint.load(path, kind="evaluation")["identity"]
+    here = _fingerprints_here(task, settings)
+    return here is None or all(scored[name] == found for name, found in here.items())
+
+
+def network_fingerprint(model: models.EnResNet) -> str:
+    """What predictions carry to tell by which weights they were made."""
+    return checkpoint.fingerprint(model.state_dict().values())
+
+
+def _fingerprints_here(task: EvaluateTask, settings: Settings) -> dict[str, str] | None:
+    """Those of the networks of `task` on disk, as `netkit.evaluate` names them; None unless all are fully trained."""
+    files = [checkpoint_path(need, settings) for need in task.needs]
+    if not all(path.exists() for path in files):
+        return None
+    files += [path for need in task.needs if (path := weights_path(need, settings)).exists()]
+    stamps = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+    return _fingerprints(replace(task, column="nat"), settings, stamps)
+
+
+@cache
+def _fingerprints(task: EvaluateTask, settings: Settings, stamps: tuple[tuple[int, int], ...]) -> dict[str, str] | None:
+    # for all columns at once, until a file changes: reading and hashing networks takes its time
+    if not all(is_done(need, settings) for need in task.needs):
+        return None
+    names = {"model": task.model} | ({} if task.oracle is None else {"oracle": task.oracle})
+    return {key: network_fingerprint(trained_model(name, settings, task)) for key, name in names.items()}
 
 
 def run_task(task: Task, settings: Settings, report: Report) -> str:
@@ -411,6 +445,13 @@ def run_task(task: Task, settings: Settings, report: Report) -> str:
         oracle = noise_free(target)
     attack = attack_for(task.column, settings) or evaluate.no_attack
     store = evaluation_path(task, settings)
+    batch_size = _COSTLY_BATCH.get(task.column, _EVALUATION_BATCH)
+    if store.exists():
+        scored = checkpoint.load(store, kind="evaluation")["identity"]
+        if (scored["model"], scored["batch_size"]) != (network_fingerprint(target), batch_size) or (
+            oracle is not None and scored["oracle"] != network_fingerprint(oracle)
+        ):
+            store.unlink()  # begun with a network that was trained anew since, or in other blocks
     write_json(store.with_suffix(".json"), provenance({}, device=device_title(settings.device)))
     score = evaluate.robust_accuracy(
         target,
@@ -418,7 +459,7 @@ def run_task(task: Task, settings: Settings, report: Report) -> str:
         dataset.test.y,
         attack,
         num_draws=settings.num_draws,
-        batch_size=_EVALUATION_BATCH,
+        batch_size=batch_size,
         seed=task.seed,
         oracle=oracle,
         store=store,
@@ -469,12 +510,15 @@ def _update_weights(settings: Settings, config: TrainConfig, model: models.EnRes
     The paper does not say which lr: here it is that of the training, unscaled, for the mean loss. A few thousand images
     are enough for a gradient of a few numbers.
     """
-    from bridge.weights import update_weights  # brings numba, which the other tables can do without
+    from bridge.weights import paper_update  # brings numba, which the other tables can do without
 
-    train = load_data(settings).train
-    images = Split(train.x[:_WEIGHT_IMAGES], train.y[:_WEIGHT_IMAGES])
-    x, generator = _as_in_training(model, images, settings, config, epoch)
-    update_weights(model, x, images.y, lr=config.lr, generator=generator)
+    images = load_data(settings).train.first(_WEIGHT_IMAGES)
+    logits = _logits_as_in_training(model, images, settings, config, epoch)
+    try:
+        weights = paper_update(model.weights.double(), logits, images.y, lr=config.lr)
+    except ValueError as error:
+        raise FloatingPointError(f"training diverged: the members' weights after epoch {epoch + 1}: {error}") from error
+    model.set_weights(weights)
 
 
 def _optimal_weights(model: models.EnResNet, settings: Settings, config: TrainConfig) -> list[float]:
@@ -483,33 +527,40 @@ def _optimal_weights(model: models.EnResNet, settings: Settings, config: TrainCo
     The loss is convex in them, so that once at the end is enough, and networks fit their training images too well to
     be weighed by them. No weight is negative: with few images a minimum might not exist otherwise.
     """
-    from bridge.weights import learn_weights
+    from bridge.weights import optimal_weights
 
     images = load_data(settings).val
-    x, generator = _as_in_training(model, images, settings, config)
-    draws = settings.num_draws
-    return learn_weights(model, x, images.y, num_draws=draws, signs="nonnegative", generator=generator).tolist()
+    logits = _logits_as_in_training(model, images, settings, config, num_draws=settings.num_draws)
+    return optimal_weights(logits, images.y, signs="nonnegative").tolist()
 
 
-def _as_in_training(
-    model: models.EnResNet, images: Split, settings: Settings, config: TrainConfig, *names: int
-) -> tuple[torch.Tensor, torch.Generator]:
-    """Images (N, C, H, W), attacked unless training is natural, and a generator for more noise; `names` seed both."""
-    x = load_data(settings).images(images.x)
-    generators = [derived_generator(x.device, config.seed, "weights", number, *names) for number in range(3)]
-    if config.loss != "natural":
-        model.eval()
-        with noise_from(generators[1], model):
-            x = attacks.pgd(
-                model,
-                x,
-                images.y,
-                eps=config.eps,
-                step_size=config.step_size,
-                num_steps=config.num_steps,
-                generator=generators[0],
-            )
-    return x, generators[2]
+def _logits_as_in_training(
+    model: models.EnResNet, images: Split, settings: Settings, config: TrainConfig, *names: int, num_draws: int = 1
+) -> Tensor:
+    """Each member's mean logits (k, N, K) over `num_draws`, on images attacked unless training is natural.
+
+    `names` seed the noise. A block of images at a time, as an attack on thousands takes more memory than training.
+    """
+    from bridge.weights import member_logits
+
+    generators = [derived_generator(images.x.device, config.seed, "weights", number, *names) for number in range(3)]
+    model.eval()
+    blocks = []
+    for stored, y in zip(images.x.split(_EVALUATION_BATCH), images.y.split(_EVALUATION_BATCH), strict=True):
+        x = load_data(settings).images(stored)
+        if config.loss != "natural":
+            with noise_from(generators[1], model):
+                x = attacks.pgd(
+                    model,
+                    x,
+                    y,
+                    eps=config.eps,
+                    step_size=config.step_size,
+                    num_steps=config.num_steps,
+                    generator=generators[0],
+                )
+        blocks.append(member_logits(model, x, num_draws=num_draws, generator=generators[2]))
+    return torch.cat(blocks, dim=1)
 
 
 def trained_model(name: str, settings: Settings, task: EvaluateTask) -> models.EnResNet:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from reporting import InputError, write_json
+from reporting import InputError, write_json, write_whole
 
 from netkit import checkpoint
 
@@ -29,8 +29,11 @@ def pack(out: Path, folder: Path, *, max_files: int | None = None, max_bytes: in
     """Put checkpoints and predictions of the output folder `out` into parts in `folder`; returns what was left out.
 
     With `max_files` (manifest included) what does not fit is left out: first the oldest networks that are fully
-    trained. A parcel that `folder` held before stays whole until the new one is. Raises InputError where there is
-    nothing to pack, or not even one file fits.
+    trained. Their predictions stay good, but a network that has to be trained again where they are unpacked need not
+    come out bit for bit the same, and its predictions are then made again as well. A parcel that `folder` held before
+    stays whole until the new one is.
+
+    Raises InputError where there is nothing to pack, or not even one file fits.
     """
     files = sorted(_files(out), key=_priority)
     if not files:
@@ -53,12 +56,13 @@ def pack(out: Path, folder: Path, *, max_files: int | None = None, max_bytes: in
         part = stream[start : start + max_bytes]
         # the digest in the name keeps the parts of the last parcel apart
         name = f"part-{number:03}-{_digest(part)[:8]}.bin"
-        _write(folder / name, part)
-        parts.append({"name": name, "bytes": len(part), "sha256": _digest(part)})
-    inside = [{"name": name, "bytes": len(part), "sha256": _digest(part)} for name, part in packed.items()]
-    write_json(folder / _MANIFEST, {"format": _FORMAT, "parts": parts, "files": inside})
+        write_whole(folder / name, part)
+        parts.append(_Piece(name, len(part), _digest(part)))
+    inside = [_Piece(name, len(content), _digest(content)) for name, content in packed.items()]
+    pieces = {"parts": [asdict(part) for part in parts], "files": [asdict(file) for file in inside]}
+    write_json(folder / _MANIFEST, {"format": _FORMAT} | pieces)
     for path in folder.glob("part-*.bin"):
-        if path.name not in {part["name"] for part in parts}:
+        if path.name not in {part.name for part in parts}:
             path.unlink()
     return left_out
 
@@ -69,17 +73,17 @@ def unpack(folder: Path, out: Path, *, replace: bool = False) -> list[Path]:
     Nothing is written unless the whole parcel is right. Raises InputError for a missing or damaged manifest or part,
     and where `out` holds another version of a file, unless `replace` is set.
     """
-    manifest = _manifest(folder)
-    stream = b"".join(_checked(folder / part["name"], part) for part in manifest["parts"])
+    parts, inside = _manifest(folder)
+    stream = b"".join(_checked(folder / part.name, part) for part in parts)
     contents: dict[Path, bytes] = {}
     position = 0
-    for entry in manifest["files"]:
-        name = PurePosixPath(entry["name"])
+    for file in inside:
+        name = PurePosixPath(file.name)
         if name.is_absolute() or ".." in name.parts or name.parts[0] not in _FOLDERS:
             raise InputError(f"{folder / _MANIFEST} names a file outside the output folder: {name}")
-        content = stream[position : position + entry["bytes"]]
-        position += entry["bytes"]
-        if _digest(content) != entry["sha256"]:
+        content = stream[position : position + file.bytes]
+        position += file.bytes
+        if _digest(content) != file.sha256:
             raise InputError(f"{folder / _MANIFEST} is damaged: {name} is not what it should be")
         contents[out / name] = content
     new = [path for path, content in contents.items() if not path.exists() or path.read_bytes() != content]
@@ -90,8 +94,7 @@ def unpack(folder: Path, out: Path, *, replace: bool = False) -> list[Path]:
             "--replace takes what is in the parcel"
         )
     for path in new:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, contents[path])
+        write_whole(path, contents[path])
     return new
 
 
@@ -109,34 +112,45 @@ def _priority(path: Path) -> tuple[int, float, str]:
     return (2, -path.stat().st_mtime, path.name) if is_finished else (1, 0.0, path.name)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Piece:
+    """A part of a parcel, or a file inside, as the manifest names it."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, entry: dict[str, Any]) -> _Piece:
+        """Raises KeyError, TypeError or ValueError for anything that is no such entry."""
+        return cls(str(entry["name"]), int(entry["bytes"]), str(entry["sha256"]))
+
+
+def _manifest(folder: Path) -> tuple[list[_Piece], list[_Piece]]:
+    """The parts of the parcel in `folder`, and the files inside."""
     path = folder / _MANIFEST
     if not path.is_file():
         raise InputError(f"{folder} holds no {_MANIFEST}: expected a parcel made by pack")
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
-        found, _, _ = manifest["format"], manifest["parts"], manifest["files"]
+        manifest = json.loads(path.read_text())
+        if manifest["format"] != _FORMAT:
+            raise InputError(f"{path} has format {manifest['format']}, expected {_FORMAT}")
+        parts, files = ([_Piece.of(entry) for entry in manifest[name]] for name in ("parts", "files"))
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} is damaged, or no manifest of a parcel") from None
-    if found != _FORMAT:
-        raise InputError(f"{path} has format {found}, expected {_FORMAT}")
-    return manifest
+    return parts, files
 
 
-def _checked(path: Path, part: dict[str, Any]) -> bytes:
+def _checked(path: Path, part: _Piece) -> bytes:
     if not path.is_file():
         raise InputError(f"{path} is missing")
     content = path.read_bytes()
-    if len(content) != part["bytes"] or _digest(content) != part["sha256"]:
-        raise InputError(f"{path} is damaged: {len(content)} of {part['bytes']} bytes, and not those that were packed")
+    if len(content) != part.bytes or _digest(content) != part.sha256:
+        raise InputError(f"{path} is damaged: {len(content)} of {part.bytes} bytes, and not those that were packed")
     return content
 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

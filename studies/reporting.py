@@ -72,12 +72,17 @@ def without_folder(word: str) -> str:
     return f"{option}={Path(value).name}" if option else Path(value).name
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write through a temporary file, so that an interrupted study never leaves half a result."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.write_bytes(content)
     os.replace(temporary, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as readable JSON, whole or not at all."""
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 class InputError(ValueError):

@@ -8,13 +8,15 @@ job; nothing is drawn here.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -38,16 +40,17 @@ from jobs import (
     lacking,
     load_data,
     network,
+    network_fingerprint,
     selected,
     tasks_for,
 )
-from reporting import ROOT, InputError, console, one_line_errors, write_json
+from reporting import ROOT, InputError, console, one_line_errors, write_json, write_whole
 from tables import FAILURE, USAGE, device_called, progress, require
 from workers import run_all
 
-from netkit import evaluate
+from netkit import checkpoint, evaluate
 from netkit.data import DataError
-from netkit.training import peak_learning_rate, train
+from netkit.training import load_model, peak_learning_rate, train
 
 RESULTS = ROOT / "studies" / "results" / "reproduction"
 
@@ -168,6 +171,10 @@ ON_REQUEST = (
 )
 """Settings that are not part of the queue, and run only where they are named."""
 
+Line = dict[str, Any]
+Key = tuple[str, str, str, int, str]
+"""Setting, data set, row, seed and attack, which is empty for a training."""
+_ORDER = ("setting", "dataset", "row", "attack", "seed")
 _BASE36 = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -207,9 +214,9 @@ def main(
         on = device_called(device)
         entries = list(entries_of(_stages(settings, rows, seeds), data=data, out=out, device=on))
         if list_jobs:
-            _print_jobs(entries, data, out)
+            _print_jobs(entries, data, out, device)
             return
-        entries = list(_possible(entries))
+        entries = list(_needed(list(_possible(entries))))
         num_cores = os.cpu_count() or 1
         num_workers = workers or (num_cores if on == "cpu" else 3)
         num_threads = max(1, num_cores // num_workers)
@@ -220,7 +227,7 @@ def main(
         merge([entry for entry in entries if entry.job.is_done()])
         of_job = {entry.job: entry for entry in entries}
         failures: list[Job] = []
-        with progress() as (report, finished):
+        with progress() as (report, finished, ended):
 
             def keep(job: Job, outcome: str, seconds: float) -> None:
                 finished(job, outcome, seconds)
@@ -228,7 +235,10 @@ def main(
 
             def skip(job: Job, error: Exception) -> None:
                 failures.append(job)
-                console.print(f"{job}: failed, {error}", highlight=False, soft_wrap=True, markup=False)
+                ended(job, f"failed, {type(error).__name__}: {error}")
+                if not isinstance(error, (*USAGE, *FAILURE)):  # a bug, which shows itself
+                    trace = "".join(traceback.format_exception(error))
+                    console.print(trace, highlight=False, soft_wrap=True, markup=False)
 
             run_all(
                 of_job,
@@ -250,7 +260,13 @@ def main(
 def pack_command(
     folder: Annotated[Path, typer.Argument(help="Where to put parts and manifest")],
     out: Annotated[Path, typer.Option(help="Folder with models and predictions")] = ROOT / "out",
-    max_files: Annotated[int | None, typer.Option(help="Leave out what does not fit, oldest networks first")] = None,
+    max_files: Annotated[
+        int | None,
+        typer.Option(
+            help="Leave out what does not fit, oldest networks first; where an attack on such a network is still to be "
+            "made, it is trained again from the start, and attacks on it are all repeated unless it comes out the same"
+        ),
+    ] = None,
 ) -> None:
     """Put the state of the queue into files of at most 15 MiB that can be moved to another machine."""
     with one_line_errors(USAGE):
@@ -342,9 +358,9 @@ def _source(dataset: str, data: Path | None) -> Path | None:
     if data is None or dataset == "digits":
         return None
     if data.suffix == ".npz":
-        if not data.name.startswith(f"{dataset}."):
-            return data.with_name(f"{dataset}.npz")
-        return data
+        if data.stem not in ("cifar10", "cifar100"):
+            raise InputError(f"expected --data to be a folder, cifar10.npz or cifar100.npz, got {data}")
+        return data.with_name(f"{dataset}.npz")
     inside = data / f"{dataset}.npz"
     return inside if inside.is_file() else data
 
@@ -379,9 +395,21 @@ def _possible(entries: Sequence[Entry]) -> Iterator[Entry]:
         raise InputError("nothing to do")
 
 
-def _print_jobs(entries: Sequence[Entry], data: Path | None, out: Path) -> None:
+def _needed(entries: Sequence[Entry]) -> Iterator[Entry]:
+    """The entries, less trainings that `pack` left out after all attacks on them were done."""
+    scoring = [entry.job for entry in entries if isinstance(entry.job.task, EvaluateTask)]
+    answered = {path for job in scoring for path in job.needs} - {
+        path for job in scoring if not job.is_done() for path in job.needs
+    }
+    for entry in entries:
+        if entry.job.path not in answered or entry.job.path.exists():
+            yield entry
+
+
+def _print_jobs(entries: Sequence[Entry], data: Path | None, out: Path, device: str) -> None:
     """One command for each setting, row and seed, for any scheduler; the plain command then writes the results."""
-    common = ["--out", str(out), "--workers", "1", "--no-results", *([] if data is None else ["--data", str(data)])]
+    common = ["--out", str(out), "--device", device, "--workers", "1", "--no-results"]
+    common += [] if data is None else ["--data", str(data)]
     script = os.path.relpath(sys.argv[0])
     for setting, _, row, seed in dict.fromkeys(entry.key for entry in entries):
         print(shlex.join(["python", script, "--settings", setting, "--rows", row, "--seeds", str(seed), *common]))
@@ -459,17 +487,48 @@ def passes(job: Job) -> float:
 
 
 def write_results(entries: Sequence[Entry], folder: Path) -> None:
-    """Merge the results of finished jobs into the files of `folder`; lines of other jobs stay as they are."""
+    """Merge the results of finished jobs into the files of `folder`; several runs may do so at once.
+
+    Lines of other settings stay as they are. Of the settings of `entries` only lines go that are no result of what is
+    declared today, or of a network that was trained anew since.
+    """
+    if not entries:
+        return
     trainings = [training_line(entry) for entry in entries if isinstance(entry.job.task, TrainTask)]
     scores = [score_line(entry) for entry in entries if isinstance(entry.job.task, EvaluateTask)]
-    lines = [
-        *_merge(folder / "trainings.jsonl", trainings, ("setting", "dataset", "row", "seed")),
-        *_merge(folder / "scores.jsonl", scores, ("setting", "dataset", "row", "attack", "seed")),
-    ]
-    if not lines:
-        return
-    path = folder / "settings.json"
-    described = json.loads(path.read_text()) if path.exists() else {}
+    declared = _declared(entries)
+
+    def is_of_today(line: Line) -> bool:
+        if line["setting"] not in {entry.setting for entry in entries}:
+            return True
+        job = declared.get(_key(line))
+        return job is not None and line.get("job") == job.path.stem
+
+    with _locked(folder):
+        trained = _merged(folder / "trainings.jsonl", trainings, is_of_today)
+        networks = {_key(line): line["network"] for line in trained if "network" in line}
+
+        def is_of_its_network(line: Line) -> bool:
+            return line.get("network") == networks.get((*_key(line)[:4], ""), line.get("network"))
+
+        scored = _merged(folder / "scores.jsonl", scores, lambda line: is_of_today(line) and is_of_its_network(line))
+        _describe_settings(folder / "settings.json", [*trained, *scored])
+
+
+def _declared(entries: Sequence[Entry]) -> dict[Key, Job]:
+    """All jobs of the settings of `entries` that are declared, by the keys of their lines."""
+    found: dict[Key, Job] = {}
+    for name, settings in {entry.setting: entry.job.settings for entry in entries}.items():
+        stages = [stage for stage in (*QUEUE, *ON_REQUEST) if stage.setting == name]
+        for entry in entries_of(stages, data=settings.data, out=settings.out, device=settings.device):
+            task = entry.job.task
+            found[*entry.key, "" if isinstance(task, TrainTask) else task.column] = entry.job
+    return found
+
+
+def _describe_settings(path: Path, lines: Sequence[Line]) -> None:
+    """Write what SETTINGS says of the settings of `lines`, with the hardware and the commands behind them."""
+    described = _parsed(path, path.read_text()) if path.exists() else {}
     for name, setting in SETTINGS.items():
         stamps = [line["provenance"] for line in lines if line["setting"] == name]
         if stamps:
@@ -485,17 +544,46 @@ def write_results(entries: Sequence[Entry], folder: Path) -> None:
     write_json(path, dict(sorted(described.items())))
 
 
-def _merge(path: Path, new: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
-    """Write `new` lines over those with the same keys, sorted by them, and return all."""
-    stored = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    found = {tuple(line[key] for key in keys): line for line in [*stored, *new]}
-    lines = [found[key] for key in sorted(found)]
-    if new:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        os.replace(temporary, path)
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of the results in `folder`; the system lets go of it where a process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _key(line: Line) -> Key:
+    return line["setting"], line["dataset"], line["row"], line["seed"], line.get("attack", "")
+
+
+def _merged(path: Path, new: Sequence[Line], stays: Callable[[Line], bool]) -> list[Line]:
+    """Write `new` lines over those with the same keys, drop what `stays` refuses, and return all, sorted."""
+    text = path.read_text() if path.exists() else ""
+    stored = [_parsed(path, line, number) for number, line in enumerate(text.splitlines(), 1)]
+    try:
+        found = {_key(line): line for line in [*stored, *new] if stays(line)}
+    except KeyError as error:
+        raise InputError(f"{path} holds a line without {error}") from None
+    lines = sorted(found.values(), key=lambda line: [line.get(name, "") for name in _ORDER])
+    content = "".join(json.dumps(line) + "\n" for line in lines)
+    if content != text:
+        write_whole(path, content.encode())
     return lines
+
+
+def _parsed(path: Path, text: str, number: int = 1) -> Line:
+    """The object in `text`, which begins in line `number` of the file."""
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {number + error.lineno - 1}, is damaged: {error.msg}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}, line {number}, is damaged: expected an object, got {text[:40]!r}")
+    return content
 
 
 def training_line(entry: Entry) -> dict[str, Any]:
@@ -505,6 +593,7 @@ def training_line(entry: Entry) -> dict[str, Any]:
     chosen, tree = selected(task.model, task.seed, settings, [task])
     config = settings.train_config(task.seed, task.loss, chosen.lr)
     return _identity(entry) | {
+        "network": network_fingerprint(load_model(entry.job.path)),
         "config": asdict(config),
         "lr": chosen.lr,
         "peak_lr": peak_learning_rate(config, len(tree["identity"]["model"]["members"])),
@@ -526,6 +615,7 @@ def score_line(entry: Entry) -> dict[str, Any]:
     right = (score.predictions == score.labels).sum(0).tolist()
     draws = eot_draws(task.column, settings) if is_noisy(task.model) and task.column != "transfer" else 1
     return _identity(entry) | {
+        "network": checkpoint.load(path, kind="evaluation")["identity"]["model"],
         "attack": task.column,
         "attack_title": column_title(task.column, settings),
         "n": score.n,
@@ -549,6 +639,7 @@ def _identity(entry: Entry) -> dict[str, Any]:
         "dataset": dataset,
         "row": row,
         "seed": seed,
+        "job": entry.job.path.stem,
         "num_parameters": num_parameters,
         "num_members": len(config["members"]),
         "width": config["members"][0]["width"],

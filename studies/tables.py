@@ -47,6 +47,7 @@ from netkit.checkpoint import CheckpointError
 from netkit.data import DataError
 from netkit.intervals import mean_accuracy, paired_difference
 from netkit.models import count_parameters
+from netkit.presets import PRESETS
 from netkit.training import peak_learning_rate
 
 Scores = dict[tuple[str, Column], list[evaluate.Score]]
@@ -174,11 +175,11 @@ def app_for(table: Table, finish: Callable[[Computed], None] = write_and_draw) -
     )
     def main(
         dataset: Annotated[str, typer.Option(help="digits, cifar10 or cifar100")] = "digits",
-        data: Annotated[Path | None, typer.Option(help=".npz file, or folder with the official CIFAR files")] = None,
-        download: Annotated[bool, typer.Option(help="Fetch the official CIFAR files")] = False,
-        preset: Annotated[
-            str | None, typer.Option(help="paper, authors, fast, smoke or digits; default: paper, or digits")
+        data: Annotated[
+            Path | None, typer.Option(help=".npz file, or folder with packed (netkit.packed) or official CIFAR files")
         ] = None,
+        download: Annotated[bool, typer.Option(help="Fetch the official CIFAR files")] = False,
+        preset: Annotated[str | None, typer.Option(help=f"Of {', '.join(PRESETS)}; default: paper, or digits")] = None,
         rows: Annotated[str | None, typer.Option(help="Only these networks, separated by commas")] = None,
         columns: Annotated[
             str | None, typer.Option(help=f"Instead of the paper's, separated by commas: {', '.join(get_args(Column))}")
@@ -319,7 +320,8 @@ def _without(words: list[str], job: list[str]) -> list[str]:
 
 
 def _columns_of(table: Table, row: Row) -> tuple[Column, ...]:
-    return tuple(column for column in table.columns if row.oracle is None or column != "nat")
+    """Not clean images where an oracle is attacked, nor "transfer", which has another oracle."""
+    return tuple(column for column in table.columns if row.oracle is None or column not in ("nat", "transfer"))
 
 
 def _tasks(table: Table, row: Row, settings: Settings, seed: int) -> list[Task]:
@@ -344,7 +346,7 @@ def _compute(table: Table, rows: Sequence[Row], settings: Settings, seeds: range
     if num_workers is None:
         # from the whole table, not from what is left: the number of threads can change the last bits
         num_workers = min(num_cores, len(rows) * len(seeds)) if settings.device == "cpu" else 1
-    with progress() as (report, finished):
+    with progress() as (report, finished, _):
         run_all(
             costliest_first(jobs),
             device=settings.device,
@@ -356,10 +358,16 @@ def _compute(table: Table, rows: Sequence[Row], settings: Settings, seeds: range
 
 
 @contextmanager
-def progress() -> Iterator[tuple[Callable[[Job, int, int], None], Callable[[Job, str, float], None]]]:
-    """What `run_all` reports to: a bar for each running job where there is a terminal, a line for each finished one."""
+def progress() -> Iterator[
+    tuple[Callable[[Job, int, int], None], Callable[[Job, str, float], None], Callable[[Job, str], None]]
+]:
+    """`report` and `finished` for `run_all`, and `ended(job, what)`, which prints how a job ended in any other way.
+
+    A bar for each running job where there is a terminal, a line for each that has ended.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bars:
+    hidden = not console.is_terminal
+    with Progress(*columns, TimeElapsedColumn(), console=console, disable=hidden, transient=True) as bars:
         shown: dict[Job, TaskID] = {}
 
         def report(job: Job, done: int, total: int) -> None:
@@ -367,12 +375,15 @@ def progress() -> Iterator[tuple[Callable[[Job, int, int], None], Callable[[Job,
                 shown[job] = bars.add_task(str(job))
             bars.update(shown[job], completed=done, total=total)
 
-        def finished(job: Job, outcome: str, seconds: float) -> None:
+        def ended(job: Job, what: str) -> None:
             if job in shown:
                 bars.remove_task(shown.pop(job))
-            bars.console.print(f"{job}: {outcome} ({seconds:.1f} s)", highlight=False, soft_wrap=True)
+            bars.console.print(f"{job}: {what}", highlight=False, soft_wrap=True, markup=False)
 
-        yield report, finished
+        def finished(job: Job, outcome: str, seconds: float) -> None:
+            ended(job, f"{outcome} ({seconds:.1f} s)")
+
+        yield report, finished, ended
 
 
 def results(table: Table, rows: Sequence[Row], settings: Settings, seeds: range) -> dict[str, Any]:

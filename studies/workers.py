@@ -10,10 +10,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +20,6 @@ from jobs import Job, TrainTask, cost, run_task
 
 from netkit import parallel
 from netkit.memory import keep_freed_memory
-
-_GRACE = 60.0
-"""Seconds that a task may take to reach a point where it can stop."""
 
 
 class WorkerDied(RuntimeError):
@@ -47,19 +43,23 @@ def run_all(
 ) -> None:
     """Do all jobs that are not done yet, in their order, on `num_workers` processes (1: in this one).
 
-    A job waits for the trainings it needs. `report(job, done, total)`, `finished(job, outcome, seconds)` and
-    `failed(job, error)` are called in this process. From `deadline` (as `time.time()` counts) on nothing new is
-    started, and what runs stops with its state on disk, a block of images later at most.
+    A job waits for the trainings it needs; predictions on disk are made anew where such a training ends with another
+    network. `report(job, done, total)`, `finished(job, outcome, seconds)` and `failed(job, error)` are called in this
+    process. From `deadline` (as `time.time()` counts) on nothing new is started, and what runs stops with its state on
+    disk at its next training step or block of images, however long that takes: so that every run gets further.
 
     Processes that torchrun started (`netkit.parallel.joined`) all call this and do the jobs between them, whatever
     `num_workers`; only the first reports. They have no `failed` and no `deadline`.
 
-    Raises what a job raises, unless `failed` is given, which then has the last word: what needs that job is left out.
-    Raises WorkerDied where a process ends without an answer.
+    Raises what a job raises, and WorkerDied where its process ends without an answer, unless `failed` is given, which
+    then has the last word: what needs that job is left out.
     """
     jobs = list(dict.fromkeys(jobs))
     are_done = parallel.from_first(lambda: [job.is_done() for job in jobs])
-    queue = _Queue([job for job, is_done in zip(jobs, are_done, strict=True) if not is_done], deadline)
+    done = {job for job, is_done in zip(jobs, are_done, strict=True) if is_done}
+    untrained = {job.path for job in jobs if isinstance(job.task, TrainTask) and job not in done}
+    pending = [job for job in jobs if job not in done or not untrained.isdisjoint(job.needs)]
+    queue = _Queue(pending, untrained, deadline)
     if parallel.processes() != (0, 1):
         assert failed is None
         assert deadline == math.inf
@@ -91,18 +91,19 @@ def costliest_first(jobs: Iterable[Job]) -> list[Job]:
 class _Queue:
     """Jobs not started yet, in order, and the checkpoints that are still to come."""
 
-    def __init__(self, pending: list[Job], deadline: float) -> None:
-        self.pending, self.deadline = pending, deadline
-        self.untrained = {job.path for job in pending if isinstance(job.task, TrainTask)}
+    def __init__(self, pending: list[Job], untrained: set[Path], deadline: float) -> None:
+        self.pending, self.untrained, self.deadline = pending, untrained, deadline
 
     def take(self) -> Job | None:
-        """The first job whose needs are met; None where there is none, or no time left."""
-        if time.time() >= self.deadline:
-            return None
-        job = next((job for job in self.pending if self.untrained.isdisjoint(job.needs)), None)
-        if job is not None:
+        """The first job that is to be done and whose needs are met; None where there is none, or no time left."""
+        while time.time() < self.deadline:
+            job = next((job for job in self.pending if self.untrained.isdisjoint(job.needs)), None)
+            if job is None:
+                return None
             self.pending.remove(job)
-        return job
+            if not job.is_done():  # predictions may prove to be those of the network just trained
+                return job
+        return None
 
     def done(self, job: Job) -> None:
         self.untrained -= {job.path}
@@ -144,7 +145,9 @@ def _run_together(
         if isinstance(job.task, TrainTask):
             outcome_of(job)
             parallel.gathered(None)  # what the first process writes last must be there for all
-    attacks = [job for job in pending if not isinstance(job.task, TrainTask)]
+    attacks = parallel.from_first(
+        lambda: [job for job in pending if not isinstance(job.task, TrainTask) and not job.is_done()]
+    )
     for others in parallel.gathered([outcome_of(job) for job in attacks[rank::world]])[1:]:
         for done in others if is_first else []:
             finished(*done)
@@ -159,25 +162,18 @@ def _run_in_processes(
     finished: Callable[[Job, str, float], None],
     failed: Callable[[Job, Exception], None] | None,
 ) -> None:
-    context = multiprocessing.get_context("spawn")
     workers: list[_Worker] = []
     try:
-        for _ in range(num_workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, device, num_threads, queue.deadline), daemon=True)
-            process.start()
-            theirs.close()
-            workers.append(_Worker(process, ours))
+        workers += [_Worker(device, num_threads, queue.deadline) for _ in range(num_workers)]
         while True:
             for worker in workers:
                 if worker.job is None and (job := queue.take()) is not None:
                     worker.start(job)
             busy = [worker.connection for worker in workers if worker.job is not None]
-            grace = None if queue.deadline == math.inf else max(queue.deadline + _GRACE - time.time(), 0.0)
-            # what has not stopped by the end of the grace is ended: its last block on disk is kept
-            if not busy or not (answering := wait(busy, grace)):
+            if not busy:
                 break
-            for worker in workers:
+            answering = wait(busy)
+            for number, worker in enumerate(workers):
                 if worker.connection not in answering or worker.job is None:
                     continue
                 job = worker.job
@@ -191,20 +187,32 @@ def _run_in_processes(
                     if failed is None:
                         raise content[0]
                     failed(job, content[0])
+                    if isinstance(content[0], WorkerDied):
+                        worker.end()
+                        workers[number] = _Worker(device, num_threads, queue.deadline)
     finally:
         for worker in workers:
             worker.process.terminate()
         for worker in workers:
-            worker.process.join()
-            worker.connection.close()
+            worker.end()
 
 
-@dataclass
 class _Worker:
-    process: SpawnProcess
-    connection: Connection
-    job: Job | None = None
-    started: float = 0.0
+    """A process that does one job at a time, as this one sees it."""
+
+    def __init__(self, device: str, num_threads: int, deadline: float) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, device, num_threads, deadline), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.job: Job | None = None
+        self.started = 0.0
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.join()
+        self.connection.close()
 
     def start(self, job: Job) -> None:
         self.connection.send(job)
@@ -215,7 +223,7 @@ class _Worker:
         try:
             message: tuple[Any, ...] = self.connection.recv()
         except (EOFError, ConnectionResetError):
-            raise WorkerDied(f"the process that was to {self.job} ended unexpectedly") from None
+            message = "failed", WorkerDied(f"the process that was to {self.job} ended unexpectedly")
         if message[0] != "progress":
             self.job = None
         return message

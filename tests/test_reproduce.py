@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import itertools
 import json
 import math
 import os
 import shlex
+import shutil
+import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +25,24 @@ import pytest
 import reproduce
 import torch
 import workers
-from jobs import EvaluateTask, Job, Settings, TrainTask, checkpoint_path, column_title, network, noise_free, tasks_for
+from jobs import (
+    EvaluateTask,
+    Job,
+    Settings,
+    TrainTask,
+    checkpoint_path,
+    column_title,
+    network,
+    network_fingerprint,
+    noise_free,
+    tasks_for,
+)
 from reporting import InputError
 from test_data import fake_cifar
 from typer.testing import CliRunner, Result
 
 from netkit import checkpoint, evaluate
+from netkit.training import load_model
 
 DIGITS = ["--settings", "digits", "--seeds", "0", "--workers", "1", "--device", "cpu"]
 
@@ -171,6 +189,12 @@ def test_estimates_count_the_passes_of_every_job() -> None:
     assert reproduce.passes(jobs["attack ResNet8, seed 0, pgd20"]) == pytest.approx(40 * (5 * 2 + 1 / 3))
 
 
+def test_listed_jobs_keep_the_device(tmp_path: Path) -> None:
+    listed = run(*DIGITS, "--list-jobs", "--out", tmp_path).output.splitlines()
+    assert listed
+    assert all("--device cpu" in line for line in listed)
+
+
 def test_listed_jobs_are_the_queue_in_its_order(tmp_path: Path) -> None:
     listed = [shlex.split(line) for line in run("--list-jobs", "--out", tmp_path).output.splitlines()]
     found = [(w[w.index("--settings") + 1], w[w.index("--rows") + 1], w[w.index("--seeds") + 1]) for w in listed]
@@ -206,7 +230,8 @@ def test_a_job_that_fails_leaves_the_others_alone(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(workers, "run_task", run_task)
     result = run(*DIGITS, "--out", tmp_path, "--no-results")
     assert result.exit_code == 1
-    assert "train ResNet8, seed 0, lr 0.1: failed, training diverged" in result.output
+    assert "train ResNet8, seed 0, lr 0.1: failed, FloatingPointError: training diverged" in result.output
+    assert "Traceback" not in result.output
     assert "attack ResNet8" not in result.output
     assert "attack En2ResNet8, seed 0, nat: done" in result.output
 
@@ -215,6 +240,70 @@ def test_autoattack_without_its_library_is_left_out_with_the_reason(monkeypatch:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     result = run(*DIGITS, "--rows", "ResNet8", "--dry-run")
     assert "left out: 1 jobs: AutoAttack needs pyautoattack" in result.output
+
+
+def test_a_bug_in_a_job_shows_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_task(task: TrainTask | EvaluateTask, settings: Settings, report: Any) -> str:
+        return {}["x"]  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(workers, "run_task", run_task)
+    result = run(*DIGITS, "--rows", "ResNet8", "--out", tmp_path, "--no-results")
+    assert result.exit_code == 1
+    assert "failed, KeyError: 'x'\nTraceback" in result.output
+    assert 'return {}["x"]' in result.output
+
+
+def test_results_of_an_older_definition_or_of_another_network_go(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*DIGITS, "--out", whole, "--results", tmp_path]
+    assert run(*arguments).exit_code == 0
+    ours = lines(tmp_path, "scores.jsonl")
+    strange = ours[0] | {"attack": "gone"}, ours[-1] | {"network": "trained elsewhere"}
+    (tmp_path / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (*ours[:-1], *strange)))
+    assert run(*arguments, "--rows", "En2ResNet8").exit_code == 0
+    left = lines(tmp_path, "scores.jsonl")
+    assert [line for line in left if line["row"] == "ResNet8"] == [
+        line for line in ours[:-1] if line["row"] == "ResNet8"
+    ]
+    # more epochs: what is there of the one row must not stand beside what is new of the other
+    options = reproduce.SETTINGS["digits"].options
+    longer = dataclasses.replace(reproduce.SETTINGS["digits"], options={**options, "epochs": 3})
+    monkeypatch.setitem(reproduce.SETTINGS, "digits", longer)
+    (tmp_path / "out").mkdir()
+    arguments = [*DIGITS, "--out", tmp_path / "out", "--results", tmp_path, "--rows", "ResNet8"]
+    assert run(*arguments).exit_code == 0
+    for name in ("trainings.jsonl", "scores.jsonl"):
+        assert {line["row"] for line in lines(tmp_path, name)} == {"ResNet8"}
+    (training,) = lines(tmp_path, "trainings.jsonl")
+    assert len(training["history"]) == 3
+    assert {line["network"] for line in lines(tmp_path, "scores.jsonl")} == {training["network"]}
+
+
+def _merge_one(whole: Path, results: Path, index: int) -> None:
+    stages = reproduce._stages("digits", None, "0")
+    entries = list(reproduce.entries_of(stages, data=None, out=whole, device="cpu"))
+    reproduce.write_results([entries[index]], results)
+
+
+def test_two_runs_into_one_folder_keep_each_others_lines(whole: Path, tmp_path: Path) -> None:
+    count = 10
+    with ThreadPoolExecutor(count) as pool:  # a lock of the folder holds between threads, too
+        list(pool.map(lambda index: _merge_one(whole, tmp_path, index), range(count)))
+    assert len(lines(tmp_path, "scores.jsonl") + lines(tmp_path, "trainings.jsonl")) == count
+
+
+@pytest.mark.parametrize(("name", "where"), [("scores.jsonl", "line 2,"), ("settings.json", "line ")])
+def test_damaged_results_are_named_with_their_line(whole: Path, tmp_path: Path, name: str, where: str) -> None:
+    for path in (whole / "results").iterdir():
+        (tmp_path / path.name).write_text(path.read_text())
+    text = (tmp_path / name).read_text()
+    (tmp_path / name).write_text(text[: text.index("\n") + 100] if name == "scores.jsonl" else text[:-10])
+    result = run(*DIGITS, "--out", whole, "--results", tmp_path)
+    assert result.exit_code == 2
+    assert f"{tmp_path / name}, {where}" in result.stderr
+    assert "is damaged" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_data_set_that_is_not_here_is_left_out_with_the_reason(tmp_path: Path) -> None:
@@ -232,6 +321,7 @@ def test_a_data_set_that_is_not_here_is_left_out_with_the_reason(tmp_path: Path)
         (["--settings", "digits", "--rows", "VGG"], "no stage has the row 'VGG'"),
         (["--seeds", "a"], "expected seeds separated by commas"),
         (["--budget", "-1"], "budget must be at least 0"),
+        (["--data", "subset.npz"], "expected --data to be a folder, cifar10.npz or cifar100.npz, got subset.npz"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(options: list[str], message: str) -> None:
@@ -273,6 +363,131 @@ def test_a_narrow_network_has_the_width_it_is_asked_for(tmp_path: Path) -> None:
     assert checkpoint_path(TrainTask("ResNet20", 0, 0.2), settings) != checkpoint_path(
         TrainTask("ResNet20", 0, 0.2), Settings("cifar10", "one-step", tmp_path, source)
     )
+
+
+# Networks that are trained anew
+
+
+def train_anew(path: Path) -> str:
+    """Give the checkpoint `path` the bits of another machine, and return the new network's fingerprint."""
+    tree = checkpoint.load(path, kind="training")
+    tree["best"]["weights"]["members.0.fc.bias"] += 0.5
+    checkpoint.save(path, tree, kind="training")
+    return network_fingerprint(load_model(path))
+
+
+def scored_networks(out: Path, row: str) -> set[str]:
+    found = [checkpoint.load(path, kind="evaluation") for path in out.glob(f"evaluations/*-{row}-*.safetensors")]
+    return {tree["identity"]["model"] for tree in found}
+
+
+def test_attacks_are_repeated_where_a_network_is_another(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    network = train_anew(next((tmp_path / "out" / "models").glob("*-ResNet8-*.safetensors")))
+    half = next((tmp_path / "out" / "evaluations").glob("*-ResNet8-*-nat-*.safetensors"))
+    checkpoint.save(half, checkpoint.load(half, kind="evaluation") | {"num_blocks": 2}, kind="evaluation")
+    result = run(*DIGITS, "--out", tmp_path / "out", "--results", tmp_path / "results")
+    assert result.exit_code == 0, result.output
+    repeated = [line for line in result.output.splitlines() if "seed 0" in line]
+    assert len(repeated) == len(list(whole.glob("evaluations/*-ResNet8-*.safetensors")))
+    assert all(line.startswith("attack ResNet8") for line in repeated)
+    assert scored_networks(tmp_path / "out", "ResNet8") == {network}
+    assert scored_networks(tmp_path / "out", "En2ResNet8") == scored_networks(whole, "En2ResNet8")
+
+
+@pytest.mark.parametrize("is_another", [False, True])
+def test_a_network_trained_again_is_attacked_again_only_if_it_is_another(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_another: bool
+) -> None:
+    run_task = workers.run_task
+
+    def elsewhere(task: TrainTask | EvaluateTask, settings: Settings, report: Any) -> str:
+        outcome = run_task(task, settings, report)
+        if isinstance(task, TrainTask) and is_another:
+            train_anew(checkpoint_path(task, settings))
+        return outcome
+
+    monkeypatch.setattr(workers, "run_task", elsewhere)
+    shutil.copytree(whole, tmp_path / "out")
+    next((tmp_path / "out" / "models").glob("*-ResNet8-*.safetensors")).unlink()
+    next((tmp_path / "out" / "evaluations").glob("*-ResNet8-*-nat-*.safetensors")).unlink()
+    result = run(*DIGITS, "--out", tmp_path / "out", "--results", tmp_path / "out" / "results")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("train ResNet8") == 1
+    attacks = len(list(whole.glob("evaluations/*-ResNet8-*.safetensors")))
+    assert result.output.count("attack ResNet8") == (attacks if is_another else 1)
+    assert len(scored_networks(tmp_path / "out", "ResNet8")) == 1
+    (training,) = (s for s in lines(tmp_path / "out" / "results", "trainings.jsonl") if s["row"] == "ResNet8")
+    scores = [s for s in lines(tmp_path / "out" / "results", "scores.jsonl") if s["row"] == "ResNet8"]
+    assert {s["network"] for s in scores} == {training["network"]} == scored_networks(tmp_path / "out", "ResNet8")
+
+
+def test_a_network_left_out_of_a_parcel_is_not_trained_for_nothing(whole: Path, tmp_path: Path) -> None:
+    assert len(parcels.pack(whole, tmp_path / "parcel", max_files=2, max_bytes=600_000)) >= 1
+    parcels.unpack(tmp_path / "parcel", tmp_path / "out")
+    result = run(*DIGITS, "--out", tmp_path / "out", "--results", tmp_path / "out" / "results")
+    assert result.exit_code == 0, result.output
+    assert "seed 0" not in result.output
+    assert lines(tmp_path / "out" / "results", "scores.jsonl") == lines(whole / "results", "scores.jsonl")
+
+
+# Several processes
+
+
+def work_by_the_step(connection: Connection, device: str, num_threads: int, deadline: float) -> None:
+    """A worker whose clock shows how often its jobs have reported."""
+    clock = itertools.count()
+    workers.time = SimpleNamespace(time=lambda: next(clock), monotonic=time.monotonic)  # type: ignore[assignment]
+    workers._work(connection, device, num_threads, deadline)
+
+
+@pytest.mark.slow
+def test_a_deadline_stops_all_workers_with_their_state_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings("digits", "digits", tmp_path, epochs=10, num_train=256, num_test=4, attack_steps=1)
+    jobs = [
+        Job(task, settings) for seed in (0, 1) for task in tasks_for(settings, "ResNet8", seed, ["nat"], loss="pgd")
+    ]
+    monkeypatch.setattr(workers, "_work", work_by_the_step)
+    monkeypatch.setattr(workers, "time", SimpleNamespace(time=lambda: 0, perf_counter=time.perf_counter))
+    ended: list[Any] = []
+    workers.run_all(
+        jobs,
+        device="cpu",
+        num_workers=2,
+        num_threads=1,
+        report=lambda *_: None,
+        finished=lambda *done: ended.append(done),
+        failed=lambda *failed: ended.append(failed),
+        deadline=5,
+    )
+    assert ended == []
+    trees = [checkpoint.load(path, kind="training") for path in tmp_path.glob("models/*.safetensors")]
+    assert [(tree["epoch"], tree["step"]) for tree in trees] == [(2, 1), (2, 1)]  # five steps, two to an epoch
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_its_job_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings("digits", "digits", tmp_path, epochs=1, num_train=20, num_test=4, attack_steps=1)
+    first, second, third = (tasks_for(settings, "ResNet8", seed, ["nat"], loss="pgd") for seed in range(3))
+    jobs = [Job(task, settings) for task in (*first, *second, *third)]
+    doomed = {jobs[0], jobs[2]}
+    start = workers._Worker.start
+
+    def start_and_kill(worker: workers._Worker, job: Job) -> None:
+        start(worker, job)
+        if job in doomed:
+            os.kill(worker.process.pid or 0, signal.SIGKILL)
+
+    monkeypatch.setattr(workers._Worker, "start", start_and_kill)
+    done: list[Job] = []
+    failed: dict[Job, Exception] = {}
+    common: dict[str, Any] = {"device": "cpu", "num_workers": 2, "num_threads": 1, "report": lambda *_: None}
+    workers.run_all(jobs, **common, finished=lambda job, *_: done.append(job), failed=failed.__setitem__)
+    assert failed.keys() == doomed
+    assert all(isinstance(error, workers.WorkerDied) for error in failed.values())
+    assert done == jobs[4:]
+    with pytest.raises(workers.WorkerDied, match="the process that was to train ResNet8"):
+        workers.run_all(jobs, **common, finished=lambda *_: None)
 
 
 # Parcels
@@ -332,6 +547,9 @@ def test_missing_damaged_and_foreign_parcels_are_refused(parcel: tuple[Path, Pat
     manifest.write_text(whole[:-20])
     with pytest.raises(InputError, match="no manifest of a parcel"):
         parcels.unpack(folder, there)
+    manifest.write_text(whole.replace('"bytes"', '"size"', 1))
+    with pytest.raises(InputError, match="no manifest of a parcel"):
+        parcels.unpack(folder, there)
     manifest.unlink()
     with pytest.raises(InputError, match=r"holds no manifest\.json"):
         parcels.unpack(folder, there)
@@ -358,5 +576,13 @@ def test_where_not_all_fits_finished_networks_stay_behind(whole: Path, tmp_path:
     assert len(list((tmp_path / "parcel").iterdir())) == 2
     assert 1 <= len(left_out) < 2 + len(list(whole.glob("models/*")))
     assert {path.parent.name for path in left_out} == {"models"}
+    # a training under way goes before all that are finished, however old
+    shutil.copytree(whole, tmp_path / "out")
+    under_way, other = (next((tmp_path / "out" / "models").glob(f"*-{row}-*")) for row in ("En2ResNet8", "ResNet8"))
+    checkpoint.save(under_way, checkpoint.load(under_way, kind="training") | {"epoch": 1}, kind="training")
+    os.utime(under_way, (0, 0))
+    sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*/*") if path != other]
+    left_out = parcels.pack(tmp_path / "out", tmp_path / "parcel", max_files=2, max_bytes=sum(sizes))
+    assert left_out == [other]
     with pytest.raises(InputError, match="not one file fits"):
         parcels.pack(whole, tmp_path / "parcel", max_files=2, max_bytes=10)
