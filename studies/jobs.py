@@ -234,7 +234,7 @@ def attack_for(column: Column, settings: Settings) -> evaluate.Attack | None:
     if column == "nat":
         return None
     if column == "autoattack":
-        return partial(auto_attack, eps=config.eps, num_steps=num_steps, eot_draws=settings.auto_draws)
+        return partial(auto_attack_rand, eps=config.eps, num_steps=num_steps, eot_draws=settings.auto_draws)
     if column == "fgsm":
         attack = partial(attacks.fgsm, eps=config.eps)
     elif column == "cw":
@@ -252,7 +252,7 @@ def attack_for(column: Column, settings: Settings) -> evaluate.Attack | None:
     return partial(evaluate.through_eot, attack=attack, eot_draws=eot_draws(column, settings))
 
 
-def auto_attack(
+def auto_attack_rand(
     model: models.EnResNet,
     x: Tensor,
     y: Tensor,
@@ -263,6 +263,8 @@ def auto_attack(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """AutoAttack for random models (APGD-CE, then APGD-DLR), with one draw a gradient where there is no noise.
+
+    Stored predictions are known by this name: those of `auto_attack`, which gave images back clean, are not used.
 
     Raises ImportError without the library.
     """
@@ -288,7 +290,7 @@ def eot_draws(column: Column, settings: Settings) -> int:
 
 def gradients_per_image(column: Column, settings: Settings, *, is_noisy: bool) -> int:
     """Passes forward and back that a column's attack takes for an image, at most."""
-    runs = {"pgd20": _PGD_RESTARTS, "autoattack": 2}.get(column, 1)
+    runs = {"pgd20": _PGD_RESTARTS, "autoattack": 4 if is_noisy else 2}.get(column, 1)
     draws = eot_draws(column, settings) if is_noisy and column != "transfer" else 1
     return runs * draws * _num_steps(column, settings)
 
