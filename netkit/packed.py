@@ -4,7 +4,7 @@
 
 A packed data set is a folder with `NAME-train-0.npz`, `NAME-train-1.npz`, ... and `NAME-test.npz`. Each holds `webp`
 (lossless WebP images one after the other, uint8), `offsets` (num_images + 1 positions in it), `labels`, the names of
-all `classes` and, if written here, `num_parts`: how many files its half of the data set has.
+all `classes` and, if written here, `num_parts` and `num_images`: how many its half of the data set has.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from netkit.data import DataError, read_arrays, read_npz
 MAX_BYTES = 55_000_000
 """Of one file, by default."""
 
+_OVERHEAD = 20_000
+"""Bytes for labels, headers and the names of classes, besides images and their offsets."""
 _OFFICIAL = {"train": 50_000, "test": 10_000}
 _KEYS = ("webp", "offsets", "labels", "classes")
 
@@ -44,10 +46,12 @@ def read(folder: Path, name: str) -> tuple[dict[str, np.ndarray], list[str]]:
     arrays: dict[str, np.ndarray] = {}
     classes: list[str] = []
     for split in ("train", "test"):
-        paths = _parts(folder, name, split)
-        contents = [read_arrays(path, _KEYS, optional=("num_parts",)) for path in paths]
-        _check_complete(folder, f"{name}-{split}", paths, contents, _OFFICIAL[split])
-        images = [image for path, content in zip(paths, contents, strict=True) for image in _decoded(path, content)]
+        parts = _parts(folder, name, split)
+        contents = [read_arrays(path, _KEYS, optional=("num_parts", "num_images")) for _, path in parts]
+        _check_complete(folder, f"{name}-{split}", parts, contents, _OFFICIAL[split])
+        images = [
+            image for (_, path), content in zip(parts, contents, strict=True) for image in _decoded(path, content)
+        ]
         if len({image.shape for image in images}) != 1:
             raise DataError(f"{folder}: the images of {name}-{split} differ in shape")
         arrays[f"x_{split}"] = np.stack(images)
@@ -60,8 +64,10 @@ def write(source: Path, folder: Path, *, name: str | None = None, max_bytes: int
     """Pack the .npz `source` into `folder`, in files of `max_bytes` at most, and return them.
 
     `name` is "cifar10" or "cifar100", by default what `source` is called. Raises DataError for another name, a source
-    that is no such data set, and without Pillow.
+    that is no such data set, a limit that leaves no room for images, and without Pillow.
     """
+    if max_bytes < 2 * _OVERHEAD:
+        raise DataError(f"max_bytes must be at least {2 * _OVERHEAD}, got {max_bytes}")
     name = source.stem if name is None else name
     if name not in ("cifar10", "cifar100"):
         raise DataError(f"expected a data set named cifar10 or cifar100, got {name!r}")
@@ -70,8 +76,7 @@ def write(source: Path, folder: Path, *, name: str | None = None, max_bytes: int
     written = []
     for split in ("train", "test"):
         labels, blobs = arrays[f"y_{split}"], _encoded(arrays[f"x_{split}"])
-        # labels, offsets and headers take some more
-        num_parts = -(-(sum(map(len, blobs)) + 16 * len(blobs)) // (max_bytes - 20_000))
+        num_parts = -(-(sum(map(len, blobs)) + 16 * len(blobs)) // (max_bytes - _OVERHEAD))
         cuts = np.linspace(0, len(blobs), num_parts + 1).astype(int)
         for number, (start, stop) in enumerate(pairwise(cuts.tolist())):
             suffix = "" if split == "test" and num_parts == 1 else f"-{number}"
@@ -83,29 +88,38 @@ def write(source: Path, folder: Path, *, name: str | None = None, max_bytes: int
                 labels=labels[start:stop].astype(np.uint8),
                 classes=np.array(classes),
                 num_parts=np.array(num_parts),
+                num_images=np.array(len(blobs)),
             )
             written.append(path)
     return written
 
 
-def _parts(folder: Path, name: str, split: str) -> list[Path]:
-    """The files of one half of the data set that lie in `folder`, in order."""
+def _parts(folder: Path, name: str, split: str) -> list[tuple[int, Path]]:
+    """The files of one half of the data set that lie in `folder`, in order, with their numbers."""
     matches = ((path, re.fullmatch(rf"{name}-{split}(?:-(\d+))?", path.stem)) for path in folder.glob("*.npz"))
-    return [path for _, path in sorted((int(match[1] or 0), path) for path, match in matches if match)]
+    return sorted((int(match[1] or 0), path) for path, match in matches if match)
 
 
 def _check_complete(
-    folder: Path, half: str, paths: Sequence[Path], contents: Sequence[dict[str, np.ndarray]], official: int
+    folder: Path, half: str, parts: Sequence[tuple[int, Path]], contents: Sequence[dict[str, np.ndarray]], official: int
 ) -> None:
-    if not paths:
+    if not parts:
         raise DataError(f"{folder} holds no {half} file beside other packed ones")
-    if "num_parts" in contents[0]:
-        here, expected, unit = len(paths), int(contents[0]["num_parts"]), "files"
-    else:  # written elsewhere, by someone who packed the official data sets
-        here, expected, unit = sum(len(content["labels"]) for content in contents), official, "images"
-    if here != expected:
-        names = ", ".join(path.name for path in paths)
-        raise DataError(f"{folder} holds {here} of {expected} {unit} of {half}, in {names}: a part is missing")
+    numbers = [number for number, _ in parts]
+    num_parts = int(contents[0].get("num_parts", max(numbers) + 1))
+    for position, (number, path) in enumerate(parts):
+        if number >= num_parts or number in numbers[:position]:
+            expected = f"expected {num_parts} of {half}, numbered from 0"
+            raise DataError(f"{path} is one file too many: {expected}; another packing may have left it")
+    names = ", ".join(path.name for _, path in parts)
+    if len(parts) < num_parts:
+        raise DataError(f"{folder} holds {len(parts)} of {num_parts} files of {half}, in {names}: a part is missing")
+    # without a number of images: written elsewhere, by someone who packed the official data sets, or before it was kept
+    here = sum(len(content["offsets"]) - 1 for content in contents)
+    expected_images = int(contents[0].get("num_images", here if "num_parts" in contents[0] else official))
+    if here != expected_images:
+        reason = "a part is missing" if here < expected_images else "they are not of one packing"
+        raise DataError(f"{folder} holds {here} of {expected_images} images of {half}, in {names}: {reason}")
 
 
 def _decoded(path: Path, content: dict[str, np.ndarray]) -> list[np.ndarray]:

@@ -66,13 +66,39 @@ def test_parts_that_do_not_say_how_many_they_are_must_make_up_the_official_data_
     there = copy(folder, tmp_path)
     for path in there.iterdir():
         with np.load(path) as file:
-            content = {key: file[key] for key in file if key != "num_parts"}
+            content = {key: file[key] for key in file if key not in ("num_parts", "num_images")}
         np.savez(path, **content)
     with pytest.raises(DataError, match=r"holds 50 of 50000 images of cifar10-train, .*: a part is missing"):
         data.load("cifar10", data=there)
     monkeypatch.setattr(packed, "_OFFICIAL", {"train": 50, "test": 20})
     whole = data.load("cifar10", data=folder / "cifar10.npz")
     assert data.load("cifar10", data=there).fingerprint() == whole.fingerprint()
+
+
+@pytest.mark.parametrize(("copied", "to"), [("train-2", "train-3"), ("test", "test-0"), ("test", "test-1")])
+def test_a_surplus_part_is_named(folder: Path, tmp_path: Path, copied: str, to: str) -> None:
+    there = copy(folder, tmp_path)
+    (there / f"cifar10-{to}.npz").write_bytes((there / f"cifar10-{copied}.npz").read_bytes())
+    with pytest.raises(
+        DataError, match=rf"cifar10-({to}|{copied})\.npz is one file too many: expected [13] of cifar10-t"
+    ):
+        data.load("cifar10", data=there)
+
+
+def test_parts_of_different_packings_are_refused(folder: Path, tmp_path: Path) -> None:
+    there = copy(folder, tmp_path / "there")
+    other = fake_cifar(tmp_path / "cifar10.npz", num_train=60)
+    packed.write(other, tmp_path / "other", max_bytes=110_000)
+    (there / "cifar10-train-1.npz").write_bytes((tmp_path / "other" / "cifar10-train-1.npz").read_bytes())
+    with pytest.raises(DataError, match=r"holds 5\d of 50 images of cifar10-train, .*: they are not of one packing"):
+        data.load("cifar10", data=there)
+
+
+@pytest.mark.parametrize("max_bytes", [0, 20_000, 39_999])
+def test_files_too_small_for_an_image_are_refused(folder: Path, tmp_path: Path, max_bytes: int) -> None:
+    with pytest.raises(DataError, match=f"max_bytes must be at least 40000, got {max_bytes}"):
+        packed.write(folder / "cifar10.npz", tmp_path / "there", max_bytes=max_bytes)
+    assert not (tmp_path / "there").exists()
 
 
 def test_damage_is_named(folder: Path, tmp_path: Path) -> None:
