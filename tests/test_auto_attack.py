@@ -3,15 +3,17 @@ from __future__ import annotations
 import importlib.util
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from jobs import Settings, attack_for
 from torch import Tensor, nn
 
 from netkit import attacks, data, en_resnet
 from netkit.attacks import auto_attack
-from netkit.evaluate import robust_accuracy
+from netkit.evaluate import attack_name, robust_accuracy
 
 needs_library = pytest.mark.skipif(
     importlib.util.find_spec("pyautoattack") is None, reason="pyautoattack is not installed (extra autoattack)"
@@ -122,6 +124,12 @@ def test_the_rand_version_gives_every_image_back_attacked_and_is_no_kinder_than_
     )
     assert against_rule < -4
     assert against_apgd < 4
+
+
+def test_stored_predictions_of_the_attack_as_it_was_have_another_name() -> None:
+    attack = attack_for("autoattack", Settings("digits", "digits", Path("out")))
+    assert attack is not None
+    assert attack_name(attack) == "auto_attack_rand(eot_draws=20, eps=0.2, num_steps=100)"  # was "auto_attack(..."
 
 
 @needs_library
