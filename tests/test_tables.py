@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import io
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jobs
 import numpy as np
 import pytest
 import tables
 import torch
-from jobs import EvaluateTask, Settings, separate_networks, tasks_for, trained_model
+from jobs import EvaluateTask, Job, Settings, TrainTask, load_data, network, separate_networks, tasks_for, trained_model
+from rich.console import Console
+from rich.progress import Progress
 from tables import Row, Table, on_dataset
 from test_data import fake_cifar
 from typer.testing import CliRunner, Result
 
+from netkit import attacks, checkpoint
 from netkit.training import load_model
 
 STUDIES = [f"table{number}" for number in (1, *range(3, 11))] + ["gradient_mask"]
@@ -242,6 +248,75 @@ def test_todays_attacks_are_columns_like_the_papers(runs: Any) -> None:
     assert list(row["cells"]) == columns.split(",")
     assert set(row["paper"]) == {"nat", "ifgsm20"}
     assert stored(out, "table2")["columns"]["autoattack"] == "AutoAttack rand (2 steps, 2 draws)"
+    for column, batch_size in (("autoattack", 50), ("pgd20", 250)):  # costly blocks are small, the others as ever
+        (path,) = out.glob(f"evaluations/*-En2ResNet8-*-{column}-*.safetensors")
+        assert checkpoint.load(path, kind="evaluation")["identity"]["batch_size"] == batch_size
+
+
+def test_the_bar_of_a_job_goes_with_it_however_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Kept(Progress):
+        def __init__(self, *columns: Any, **options: Any) -> None:
+            super().__init__(*columns, **options)
+            made.append(self)
+
+    monkeypatch.setattr(tables, "Progress", Kept)
+    monkeypatch.setattr(tables, "console", Console(file=io.StringIO(), force_terminal=True))
+    first, second, third = (Job(TrainTask("A", seed, 0.1), Settings("digits", "digits", Path())) for seed in range(3))
+    with tables.progress() as (report, finished, ended):
+        for job in (first, second, third):
+            report(job, 1, 2)
+        finished(first, "accuracy 50%", 1.0)
+        ended(second, "failed, out of memory")
+        assert [bar.description for bar in made[0].tasks] == [str(third)]
+    assert made[0].live.transient  # what a deadline stops leaves nothing behind either
+
+
+def test_a_declared_oracle_is_not_exchanged_for_the_noise_free_twin() -> None:
+    table = dataclasses.replace(declared("table3"), columns=("nat", "ifgsm20", "transfer"))
+    with_oracle = next(row for row in table.rows if row.oracle is not None)
+    settings = Settings("digits", "digits", Path("out"))
+    tasks = [task for task in tables._tasks(table, with_oracle, settings, 0) if isinstance(task, EvaluateTask)]
+    assert [task.column for task in tasks] == ["ifgsm20"]
+    assert tables._columns_of(table, dataclasses.replace(with_oracle, oracle=None)) == table.columns
+
+
+def test_weights_are_learned_from_blocks_of_attacked_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings("digits", "digits", Path("out"), num_train=64, attack_steps=2)
+    config = settings.train_config(0, "pgd")
+    model = network("Plain2ResNet8", settings, 0)
+    images = load_data(settings).train.first(20)
+    whole = jobs._logits_as_in_training(model, images, settings, config, 3)
+    sizes = []
+    pgd = attacks.pgd
+
+    def counted(model: Any, x: torch.Tensor, y: torch.Tensor, **options: Any) -> torch.Tensor:
+        sizes.append(len(x))
+        return pgd(model, x, y, **options)
+
+    monkeypatch.setattr(attacks, "pgd", counted)
+    monkeypatch.setattr(jobs, "_EVALUATION_BATCH", 8)
+    blocks = jobs._logits_as_in_training(model, images, settings, config, 3)
+    assert sizes == [8, 8, 4]
+    assert blocks.shape == whole.shape == (2, 20, 10)
+    natural = []
+    for size in (8, 250):
+        monkeypatch.setattr(jobs, "_EVALUATION_BATCH", size)
+        clean = dataclasses.replace(config, loss="natural")
+        natural.append(jobs._logits_as_in_training(model, images, settings, clean, 3))
+    torch.testing.assert_close(natural[0], natural[1])
+    assert not torch.allclose(natural[0], blocks, atol=1e-3)
+
+
+def test_weights_that_lose_their_sum_are_a_training_that_diverged() -> None:
+    settings = Settings("digits", "digits", Path("out"), num_train=64, attack_steps=2)
+    model = network("Plain2ResNet8", settings, 0)
+    with torch.no_grad():
+        model.members[0].fc.bias[0] = 1e6
+    config = dataclasses.replace(settings.train_config(0, "natural"), lr=1.0)
+    with pytest.raises(FloatingPointError, match="training diverged: the members' weights after epoch 5: lr: expected"):
+        jobs._update_weights(settings, config, model, 4)
 
 
 @pytest.mark.parametrize(
