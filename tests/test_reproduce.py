@@ -23,6 +23,9 @@ import numpy as np
 import parcels
 import pytest
 import reproduce
+import reproduce_estimate
+import reproduce_queue
+import reproduce_results
 import torch
 import workers
 from jobs import (
@@ -133,7 +136,7 @@ def test_stopped_interrupted_and_moved_it_ends_with_the_same_results(
     assert run("unpack", tmp_path / "parcel", "--out", second).exit_code == 0
     with monkeypatch.context() as patch:
         written = iter(range(10_000))
-        merge = reproduce.write_results
+        merge = reproduce_results.write_results
 
         def interrupted(entries: Any, folder: Path) -> None:
             if next(written) == 6:
@@ -160,7 +163,7 @@ def test_done_work_is_estimated_at_nothing_and_the_rest_by_what_a_pass_takes(
     assert result.exit_code == 0, result.output
     assert result.output.count("done") == 7
     assert "0 minutes in all" in result.output
-    monkeypatch.setattr(reproduce, "seconds_per_gradient", lambda model, settings: 3.0)
+    monkeypatch.setattr(reproduce_estimate, "seconds_per_gradient", lambda model, settings: 3.0)
     result = run("--settings", "digits", "--seeds", "1", *DIGITS[4:], "--rows", "ResNet8", "--out", whole, "--dry-run")
     estimates = [line.split() for line in result.output.splitlines() if " s " in line]
     seconds = [float(words[0]) for words in estimates]
@@ -172,7 +175,7 @@ def test_done_work_is_estimated_at_nothing_and_the_rest_by_what_a_pass_takes(
 def test_a_pass_is_measured_in_training_steps() -> None:
     settings = Settings("digits", "digits", Path("out"), num_train=64, num_test=10)
     started = time.perf_counter()
-    seconds = reproduce.seconds_per_gradient("ResNet8", settings)
+    seconds = reproduce_estimate.seconds_per_gradient("ResNet8", settings)
     # three of its four steps, two passes each, over 57 images
     assert 0 < seconds * 57 * 2 * 3 < time.perf_counter() - started
 
@@ -180,13 +183,19 @@ def test_a_pass_is_measured_in_training_steps() -> None:
 def test_estimates_count_the_passes_of_every_job() -> None:
     jobs = {
         str(entry.job): entry.job
-        for entry in reproduce.entries_of(reproduce._stages("digits", None, "0"), data=None, out=Path(), device="cpu")
+        for entry in reproduce_queue.entries_of(
+            reproduce._stages("digits", None, "0"), data=None, out=Path(), device="cpu"
+        )
     }
     # 256 images: 230 for training with 2 + 1 passes in 2 epochs, 26 for one validation with 2 and two forward
-    assert reproduce.passes(jobs["train ResNet8, seed 0, lr 0.1"]) == pytest.approx(2 * 230 * 3 + 26 * (2 + 2 / 3))
+    assert reproduce_estimate.passes(jobs["train ResNet8, seed 0, lr 0.1"]) == pytest.approx(
+        2 * 230 * 3 + 26 * (2 + 2 / 3)
+    )
     # 40 images: 2 steps of 20 draws, scored twice
-    assert reproduce.passes(jobs["attack En2ResNet8, seed 0, ifgsm20-eot20"]) == pytest.approx(40 * (40 + 2 / 3))
-    assert reproduce.passes(jobs["attack ResNet8, seed 0, pgd20"]) == pytest.approx(40 * (5 * 2 + 1 / 3))
+    assert reproduce_estimate.passes(jobs["attack En2ResNet8, seed 0, ifgsm20-eot20"]) == pytest.approx(
+        40 * (40 + 2 / 3)
+    )
+    assert reproduce_estimate.passes(jobs["attack ResNet8, seed 0, pgd20"]) == pytest.approx(40 * (5 * 2 + 1 / 3))
 
 
 def test_listed_jobs_keep_the_device(tmp_path: Path) -> None:
@@ -199,18 +208,18 @@ def test_listed_jobs_are_the_queue_in_its_order(tmp_path: Path) -> None:
     listed = [shlex.split(line) for line in run("--list-jobs", "--out", tmp_path).output.splitlines()]
     found = [(w[w.index("--settings") + 1], w[w.index("--rows") + 1], w[w.index("--seeds") + 1]) for w in listed]
     assert len(found) == len(set(found))
-    core = [("fast", row, seed) for seed in "012" for row in reproduce.CORE]
+    core = [("fast", row, seed) for seed in "012" for row in reproduce_queue.CORE]
     assert found[: len(core)] == core
     assert ("fast-cifar100", "En5ResNet20", "2") in found
     assert not {"digits", "cpu-narrow"} & {setting for setting, _, _ in found}
 
 
 def test_each_stage_names_networks_and_settings_that_exist() -> None:
-    for stage in (*reproduce.QUEUE, *reproduce.ON_REQUEST):
-        setting = reproduce.SETTINGS[stage.setting]
+    for stage in (*reproduce_queue.QUEUE, *reproduce_queue.ON_REQUEST):
+        setting = reproduce_queue.SETTINGS[stage.setting]
         settings = Settings(setting.dataset, setting.preset, Path("out"), **{**setting.options, **stage.options})
         assert all(column_title(column, settings) for column in stage.columns)
-    assert [stage.setting for stage in reproduce.QUEUE][:1] == ["fast"]
+    assert [stage.setting for stage in reproduce_queue.QUEUE][:1] == ["fast"]
 
 
 def test_results_of_other_settings_stay(whole: Path, tmp_path: Path) -> None:
@@ -267,9 +276,9 @@ def test_results_of_an_older_definition_or_of_another_network_go(
         line for line in ours[:-1] if line["row"] == "ResNet8"
     ]
     # more epochs: what is there of the one row must not stand beside what is new of the other
-    options = reproduce.SETTINGS["digits"].options
-    longer = dataclasses.replace(reproduce.SETTINGS["digits"], options={**options, "epochs": 3})
-    monkeypatch.setitem(reproduce.SETTINGS, "digits", longer)
+    options = reproduce_queue.SETTINGS["digits"].options
+    longer = dataclasses.replace(reproduce_queue.SETTINGS["digits"], options={**options, "epochs": 3})
+    monkeypatch.setitem(reproduce_queue.SETTINGS, "digits", longer)
     (tmp_path / "out").mkdir()
     arguments = [*DIGITS, "--out", tmp_path / "out", "--results", tmp_path, "--rows", "ResNet8"]
     assert run(*arguments).exit_code == 0
@@ -282,8 +291,8 @@ def test_results_of_an_older_definition_or_of_another_network_go(
 
 def _merge_one(whole: Path, results: Path, index: int) -> None:
     stages = reproduce._stages("digits", None, "0")
-    entries = list(reproduce.entries_of(stages, data=None, out=whole, device="cpu"))
-    reproduce.write_results([entries[index]], results)
+    entries = list(reproduce_queue.entries_of(stages, data=None, out=whole, device="cpu"))
+    reproduce_results.write_results([entries[index]], results)
 
 
 def test_two_runs_into_one_folder_keep_each_others_lines(whole: Path, tmp_path: Path) -> None:
