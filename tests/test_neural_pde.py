@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import neural_pde
 import numpy as np
 import pytest
 import xarray as xr
@@ -26,20 +27,48 @@ def test_it_leaves_the_picture_the_fields_and_the_checks(tmp_path):
     assert (tmp_path / "neural_pde.png").stat().st_size > 50_000
     assert (tmp_path / "neural_pde.pdf").exists()
     numbers = json.loads((tmp_path / "neural_pde.json").read_text())
-    right, wrong_sigma, _ = numbers["checks"]
+    right, *wrong = numbers["checks"]
     assert right["agrees"]
+    assert right["scheme_residual"] < 1e-14
+    assert [check["network"] for check in wrong if check["agrees"]] == []
+    assert min(check["scheme_residual"] for check in wrong) > 1e-7
     assert right["coverage"] >= 0.95
-    assert not wrong_sigma["agrees"]
     assert abs(numbers["error_in_draws"]["slope_up_to_32"] + 0.5) < 0.05
     assert numbers["boundary"] < 1e-3
     gradients = [row["gradient"] for row in numbers["smoothing"]]
     assert gradients[0] > gradients[1] > gradients[2]
     assert all(row["gradient"] <= row["coupling"] * 1.01 for row in numbers["smoothing"])
     assert all(row["coverage"] >= 0.95 for row in numbers["networks"])
+    for row in numbers["weights"]["least_error"]["rows"]:
+        assert sum(row["weights"]) == pytest.approx(1)
+    best, richardson = (
+        np.array([row["rms"][kind] or np.nan for row in numbers["weights"]["least_error"]["rows"]])
+        for kind in ("best", "richardson")
+    )
+    assert np.nanmax(best / richardson) < 1.1  # on points and draws that the weights have not seen
+    control = numbers["control"]
+    assert control[0]["one"] > 10 * control[2]["one"]
+    assert control[2]["fitted"] > control[2]["one"]
     with xr.open_dataset(tmp_path / "neural_pde.nc", engine="h5netcdf") as data:
         assert json.loads(data.attrs["provenance"])["config"]["seed"] == 1
         far = np.abs(data.ensemble - data.diffused).max(("x", "y"))
         assert float(far.sel(draws=1000)) < 0.1 < float(far.sel(draws=1))
+
+
+def test_the_stored_result_can_be_printed(capsys):
+    stored = STUDY.parent / "results" / "neural_pde"
+    neural_pde.report(stored)
+    printed = capsys.readouterr().out
+    assert "neighbouring" in printed
+    assert "Multilevel pays for" in printed
+
+
+def test_multilevel_is_said_to_lose_only_where_it_does():
+    rows = [{"rmse": 0.02, "pays": True}, {"rmse": 0.01, "pays": False}]
+    assert neural_pde.multilevel_verdict(rows[:1]) == "Multilevel pays for rmse 0.02."
+    both = "Multilevel pays for rmse 0.02. For 0.01 the plain ensemble is cheaper, and simpler."
+    assert neural_pde.multilevel_verdict(rows) == both
+    assert neural_pde.multilevel_verdict(rows[1:]).startswith("Multilevel pays for none of these. For 0.01")
 
 
 @pytest.mark.parametrize(
