@@ -51,8 +51,8 @@ _REPEAT_SEED = 1000  # between the seeds of networks of one kind, trained separa
 class Settings:
     """What a whole table is computed with; tables with equal settings share every file.
 
-    `attack_steps` caps the steps of every attack, in training and in evaluation, and `auto_draws` are the noise
-    draws in each gradient of AutoAttack. Several `learning_rates` are all trained, and the best on validation is
+    `attack_steps` caps the steps of every attack, in training and in evaluation (not those of the validation in
+    one-step training, which takes ten), and `auto_draws` are the noise draws in each gradient of AutoAttack. Several `learning_rates` are all trained, and the best on validation is
     kept, for each row and seed. `width` is that of all networks, by default the paper's 16, and 8 on digits.
     """
 
