@@ -141,7 +141,7 @@ class ControlProbe:
     """What the control does on a few images (P, ...) of K classes.
 
     coefficient: the β of least variance, one for all, to start from. plain, controlled: variance (P, K) of a draw
-        without the control and with the best β of each image and class.
+        without the control and with the β that other draws of the same image and class give.
     """
 
     coefficient: float
@@ -154,10 +154,15 @@ def probe_control(model: nn.Module, x: Tensor, output: Callable[[Tensor], Tensor
     expansion = NoiseExpansion(model, x, output)
     p, c = (torch.stack(column) for column in zip(*(expansion.draw() for _ in range(_PROBE_DRAWS)), strict=True))
     p, c = p - p.mean(0), c - c.mean(0)
-    pp, pc, cc = p.square().sum(0), (p * c).sum(0), c.square().sum(0)
-    left = (pp - pc.square() / cc.clamp_min(torch.finfo(cc.dtype).tiny)).clamp_min(0)  # of a regression of p on c
-    coefficient = float(pc.sum() / cc.sum()) if bool(cc.any()) else 0.0
-    return ControlProbe(coefficient, pp / (_PROBE_DRAWS - 1), left / (_PROBE_DRAWS - 2))
+    cc = c.square().sum(0).clamp_min(torch.finfo(c.dtype).tiny)
+    beta = (p * c).sum(0) / cc
+    coefficient = float((p * c).sum() / cc.sum()) if bool(c.any()) else 0.0
+    # What is left of each draw with the β and the mean of the others (PRESS, Allen 1974). With the draw itself in the
+    # fit, a few large terms of a heavy-tailed expansion would explain themselves.
+    weight = c.square() / cc + 1 / _PROBE_DRAWS
+    left = (p - beta * c) / (1 - weight).clamp_min(1e-6)
+    plain = p / (1 - 1 / _PROBE_DRAWS)
+    return ControlProbe(coefficient, *(each.square().mean(0) * (1 - 1 / _PROBE_DRAWS) for each in (plain, left)))
 
 
 def expansion_cost(num_outputs: int) -> int:

@@ -35,6 +35,7 @@ from netkit.noise import ResidualNoise
 _PILOT = 16  # draws before the first look at a variance
 _PROBE_IMAGES = 16
 _PROBE_SHARE = 0.1  # of the passes sure to be made: the most that is spent on finding out whether a control pays
+_MARGIN = 3  # what a control must promise to save: a short probe misses the tails, and promised up to 3 times too much
 _CONTROLLED_DRAWS = 200  # with fewer the heavy tails that a control leaves make intervals too short
 _BETS = (1.0, 0.5, 0.25, 0.125)  # λ, mixed with equal weights
 
@@ -233,10 +234,11 @@ def _judged(
             raise
         return None, 1  # no expansion
     if stein is None:
-        pays = (setup / num_draws + controlled_draw) * float(probe.controlled.mean()) < float(probe.plain.mean())
+        each_draw = setup / num_draws + controlled_draw
+        pays = _MARGIN * each_draw * float(probe.controlled.mean()) < float(probe.plain.mean())
     else:
         plain, controlled = (float(stein(v.sqrt()).mean()) for v in (probe.plain, probe.controlled))
-        pays = setup + controlled_draw * controlled < plain
+        pays = _MARGIN * (setup + controlled_draw * controlled) < plain
     return (probe.coefficient if always or pays else None), 1 + count * each
 
 

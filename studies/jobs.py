@@ -52,8 +52,9 @@ class Settings:
     """What a whole table is computed with; tables with equal settings share every file.
 
     `attack_steps` caps the steps of every attack, in training and in evaluation (not those of the validation in
-    one-step training, which takes ten), and `auto_draws` are the noise draws in each gradient of AutoAttack. Several `learning_rates` are all trained, and the best on validation is
-    kept, for each row and seed. `width` is that of all networks, by default the paper's 16, and 8 on digits.
+    one-step training, which takes ten), and `auto_draws` are the noise draws in each gradient of AutoAttack. Several
+    `learning_rates` are all trained, and the best on validation is kept, for each row and seed. `width` is that of all
+    networks, by default the paper's 16, and 8 on digits.
     """
 
     dataset: str
