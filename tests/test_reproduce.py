@@ -35,6 +35,7 @@ from jobs import (
     TrainTask,
     checkpoint_path,
     column_title,
+    lacking,
     network,
     network_fingerprint,
     noise_free,
@@ -161,7 +162,7 @@ def test_done_work_is_estimated_at_nothing_and_the_rest_by_what_a_pass_takes(
     before = sorted(whole.rglob("*"))
     result = run(*DIGITS, "--out", whole, "--rows", "ResNet8", "--dry-run")
     assert result.exit_code == 0, result.output
-    assert result.output.count("done") == 7
+    assert result.output.count("done") == (6 if lacking("autoattack") else 7)  # one training, its attacks
     assert "0 minutes in all" in result.output
     monkeypatch.setattr(reproduce_estimate, "seconds_per_gradient", lambda model, settings: 3.0)
     result = run("--settings", "digits", "--seeds", "1", *DIGITS[4:], "--rows", "ResNet8", "--out", whole, "--dry-run")
@@ -291,8 +292,9 @@ def test_results_of_an_older_definition_or_of_another_network_go(
 
 def _merge_one(whole: Path, results: Path, index: int) -> None:
     stages = reproduce._stages("digits", None, "0")
-    entries = list(reproduce_queue.entries_of(stages, data=None, out=whole, device="cpu"))
-    reproduce_results.write_results([entries[index]], results)
+    entries = reproduce_queue.entries_of(stages, data=None, out=whole, device="cpu")
+    done = [entry for entry in entries if entry.job.is_done()]  # AutoAttack's library may be missing
+    reproduce_results.write_results([done[index]], results)
 
 
 def test_two_runs_into_one_folder_keep_each_others_lines(whole: Path, tmp_path: Path) -> None:
