@@ -199,6 +199,7 @@ def joined(device: torch.device | str) -> Iterator[None]:
     # A process that waits for another's long attack must not give up; where one dies, torchrun ends them all.
     dist.init_process_group("gloo" if is_cpu else "nccl", timeout=_PATIENCE)
     yield
+    dist.barrier()  # a process that closes its connections while another still uses them can abort that one
     dist.destroy_process_group()  # not after an error: the others may never come to it
 
 
