@@ -15,10 +15,10 @@ import table2
 import table4
 import table5
 import torch
-from tables import Claim, Row, Table
+from tables import Claim, Row, Table, as_printed, verdict
 from torch import Tensor
 
-from netkit.intervals import mean_accuracy, paired_difference
+from netkit.intervals import mean_accuracy
 
 Fields = dict[str, Any]
 Scores = dict[tuple[str, str], dict[int, Fields]]
@@ -151,31 +151,13 @@ def verdicts(
     out = []
     for claim in claims:
         for attack in columns:
-            better, worse, printed = claim.better, claim.worse, None
-            if attack in paper.get(better, {}) and attack in paper.get(worse, {}):
-                printed = paper[better][attack] - paper[worse][attack]
-                if printed < 0:
-                    better, worse, printed = worse, better, -printed
-            first, second = found.get((better, attack), {}), found.get((worse, attack), {})
-            seeds = sorted(first.keys() & second.keys())
+            better, worse, printed = as_printed(claim, attack, paper)
+            both = found.get((better, attack), {}), found.get((worse, attack), {})
+            seeds = sorted(both[0].keys() & both[1].keys())
             if not seeds:
                 continue
-            n = min(by_seed[seed]["n"] for by_seed in (first, second) for seed in seeds)
-            difference = paired_difference(
-                *([right_answers(by_seed[seed])[:n] for seed in seeds] for by_seed in (first, second))
-            )
-            out.append(
-                {
-                    "better": better,
-                    "worse": worse,
-                    "column": attack,
-                    "difference": difference.mean,
-                    "interval": [difference.interval.low, difference.interval.high],
-                    "confidence": difference.interval.confidence,
-                    "paper_difference": printed,
-                    "verdict": difference.verdict,
-                    "n": n,
-                    "num_seeds": len(seeds),
-                }
-            )
+            n = min(by_seed[seed]["n"] for by_seed in both for seed in seeds)
+            first, second = ([right_answers(by_seed[seed])[:n] for seed in seeds] for by_seed in both)
+            ordering = verdict(better, worse, attack, printed, first, second)
+            out.append(ordering | {"n": n, "num_seeds": len(seeds)})
     return out

@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,6 +40,7 @@ from jobs import (
 from rendering import draw
 from reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from torch import Tensor
 from workers import WorkerDied, costliest_first, run_all
 
 from netkit import evaluate, parallel
@@ -500,28 +501,36 @@ def verdicts(
         if claim.better not in paper or claim.worse not in paper:
             continue
         for column in claim.columns or table.columns:
-            better, worse = claim.better, claim.worse
-            if (better, column) not in scores or (worse, column) not in scores:
+            if (claim.better, column) not in scores or (claim.worse, column) not in scores:
                 continue
-            printed = None
-            if column in paper[better] and column in paper[worse]:
-                printed = paper[better][column] - paper[worse][column]
-                if printed < 0:
-                    better, worse, printed = worse, better, -printed
-            difference = paired_difference(
-                [score.correct for score in scores[better, column]],
-                [score.correct for score in scores[worse, column]],
-            )
-            found.append(
-                {
-                    "better": on_dataset(better, dataset),
-                    "worse": on_dataset(worse, dataset),
-                    "column": column,
-                    "difference": difference.mean,
-                    "interval": [difference.interval.low, difference.interval.high],
-                    "confidence": difference.interval.confidence,
-                    "paper_difference": printed,
-                    "verdict": difference.verdict,
-                }
-            )
+            better, worse, printed = as_printed(claim, column, paper)
+            first, second = ([score.correct for score in scores[name, column]] for name in (better, worse))
+            names = on_dataset(better, dataset), on_dataset(worse, dataset)
+            found.append(verdict(*names, column, printed, first, second))
     return found
+
+
+def as_printed(claim: Claim, column: str, paper: Mapping[str, Mapping[str, float]]) -> tuple[str, str, float | None]:
+    """(better, worse, difference): the rows of `claim` as the paper orders them in `column`, where it has numbers."""
+    better, worse = claim.better, claim.worse
+    if column not in paper.get(better, {}) or column not in paper.get(worse, {}):
+        return better, worse, None
+    printed = paper[better][column] - paper[worse][column]
+    return (worse, better, -printed) if printed < 0 else (better, worse, printed)
+
+
+def verdict(
+    better: str, worse: str, column: str, printed: float | None, first: Sequence[Tensor], second: Sequence[Tensor]
+) -> dict[str, Any]:
+    """What became of an ordering, fit for JSON: `first` and `second` are, by seed, the images (n,) of the two rows."""
+    difference = paired_difference(first, second)
+    return {
+        "better": better,
+        "worse": worse,
+        "column": column,
+        "difference": difference.mean,
+        "interval": [difference.interval.low, difference.interval.high],
+        "confidence": difference.interval.confidence,
+        "paper_difference": printed,
+        "verdict": difference.verdict,
+    }
