@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class Stage:
     setting: str
     rows: tuple[str, ...]
     columns: tuple[Column, ...]
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Sequence[int] = (0, 1, 2)
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -114,15 +114,15 @@ QUEUE = (
 ON_REQUEST = (
     *(
         stage
-        for seed in (0, 1, 2)
+        for seed in range(6)
         for stage in (
             Stage("cpu-narrow", CORE, ("nat", "fgsm"), (seed,)),
             Stage("cpu-narrow", CORE, ("ifgsm20",), (seed,), {"num_test": 1_000}),
         )
     ),
-    Stage("cpu-narrow", CORE, ("transfer", "ifgsm20-eot1"), options={"num_test": 500}),
-    Stage("cpu-narrow", CORE, ("cw", "ifgsm20-eot20", "autoattack"), (0,), {"num_test": 250, "auto_draws": 5}),
-    Stage("cpu-narrow", ("En5ResNet20", "Plain5ResNet20"), ("nat", "fgsm", "ifgsm20"), (0,), {"num_test": 500}),
+    Stage("cpu-narrow", CORE, ("transfer", "ifgsm20-eot1"), range(6), {"num_test": 500}),
+    Stage("cpu-narrow", CORE, ("cw", "ifgsm20-eot20", "autoattack"), range(6), {"num_test": 250, "auto_draws": 5}),
+    Stage("cpu-narrow", ("En5ResNet20", "Plain5ResNet20"), ("nat", "fgsm", "ifgsm20"), range(3), {"num_test": 500}),
     Stage("digits", ("ResNet8", "En2ResNet8"), (*PAPER_COLUMNS, *MODERN_COLUMNS), (0, 1)),
 )
 """Settings that are not part of the queue, and run only where they are named."""
