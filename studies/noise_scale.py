@@ -28,6 +28,7 @@ from netkit.checkpoint import CheckpointError
 from netkit.models import EnResNet
 from netkit.noise import NoiseStd
 from netkit.training import Loss
+from pdekit.progress import Progress
 
 Array = NDArray[np.float64]
 
@@ -60,7 +61,11 @@ def main(
     with one_line_errors(usage=(CheckpointError, OSError), failure=(FloatingPointError,)):
         config = SMOKE if smoke else FULL
         torch.set_num_threads(1)  # passes this small only lose by more
-        rows = [row(*case, config, out) for case in config.cases]
+        rows = []
+        with Progress("constant σ: networks", total=len(config.cases)) as bar:
+            for done, case in enumerate(config.cases, start=1):
+                rows.append(row(*case, config, out))
+                bar.update(done)
         write_json(out / "noise_scale.json", {"rows": rows, "provenance": provenance(asdict(config))})
         report(out)
 

@@ -20,6 +20,7 @@ MADE_BY = {
     "fig4": "make fig4",
     "theorems": "make theorems",
     "multilevel": "python studies/multilevel.py",
+    "noise_scale": "python studies/noise_scale.py",
     "learning_rates": "python studies/learning_rates.py",
     "fig5": "python studies/fig5_training_curves.py",
     "fig6": "python studies/fig6_adversarial_images.py",
@@ -31,6 +32,7 @@ CALLED = {
     "fig4": "Figure 4",
     "theorems": "Theorems 1 and 2",
     "multilevel": "multilevel convergence",
+    "noise_scale": "one constant σ in place of the paper’s noise",
     "learning_rates": "learning rates of ensembles",
     "fig5": "training curves (Figure 5)",
     "fig6": "adversarial images (Figure 6)",
@@ -80,6 +82,10 @@ class Results:
     @cached_property
     def multilevel(self) -> Fields | None:
         return self.part("multilevel", "multilevel.json")
+
+    @cached_property
+    def noise_scale(self) -> Fields | None:
+        return self.part("noise_scale", "noise_scale.json")
 
     @cached_property
     def learning_rates(self) -> Fields | None:

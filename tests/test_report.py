@@ -248,7 +248,8 @@ def test_an_empty_folder_gives_a_page_that_says_how_to_fill_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "left_out", ["neural_pde", "fig4", "theorems", "multilevel", "tables", "learning_rates", "fig5", "fig6"]
+    "left_out",
+    ["neural_pde", "fig4", "theorems", "multilevel", "noise_scale", "tables", "learning_rates", "fig5", "fig6"],
 )
 def test_any_part_may_be_missing(everything, tmp_path, left_out):
     if not getattr(everything, left_out):
@@ -300,6 +301,20 @@ def test_findings_follow_the_data(tmp_path):
         ["partly", "not reproduced", "reproduced"],
         ["partly", "reproduced", "not reproduced"],
     ]
+
+
+def test_constant_noise_is_judged_by_what_it_moves_beside_the_noise_itself(tmp_path):
+    stored = json.loads((STORED / "noise_scale" / "noise_scale.json").read_text())
+    (tmp_path / "noise_scale").mkdir()
+    statuses = {}
+    for share in (0.05, 0.5):
+        for row in stored["rows"]:
+            row["mean"]["one"] = share * row["mean"]["noise"]
+        (tmp_path / "noise_scale" / "noise_scale.json").write_text(json.dumps(stored))
+        (finding,) = findings(Results(tmp_path))
+        statuses[finding.status] = finding.evidence
+    assert list(statuses) == ["reproduced", "partly"]
+    assert "50% to 50%" in statuses["partly"]
 
 
 def network_file(folder: Path, name: str, *, lr: float, seed: int, members: int, value: float) -> None:
