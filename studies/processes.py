@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from jobs import Settings, load_data, network
-from reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
+from reporting import ROOT, InputError, console, num_cores, one_line_errors, provenance, write_json
 from rich.table import Table
 from tables import require
 
@@ -66,7 +66,7 @@ def main(
 def _launched(num_processes: int, answer: Path) -> dict[str, Any]:
     """What this script answers as a worker, in `num_processes` processes that share the cores."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
-    threads = max(1, (os.cpu_count() or 1) // num_processes)
+    threads = max(1, num_cores() // num_processes)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     command = [*launch, __file__, *sys.argv[1:], "--worker", str(answer)]
     if subprocess.run(command, env=environment).returncode != 0:

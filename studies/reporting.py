@@ -51,6 +51,13 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
+def num_cores() -> int:
+    """The cores that this process may use; fewer than the machine has where a scheduler or taskset says so."""
+    if hasattr(os, "sched_getaffinity"):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def provenance(config: Mapping[str, Any], *, device: str = "cpu") -> dict[str, Any]:
     """The stamp a stored result carries: what ran, with which versions, where and when (UTC)."""
     return {
@@ -59,7 +66,7 @@ def provenance(config: Mapping[str, Any], *, device: str = "cpu") -> dict[str, A
         "commit": _COMMIT,
         "versions": {p: v for p in _PACKAGES if (v := _version(p))} | {"python": platform.python_version()},
         "device": device,
-        "cpu": f"{_cpu()}, {os.cpu_count()} cores",
+        "cpu": f"{_cpu()}, {num_cores()} core{'s' if num_cores() > 1 else ''}",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

@@ -21,7 +21,7 @@ from typing import Annotated
 import parcels
 import typer
 from jobs import EvaluateTask, Job, lacking, load_data
-from reporting import ROOT, InputError, console, one_line_errors
+from reporting import ROOT, InputError, console, num_cores, one_line_errors
 from reproduce_estimate import estimate
 from reproduce_queue import ON_REQUEST, QUEUE, SETTINGS, Entry, Stage, entries_of
 from reproduce_results import write_results
@@ -72,9 +72,8 @@ def main(
             _print_jobs(entries, data, out, device)
             return
         entries = list(_needed(list(_possible(entries))))
-        num_cores = os.cpu_count() or 1
-        num_workers = workers or (num_cores if on == "cpu" else 3)
-        num_threads = max(1, num_cores // num_workers)
+        num_workers = workers or (num_cores() if on == "cpu" else 3)
+        num_threads = max(1, num_cores() // num_workers)
         if dry_run:
             estimate(entries, num_workers, num_threads)
             return

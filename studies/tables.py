@@ -38,7 +38,7 @@ from jobs import (
     tasks_for,
 )
 from rendering import draw
-from reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
+from reporting import ROOT, InputError, console, num_cores, one_line_errors, provenance, write_json
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from torch import Tensor
 from workers import WorkerDied, costliest_first, run_all
@@ -343,16 +343,15 @@ def _compute(table: Table, rows: Sequence[Row], settings: Settings, seeds: range
         for name in filter(None, (row.model, row.oracle)):
             network(on_dataset(name, settings.dataset), settings, seed=0)  # a wrong name fails here, at once
     jobs = [Job(task, settings) for seed in seeds for row in rows for task in _tasks(table, row, settings, seed)]
-    num_cores = os.cpu_count() or 1
     if num_workers is None:
         # from the whole table, not from what is left: the number of threads can change the last bits
-        num_workers = min(num_cores, len(rows) * len(seeds)) if settings.device == "cpu" else 1
+        num_workers = min(num_cores(), len(rows) * len(seeds)) if settings.device == "cpu" else 1
     with progress() as (report, finished, _):
         run_all(
             costliest_first(jobs),
             device=settings.device,
             num_workers=num_workers,
-            num_threads=max(1, num_cores // num_workers),
+            num_threads=max(1, num_cores() // num_workers),
             report=report,
             finished=finished,
         )
