@@ -55,13 +55,14 @@ class _FrozenBlock:
 
     @torch.no_grad()
     def __init__(self, block: PreActBlock) -> None:
+        dtype = _dtype_of_convolutions(block.conv1.weight)
         self.bn = block.bn1
-        self.scale1 = _scale(block.bn1).view(-1, 1, 1)
+        self.scale1 = _scale(block.bn1).view(-1, 1, 1).to(dtype)
         scale2 = _scale(block.bn2)
-        self.conv1 = block.conv1.weight * scale2.view(-1, 1, 1, 1)
-        self.bias1 = torch.addcmul(block.bn2.bias, block.bn2.running_mean, scale2, value=-1)
-        self.conv2 = block.conv2.weight.detach()
-        self.shortcut = None if block.shortcut is None else block.shortcut.weight.detach()
+        self.conv1 = (block.conv1.weight * scale2.view(-1, 1, 1, 1)).to(dtype)
+        self.bias1 = torch.addcmul(block.bn2.bias, block.bn2.running_mean, scale2, value=-1).to(dtype)
+        self.conv2 = block.conv2.weight.detach().to(dtype)
+        self.shortcut = None if block.shortcut is None else block.shortcut.weight.detach().to(dtype)
         self.stride = block.conv1.stride
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -109,6 +110,12 @@ def _conv_backward(
 def _relu_backward_(grad: Tensor, result: Tensor) -> Tensor:
     masked: Tensor = torch.ops.aten.threshold_backward.grad_input(grad, result, 0, grad_input=grad)
     return masked
+
+
+def _dtype_of_convolutions(weight: Tensor) -> torch.dtype:
+    """What autocast would turn weights into, anew in each pass; their own dtype without it."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def _scale(bn: nn.BatchNorm2d) -> Tensor:

@@ -137,13 +137,15 @@ class TrainResult:
         return sum(record.seconds for record in self.history)
 
 
-def make_accelerator(config: TrainConfig, device: torch.device | str) -> Accelerator:
-    """Device, precision and processes in one object; under torchrun all processes together train one model."""
+def make_accelerator(device: torch.device | str) -> Accelerator:
+    """Device and processes in one object; under torchrun all processes together train one model.
+
+    Not the precision, which accelerate cannot change within a process, where one training may follow another.
+    """
     is_cpu = torch.device(device).type == "cpu"
     if not is_cpu:
         parallel.make_current(device)  # accelerate takes the current one
-    is_mixed = config.precision == "bf16" and not is_cpu
-    return Accelerator(cpu=is_cpu, mixed_precision="bf16" if is_mixed else "no")
+    return Accelerator(cpu=is_cpu, mixed_precision="no")
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int, *, num_members: int = 1) -> float:
@@ -207,7 +209,7 @@ def train(
     Raises CheckpointError where `path` holds a run of another model, configuration or data set, or is
     damaged; FloatingPointError where the loss is no longer finite.
     """
-    accelerator = make_accelerator(config, dataset.device) if accelerator is None else accelerator
+    accelerator = make_accelerator(dataset.device) if accelerator is None else accelerator
     run = _Run(model, dataset, config, accelerator, path, provenance or {})
     tree = parallel.from_first(lambda: checkpoint.load(path, kind="training") if path and path.exists() else None)
     if tree is not None:
@@ -291,9 +293,16 @@ class _Run:
         self.best_weights: dict[str, Tensor] | None = None
         self._start_epoch()
 
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        device = self.accelerator.device.type
+        if self.config.precision != "bf16" or device == "cpu":
+            return contextlib.nullcontext()
+        return torch.autocast(device, torch.bfloat16)
+
     def _start_epoch(self) -> None:
         self.generators = self._new_generators()
-        self.order = epoch_order(self.config.seed, self.epoch, len(self.data))
+        # moved at once: a GPU would have to be waited for at each batch
+        self.order = epoch_order(self.config.seed, self.epoch, len(self.data)).to(self.data.x.device)
         self.totals = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)  # loss, correct, images
         self.seconds = 0.0
         self.step = 0
@@ -356,7 +365,7 @@ class _Run:
     def _batch(self) -> tuple[Tensor, Tensor, parallel.Share]:
         """Images and labels of the next batch, as far as they are this process's, and which these are."""
         size = self.config.batch_size
-        index = self.order[self.step * size : (self.step + 1) * size].to(self.data.x.device)
+        index = self.order[self.step * size : (self.step + 1) * size]
         x = self.data.x[index]
         if self.dataset.augmented:
             x = augment(x, generator=self.generators["augment"])
@@ -370,15 +379,15 @@ class _Run:
         """The training loss and the logits (B, num_classes) that training accuracy is counted on."""
         config = self.config
         if config.loss == "natural":
-            with self.accelerator.autocast():
+            with self._autocast():
                 logits = self.model(x)
             return functional.cross_entropy(_wide(logits), y), logits
         x_adv = self._attacked(x, y)
         if config.loss == "pgd":
-            with self.accelerator.autocast():
+            with self._autocast():
                 logits = self.model(x_adv)
             return functional.cross_entropy(_wide(logits), y), logits
-        with self.accelerator.autocast():
+        with self._autocast():
             clean, logits = self.model(torch.cat([x, x_adv])).chunk(2)
         drift = _drift_from(clean)(logits, y).mean()
         return functional.cross_entropy(_wide(clean), y) + config.trades_beta * drift, logits
@@ -409,7 +418,7 @@ class _Run:
     def _attacked(self, x: Tensor, y: Tensor) -> Tensor:
         """The inner maximisation of Algorithm 1, or of TRADES."""
         loss: attacks.Loss = attacks.cross_entropy
-        with self.accelerator.autocast():
+        with self._autocast():
             if self.config.loss == "trades":
                 loss = _drift_from(self._clean_logits(x))
             return self._attack(self.model, x, y, loss=loss, generator=self.generators["attack"])
@@ -446,7 +455,7 @@ class _Run:
         """Validation accuracy, clean and (unless training is natural) under the training attack."""
         x, y = self.dataset.images(self.dataset.val.x, self.dtype), self.dataset.val.y
         options: dict[str, Any] = {"num_draws": 1, "seed": self.config.seed, "divided": True}
-        with self.accelerator.autocast():
+        with self._autocast():
             natural = evaluate.accuracy(self.model, x, y, **options).mean
             if self.config.loss == "natural":
                 return natural, None

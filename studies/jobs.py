@@ -480,7 +480,7 @@ def _train(task: TrainTask, settings: Settings, report: Report) -> str:
         config,
         path=checkpoint_path(task, settings),
         provenance=provenance(asdict(config), device=device_title(settings.device)),
-        accelerator=make_accelerator(config, settings.device),
+        accelerator=make_accelerator(settings.device),
         on_step=report,
         on_epoch=partial(_update_weights, settings, config) if task.learns_weights else None,
     )

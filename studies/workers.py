@@ -187,7 +187,8 @@ def _run_in_processes(
                     if failed is None:
                         raise content[0]
                     failed(job, content[0])
-                    if isinstance(content[0], WorkerDied):
+                    # after an error of CUDA a process can do no more, and keeps the memory that it had from others
+                    if isinstance(content[0], WorkerDied) or (device != "cpu" and isinstance(content[0], RuntimeError)):
                         worker.end()
                         workers[number] = _Worker(device, num_threads, queue.deadline)
     finally:

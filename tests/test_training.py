@@ -193,7 +193,7 @@ def test_a_training_starts_on_a_gpu_with_and_without_a_number(
         torch.cuda, "set_device", lambda name: current.append(torch.cuda._utils._get_device_index(name))
     )
     monkeypatch.setattr(training, "Accelerator", lambda **options: options)
-    assert training.make_accelerator(SHORT, device) == {"cpu": False, "mixed_precision": "no"}
+    assert training.make_accelerator(device) == {"cpu": False, "mixed_precision": "no"}
     assert current == chosen
 
 
