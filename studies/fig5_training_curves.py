@@ -7,10 +7,10 @@ digits and networks of depth 8. The paper's own setting: --dataset cifar10 --dat
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from report_panels import PARTS, by_epoch, family_of
 from reporting import console, write_json
 from tables import Computed, Row, Table, app_for, results
 
@@ -35,11 +35,6 @@ FIGURE = Table(
     claims=(),
 )
 
-_PARTS = {
-    "accuracy": "training, attacked",
-    "val_robust": "validation, attacked",
-    "val_natural": "validation, clean",
-}
 # Okabe and Ito's colours, told apart by colour-blind readers too, and line styles for grey prints
 _STYLES = [
     ("#000000", "-"),
@@ -65,12 +60,12 @@ def draw(path: Path) -> None:
     stored = json.loads(path.read_text())
     families: dict[str, list[dict[str, Any]]] = {}
     for row in stored["rows"]:
-        families.setdefault(re.sub("^(En|Plain|Wide)[0-9]+", "", row["model"]), []).append(row)
+        families.setdefault(family_of(row["model"]), []).append(row)
     with rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}):
         figure = Figure(figsize=(7.2, 0.5 + 2.3 * len(families)), layout="constrained")
-        grid = figure.subplots(len(families), len(_PARTS), sharey=True, sharex="row", squeeze=False)
+        grid = figure.subplots(len(families), len(PARTS), sharey=True, sharex="row", squeeze=False)
         for letter, axes, rows in zip("abcdefgh", grid, families.values(), strict=False):
-            for ax, (part, title) in zip(axes, _PARTS.items(), strict=True):
+            for ax, (part, title) in zip(axes, PARTS.items(), strict=True):
                 _draw_panel(ax, rows, part)
                 is_first = ax is axes[0] and len(families) > 1
                 ax.set_title(f"({letter}) {title}" if is_first else title, fontsize=8, loc="left")
@@ -90,7 +85,7 @@ def _draw_panel(ax: Axes, rows: list[dict[str, Any]], part: str) -> None:
     longest = 1
     for (colour, style), row in zip(_STYLES * len(rows), rows, strict=False):
         networks = [run["networks"][0] for run in row["runs"]]
-        curves = [_curve(network["history"], part) for network in networks]
+        curves = [by_epoch(network["history"], part) for network in networks]
         epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
         values = [[curve[epoch] for curve in curves] for epoch in epochs]
         means = [sum(value) / len(value) for value in values]
@@ -108,11 +103,6 @@ def _draw_panel(ax: Axes, rows: list[dict[str, Any]], part: str) -> None:
     ax.set_xlim(1 - 0.02 * longest, 1.02 * longest)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(alpha=0.25, linewidth=0.5)
-
-
-def _curve(history: list[dict[str, Any]], part: str) -> dict[int, float]:
-    """Accuracy in % by epoch, counted from 1, where it was measured."""
-    return {record["epoch"] + 1: 100 * record[part] for record in history if record[part] is not None}
 
 
 def _title(stored: dict[str, Any]) -> str:

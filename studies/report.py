@@ -27,7 +27,17 @@ from report_findings import (
     significant,
     still_right,
 )
-from report_panels import accuracies, name_of, of_levels, of_rates, of_the_network, training_curves
+from report_panels import (
+    accuracies,
+    extent_of,
+    heads,
+    heads_of_orderings,
+    name_of,
+    of_levels,
+    of_rates,
+    of_the_network,
+    training_curves,
+)
 from report_results import KINDS, STYLES, Results, kind_of
 from reporting import ROOT, InputError, console, one_line_errors
 
@@ -85,6 +95,9 @@ def render(results: Results) -> str:
         "accuracies": accuracies,
         "conditions": conditions,
         "datasets": DATASETS,
+        "extent_of": extent_of,
+        "heads": heads,
+        "heads_of_orderings": heads_of_orderings,
         "kind_of": kind_of,
         "kinds": KINDS,
         "name_of": name_of,

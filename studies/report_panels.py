@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
-from report_charts import Axis, Dot, Series, dot_chart, line_chart
+from report_charts import MARKERS, Axis, Dot, Series, dot_chart, line_chart
 from report_findings import SCHEMES
 from report_results import STYLES, kind_of
 
@@ -19,6 +19,9 @@ PARTS = {
     "val_robust": "validation, attacked",
     "val_natural": "validation, clean",
 }
+_STEPS_OF_THE_PAPER = {"ifgsm20": 20, "cw": 50}
+_SIZED = re.compile(r"^(En|Plain|Wide|TwoPoint)(\d+)(?=[RW])")
+_USUAL_MARKERS = {1: "circle", 2: "square", 5: "triangle"}
 _BOUNDS = {"gradient": "measured", "coupling": "coupling bound", "bernstein": "best μ"}
 
 
@@ -30,26 +33,84 @@ class Panel:
     chart: Markup
 
 
+@dataclass(frozen=True)
+class Head:
+    """A column of a table: how it is headed, and what its cells have in common.
+
+    `shared` says n and seeds where they are those of all cells, and is empty where each has to say its own;
+    `paper_steps` is None but where the attack takes fewer steps than the paper's.
+    """
+
+    title: str
+    shared: str
+    paper_steps: int | None
+
+    def own(self, cell: Fields) -> str:
+        """What a cell has to say of n and seeds beyond its head."""
+        return "" if self.shared else extent_of(cell)
+
+
+def extent_of(cell: Fields) -> str:
+    """Over how many images and seeds a number is; of a verdict that was stored without them nothing."""
+    if "n" not in cell:
+        return ""
+    seeds = cell["num_seeds"]
+    return f"n = {cell['n']:,}, {seeds} seed{'' if seeds == 1 else 's'}"
+
+
+def heads(table: Fields) -> dict[str, Head]:
+    """The columns of a table's accuracies."""
+    return _heads(table, {c: [row["cells"][c] for row in table["rows"] if c in row["cells"]] for c in table["columns"]})
+
+
+def heads_of_orderings(table: Fields) -> dict[str, Head]:
+    """The columns of a table's verdicts."""
+    return _heads(table, {c: [v for v in table["verdicts"] if v["column"] == c] for c in table["columns"]})
+
+
+def _heads(table: Fields, cells: Mapping[str, Sequence[Fields]]) -> dict[str, Head]:
+    found = {}
+    for column, title in table["columns"].items():
+        extents = {extent_of(cell) for cell in cells[column]}
+        published = _STEPS_OF_THE_PAPER.get(column, 0)
+        is_capped = published > int((re.findall(r"\d+", title) or [published])[-1])
+        found[column] = Head(title, extents.pop() if len(extents) == 1 else "", published if is_capped else None)
+    return found
+
+
 def accuracies(table: Fields) -> list[Panel]:
     """One chart an attack: all networks with their intervals, and the paper's value where it is of the same task."""
     is_same_task = table["dataset"] == table["paper_dataset"]
     panels = []
-    for column, heading in table["columns"].items():
+    for column, head in heads(table).items():
         dots = []
         for row in table["rows"]:
             if cell := row["cells"].get(column):
-                low, high = (100 * bound for bound in cell["interval"])
+                low, high = (100 * min(1.0, max(0.0, bound)) for bound in cell["interval"])
                 mark = row["paper"].get(column) if is_same_task else None
                 dots.append(Dot(name_of(row), 100 * cell["mean"], low, high, STYLES[kind_of(row["model"])], mark))
         if len(dots) > 1:
-            title = f"Accuracy in % by network, {heading}: " + ", ".join(f"{d.label} {d.value:.1f}" for d in dots)
+            title = f"Accuracy in % by network, {head.title}: "
+            title += ", ".join(f"{dot.label} {dot.value:.1f}" for dot in dots)
+            is_other = head.paper_steps is not None and any(dot.mark is not None for dot in dots)
+            heading = head.title + (f"; the paper’s takes {head.paper_steps} steps" if is_other else "")
             panels.append(Panel(heading, dot_chart(dots, title=title)))
     return panels
 
 
 def name_of(row: Fields) -> str:
-    """The network, and after "<" the one that is attacked in its place."""
-    return row["model"] if row["oracle"] is None else f"{row['model']} < {row['oracle']}"
+    """The network, and where another is attacked in its place that one."""
+    return row["model"] if row["oracle"] is None else f"{row['model']} on images made for {row['oracle']}"
+
+
+def family_of(model: str) -> str:
+    """The network that `model` is made of: ResNet20 for En2ResNet20."""
+    return _SIZED.sub("", model)
+
+
+def by_epoch(history: Sequence[Fields], part: str) -> dict[int, float]:
+    """Accuracy in % by epoch, counted from 1, where it was measured; `part` is one of PARTS."""
+    return {record["epoch"] + 1: 100 * record[part] for record in history if record[part] is not None}
 
 
 def training_curves(rows: Sequence[Fields]) -> Iterator[tuple[str, list[Panel]]]:
@@ -57,11 +118,12 @@ def training_curves(rows: Sequence[Fields]) -> Iterator[tuple[str, list[Panel]]]
     families: dict[str, list[Fields]] = {}
     for row in rows:
         if any(run["networks"] for run in row["runs"]):
-            families.setdefault(re.sub("^(En|Plain|Wide|TwoPoint)[0-9]+", "", row["model"]), []).append(row)
+            families.setdefault(family_of(row["model"]), []).append(row)
     for family, members in families.items():
         panels = []
+        looks = _looks([row["model"] for row in members])
         for part, heading in PARTS.items():
-            series = [_curve(row, part, index) for index, row in enumerate(members)]
+            series = [_curve(row, part, look) for row, look in zip(members, looks, strict=True)]
             if any(len(s.points) > 1 for s in series):
                 names = ", ".join(f"{s.label} ends at {s.points[-1][1]:.1f}" for s in series if s.points)
                 chart = line_chart(
@@ -72,28 +134,49 @@ def training_curves(rows: Sequence[Fields]) -> Iterator[tuple[str, list[Panel]]]
             yield family, panels
 
 
-def _curve(row: Fields, part: str, index: int) -> Series:
+@dataclass(frozen=True)
+class _Look:
+    """How a network is drawn: its kind by colour, and by dashes where it is a control, its members by the marker."""
+
+    label: str
+    style: str
+    dashed: bool
+    marker: str
+
+
+def _looks(models: Sequence[str]) -> list[_Look]:
+    """One for each line of a chart, no two alike while there are markers."""
+    is_one_family = len(set(map(family_of, models))) == 1
+    looks: list[_Look] = []
+    for model in models:
+        kind, sized = kind_of(model), _SIZED.match(model)
+        taken = {look.marker for look in looks if look.style == STYLES[kind]}
+        usual = _USUAL_MARKERS.get(int(sized[2]) if sized else 1, "cross")
+        marker = next((name for name in (usual, *reversed(MARKERS)) if name not in taken), usual)
+        label = sized[0] if sized and is_one_family else model
+        looks.append(_Look(label, STYLES[kind], kind in ("silent", "wide"), marker))
+    return looks
+
+
+def _curve(row: Fields, part: str, look: _Look) -> Series:
     networks = [run["networks"][0] for run in row["runs"] if run["networks"]]
-    curves = [
-        {r["epoch"] + 1: 100 * r[part] for r in network["history"] if r[part] is not None} for network in networks
-    ]
+    curves = [by_epoch(network["history"], part) for network in networks]
     epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
     means = [(float(e), sum(curve[e] for curve in curves) / len(curves)) for e in epochs]
     band = [(float(e), min(c[e] for c in curves), max(c[e] for c in curves)) for e in epochs] if len(curves) > 1 else []
     chosen = [(network["selected_epoch"], curve) for network, curve in zip(networks, curves, strict=True)]
     rings = [(float(e), curve[e]) for e, curve in chosen if part != "accuracy" and e in curve]
-    label = re.sub(r"(?<=\d)(ResNet|WRN|WideResNet).*", "", row["model"])  # the family is in the heading
-    return Series(label, means, f"c{index % 6}", kind_of(row["model"]) in ("silent", "wide"), band, rings)
+    return Series(look.label, means, look.style, look.dashed, band, rings, look.marker)
 
 
 def of_rates(stored: Fields) -> list[Panel]:
     """Validation accuracy by peak learning rate, the mean over seeds with the range."""
+    rows = [row for row in stored["networks"] if kind_of(row["model"]) != "two-point"]
     series = []
-    for index, row in enumerate(row for row in stored["networks"] if kind_of(row["model"]) != "two-point"):
+    for row, look in zip(rows, _looks([row["model"] for row in rows]), strict=True):
         means = [(rate["peak_lr"], 100 * sum(rate["validation"]) / len(rate["validation"])) for rate in row["rates"]]
         band = [(r["peak_lr"], 100 * min(r["validation"]), 100 * max(r["validation"])) for r in row["rates"]]
-        dashed = kind_of(row["model"]) in ("silent", "wide")
-        series.append(Series(row["model"].partition("ResNet")[0] or row["model"], means, f"c{index % 6}", dashed, band))
+        series.append(Series(look.label, means, look.style, look.dashed, band, marker=look.marker))
     title = "Validation accuracy under attack by peak learning rate, for each network"
     chart = line_chart(series, Axis("peak learning rate", is_log=True), Axis("accuracy in %"), title=title, height=300)
     return [Panel("validation, attacked, by peak learning rate", chart)]
@@ -103,17 +186,17 @@ def of_the_network(stored: Fields) -> list[Panel]:
     """neural_pde's curves, large enough to read: the error in draws, and gradients and flips as the noise grows."""
     draws, rows = stored["error_in_draws"], stored["smoothing"]
     in_draws = [
-        Series(f"L = {blocks}", list(zip(map(float, draws["draws"]), values, strict=True)), f"c{index}")
+        Series(f"L = {blocks}", list(zip(map(float, draws["draws"]), values, strict=True)), f"q{index}")
         for index, (blocks, values) in enumerate(draws["curves"].items())
     ]
     noisy = [row for row in rows if row["sigma"] >= 0.1]  # as σ goes to 0 the bounds grow like e^γ
     gradients = [
-        Series(label, [(row["sigma"], row[key]) for row in noisy], f"c{index}", dashed=index > 0)
+        Series(label, [(row["sigma"], row[key]) for row in noisy], f"q{index}", dashed=index > 0)
         for index, (key, label) in enumerate(_BOUNDS.items())
     ]
     flips = [
-        Series("flipped", [(row["sigma"], 100 * row["flipped"]) for row in rows], "c2"),
-        Series("wrong", [(row["sigma"], 100 * (1 - row["accuracy"])) for row in rows], "c0", dashed=True),
+        Series("flipped", [(row["sigma"], 100 * row["flipped"]) for row in rows], "q1"),
+        Series("wrong", [(row["sigma"], 100 * (1 - row["accuracy"])) for row in rows], "q0", dashed=True),
     ]
     sigma = Axis("noise σ")
     return [
@@ -157,9 +240,9 @@ def of_levels(stored: Fields) -> list[Panel]:
             levels, name = found["levels"], SCHEMES[scheme].split("-")[0]
             fine = list(zip(map(float, levels["steps"]), map(abs, levels[f"{key}_fine"]), strict=True))
             difference = list(zip(map(float, levels["steps"]), map(abs, levels[f"{key}_difference"]), strict=True))
-            series.append(Series(f"{name}: Pₗ − Pₗ₋₁", difference[1:], f"c{index + 1}"))
+            series.append(Series(f"{name}: Pₗ − Pₗ₋₁", difference[1:], f"q{index + 1}"))
             if index == 0:
-                series.append(Series("Pₗ", fine, "c0", dashed=True))
+                series.append(Series("Pₗ", fine, "q0", dashed=True))
         rates = ", ".join(f"{SCHEMES[s]} {f['levels'][rate]:.2f}" for s, f in stored["schemes"].items())
         chart = line_chart(
             series,
@@ -173,8 +256,8 @@ def of_levels(stored: Fields) -> list[Panel]:
         rows, name = found["costs"], SCHEMES[scheme].split("-")[0]
         ours = [(row["delivered"], row["cost"]) for row in rows]
         plain = [(row["plain_delivered"], row["plain_cost"]) for row in rows]
-        series.append(Series(f"{name}, levels", ours, f"c{index + 1}"))
-        series.append(Series(f"{name}, plain", plain, f"c{index + 1}", dashed=True))
+        series.append(Series(f"{name}, levels", ours, f"q{index + 1}"))
+        series.append(Series(f"{name}, plain", plain, f"q{index + 1}", dashed=True))
     chart = line_chart(
         series,
         Axis("measured error, rms", is_log=True),

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,7 +24,7 @@ import numpy as np
 import pytest
 from learning_rates import gather
 from report import MARKS, Results, markdown_table, readme_block, render, with_block
-from report_charts import Axis, Dot, Series, dot_chart, line_chart
+from report_charts import WIDTH, Axis, Dot, Series, dot_chart, line_chart
 from report_findings import findings, status_of, still_right
 from report_results import Count, kind_of
 from reporting import InputError, without_folder
@@ -443,10 +444,47 @@ def test_labels_at_the_ends_of_lines_never_overlap():
     assert 0 < heights[0] < heights[-1] < 250 - 30
 
 
+def box(svg: str, label: str) -> tuple[float, float, float, float]:
+    """Left, right, top and bottom of a label at the end of a line, a little less than is reserved for it."""
+    ((x, y),) = re.findall(rf'<text class="label c0" x="([\d.]+)" y="([\d.]+)">{label}</text>', svg)
+    return float(x), float(x) + 7.0 * len(label), float(y) - 10, float(y) + 2
+
+
+def test_labels_stand_where_their_lines_end():
+    ends = {"early": (2.0, 1.0), "earlier": (1.8, 1.01), "late": (9.0, 1.02), "low": (9.0, 5.0)}
+    series = [Series(label, [(0.0, 0.0), end]) for label, end in ends.items()]
+    svg = line_chart(series, Axis("x"), Axis("y"), title="four lines that end apart")
+    boxes = {label: box(svg, label) for label in ends}
+    for label, s in zip(ends, series, strict=True):
+        line = re.search(rf'translate\(([\d.]+) ([\d.]+)\)"><title>{label}: {s.end[0]:g}, ', svg)
+        assert line
+        assert 0 < boxes[label][0] - float(line[1]) < 12
+        assert abs((boxes[label][2] + boxes[label][3]) / 2 - float(line[2])) < 30
+        assert boxes[label][1] <= WIDTH
+    for (left, right, top, bottom), other in itertools.combinations(boxes.values(), 2):
+        assert right < other[0] or other[1] < left or bottom <= other[2] or other[3] <= top
+
+
+NAMES = ["A", "En1ResNet8", "TwoPoint5ResNet8xx", "En1ResNet20&En1ResNet32 (learned weights)", "x" * 70]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_of_a_chart_is_plot_whatever_the_names(name):
+    dots = dot_chart([Dot(name, 10.0, 0.0, 20.0), Dot("B", 10.0, 0.0, 20.0)], title="two networks")
+    (start, end), _ = [map(float, s) for s in re.findall(r'class="line c0" d="M([\d.]+) [\d.]+H([\d.]+)"', dots)]
+    assert (end - start) / 0.9 > 0.499 * WIDTH  # a twentieth of the values is left free at either side
+    lines = line_chart([Series(name, [(0.0, 1.0), (1.0, 2.0)])], Axis("x"), Axis("y"), title="a line")
+    (path,) = re.findall(r'<path class="line c0" d="M([\d.]+) [\d.]+L([\d.]+) [\d.]+"', lines)
+    assert (float(path[1]) - float(path[0])) / 0.9 > 0.499 * WIDTH
+    for svg in (dots, lines):
+        text = "".join(re.findall(r'<text class="(?:name|label c0)"[^>]*>(.*?)</text>', svg))
+        assert escape(name).replace(" ", "") in text.replace(" ", "")
+
+
 def test_a_straight_line_in_logarithms_is_drawn_straight():
     line = Series("power", [(x, x**-0.5) for x in (1.0, 10.0, 100.0)])
     svg = line_chart([line], Axis("n", is_log=True), Axis("error", is_log=True), title="a power law")
-    x, y = (numbers(rf'<circle class="dot c0"[^>]* c{axis}="([\d.]+)"', svg) for axis in "xy")
+    x, y = np.reshape(numbers(r"[\d.]+", " ".join(re.findall(r'class="dot c0"[^>]*translate(\(.+?\))', svg))), (3, 2)).T
     assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.2)
     assert y[1] - y[0] == pytest.approx(y[2] - y[1], abs=0.2)
 
@@ -582,6 +620,8 @@ def test_the_page_fits_and_complains_of_nothing(browser, url, width, theme):
     asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
     assert {address.split(":")[0] for address in asked} <= {"file", "data"}
     assert browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.evaluate("document.scrollingElement.scrollWidth") <= width
     assert browser.evaluate(CONTRAST) >= 4.5
     assert browser.evaluate(SPILT) == []
 
