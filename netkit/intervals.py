@@ -11,7 +11,8 @@ import torch
 from scipy import special
 from torch import Tensor
 
-Verdict = Literal["holds", "does not hold", "undecided"]
+Verdict = Literal["holds", "does not hold", "undecided", "too few seeds"]
+FEWEST_SEEDS = 3  # with two, the spread between seeds is known too badly for an interval to cover what it says
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,12 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """Does "the first is more accurate" hold, not hold (the reverse does), or is it undecided?"""
+        """Does "the first is more accurate" hold, not hold (the reverse does), or is it undecided?
+
+        Below FEWEST_SEEDS the answer would be about these trained networks, not about the method: none is given.
+        """
+        if self.num_seeds < FEWEST_SEEDS:
+            return "too few seeds"
         if self.interval.low > 0:
             return "holds"
         return "does not hold" if self.interval.high < 0 else "undecided"
@@ -72,11 +78,12 @@ def mean_accuracy(correct: Sequence[Tensor], *, confidence: float = 0.95) -> Int
     """An interval for the accuracy of a method, from per-example correctness (n,) for each of its seeds.
 
     See `paired_difference` for how images and seeds are put together; here two images right and two wrong are
-    added (Agresti and Coull 1998).
+    added (Agresti and Coull 1998), and the interval ends at 0 and 1.
 
     Raises ValueError where the seeds differ in images, or there are none.
     """
-    return _over_images_and_seeds(_stacked(correct), 4, 2, 2, confidence)
+    interval = _over_images_and_seeds(_stacked(correct), 4, 2, 2, confidence)
+    return Interval(max(0.0, interval.low), min(1.0, interval.high), confidence)
 
 
 def paired_difference(first: Sequence[Tensor], second: Sequence[Tensor], *, confidence: float = 0.95) -> Difference:

@@ -84,7 +84,7 @@ def _orderings(stored: dict[str, Any]) -> Table:
     for title in stored["columns"].values():
         table.add_column(title, justify="right", no_wrap=True)
     lines: dict[tuple[str, str], dict[str, str]] = {}
-    styles = {"holds": "green", "does not hold": "red", "undecided": "dim"}
+    styles = {"holds": "green", "does not hold": "red", "undecided": "dim", "too few seeds": "dim"}
     for verdict in stored["verdicts"]:
         low, high = (100 * bound for bound in verdict["interval"])
         style = styles[verdict["verdict"]]
@@ -109,7 +109,8 @@ def _conclusion(stored: dict[str, Any]) -> str:
     unsupported = [claim for claim, found in claims.items() if "holds" not in found]
     sentences = [
         f"On {stored['dataset']}, of {total} orderings {count['holds']} hold, {count['does not hold']} do not "
-        f"(the reverse does), {count['undecided']} are undecided."
+        f"(the reverse does), {count['undecided']} are undecided"
+        + (f", {count['too few seeds']} have too few seeds to tell." if count["too few seeds"] else ".")
     ]
     if reversed_:
         sentences.append(f"Against the paper: {'; '.join(reversed_)}.")

@@ -63,8 +63,6 @@ def _table(name: str, dataset: str, lines: Sequence[Fields], trained: Sequence[F
         "title": described.get("title", name),
         "caption": described.get("what", ""),
         "note": described.get("limits", ""),
-        "commands": described.get("command", []),
-        "hardware": described.get("hardware", []),
         "columns": columns,
         "rows": [_row(row, columns, found, trained, paper.get(row, {})) for row in rows],
         "verdicts": verdicts(_claims(declared), columns, found, paper),
@@ -158,6 +156,5 @@ def verdicts(
                 continue
             n = min(by_seed[seed]["n"] for by_seed in both for seed in seeds)
             first, second = ([right_answers(by_seed[seed])[:n] for seed in seeds] for by_seed in both)
-            ordering = verdict(better, worse, attack, printed, first, second)
-            out.append(ordering | {"n": n, "num_seeds": len(seeds)})
+            out.append(verdict(better, worse, attack, printed, first, second))
     return out

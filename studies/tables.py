@@ -46,7 +46,7 @@ from workers import WorkerDied, costliest_first, run_all
 from netkit import evaluate, parallel
 from netkit.checkpoint import CheckpointError
 from netkit.data import DataError
-from netkit.intervals import mean_accuracy, paired_difference
+from netkit.intervals import FEWEST_SEEDS, mean_accuracy, paired_difference
 from netkit.models import count_parameters
 from netkit.presets import PRESETS
 from netkit.training import peak_learning_rate
@@ -195,7 +195,7 @@ def app_for(table: Table, finish: Callable[[Computed], None] = write_and_draw) -
         eot: Annotated[int | None, typer.Option(help="Noise draws in each attack gradient; default 5")] = None,
         num_draws: Annotated[int | None, typer.Option(help="Draws each example is scored on; default 10")] = None,
         seed: Annotated[int, typer.Option(help="The first seed")] = 0,
-        num_seeds: Annotated[int | None, typer.Option(help="Default: 2 on digits, else 1")] = None,
+        num_seeds: Annotated[int | None, typer.Option(help="Default: 3 on digits, else 1")] = None,
         device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto")] = "auto",
         workers: Annotated[int | None, typer.Option(help="Processes; default: one a core, one on a GPU")] = None,
         out: Annotated[Path, typer.Option(help="Folder for models, predictions and results")] = ROOT / "out",
@@ -225,7 +225,7 @@ def app_for(table: Table, finish: Callable[[Computed], None] = write_and_draw) -
                 auto_draws=small.get("eot", 20),
                 device=device_called(device),
             )
-            count = num_seeds or (2 if dataset == "digits" and not smoke else 1)
+            count = num_seeds or (FEWEST_SEEDS if dataset == "digits" and not smoke else 1)
             seeds = range(seed, seed + count)
             asked = table if columns is None else replace(table, columns=_chosen_columns(table, columns))
             chosen = _chosen_rows(asked, dataset, rows or (",".join(table.smoke) if smoke else None))
@@ -532,4 +532,6 @@ def verdict(
         "confidence": difference.interval.confidence,
         "paper_difference": printed,
         "verdict": difference.verdict,
+        "n": difference.n,
+        "num_seeds": difference.num_seeds,
     }

@@ -99,9 +99,10 @@ def test_paired_intervals_cover_the_true_difference(num_seeds: int) -> None:
 
 def test_the_verdict_follows_the_interval_and_turns_with_its_sides() -> None:
     good, bad = torch.ones(100), torch.cat([torch.zeros(30), torch.ones(70)])
-    assert paired_difference([good], [bad]).verdict == "holds"
-    assert paired_difference([bad], [good]).verdict == "does not hold"
-    assert paired_difference([good], [good]).verdict == "undecided"
+    assert paired_difference([good] * 3, [bad] * 3).verdict == "holds"
+    assert paired_difference([bad] * 3, [good] * 3).verdict == "does not hold"
+    assert paired_difference([good] * 3, [good] * 3).verdict == "undecided"
+    assert paired_difference([good] * 2, [bad] * 2).verdict == "too few seeds"
     one, other = paired_difference([good], [bad]), paired_difference([bad], [good])
     assert one.mean == pytest.approx(0.3)
     assert one.interval.low == pytest.approx(-other.interval.high)
@@ -111,9 +112,16 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
     better, worse = torch.cat([torch.ones(60), torch.zeros(40)]), torch.cat([torch.ones(40), torch.zeros(60)])
     agreeing = paired_difference([better, better], [worse, worse])
     disagreeing = paired_difference([better, worse], [worse, better])
-    assert agreeing.verdict == "holds"
+    assert agreeing.interval.low > 0
     assert disagreeing.mean == 0
     assert disagreeing.interval.high > agreeing.interval.high - agreeing.mean
+
+
+def test_an_accuracy_lies_between_none_and_all() -> None:
+    for correct in (torch.zeros(20), torch.ones(20)):
+        interval = mean_accuracy([correct])
+        assert 0 <= interval.low < interval.high <= 1
+        assert float(correct.mean()) in interval
 
 
 def test_mean_accuracy_of_one_seed_is_close_to_wilson() -> None:

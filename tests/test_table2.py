@@ -195,14 +195,14 @@ def test_every_row_has_the_papers_numbers_except_the_controls() -> None:
 def test_verdicts_come_from_the_scores_and_turn_where_the_paper_does() -> None:
     y = torch.zeros(200, dtype=torch.long)
 
-    def score(share: float) -> Score:
-        return Score((torch.arange(200) >= 200 * share).long().unsqueeze(0), y)
+    def scores_of(share: float) -> list[Score]:
+        return 3 * [Score((torch.arange(200) >= 200 * share).long().unsqueeze(0), y)]
 
     # The paper's ResNet110 beats En2ResNet110 when both are trained naturally (Table 1)
     natural = dataclasses.replace(TABLE, name="table1", columns=("nat",))
     rows = [tables.Row("ResNet110"), tables.Row("En2ResNet110"), tables.Row("ResNet44"), tables.Row("En2ResNet44")]
-    scores = {("ResNet110", "nat"): [score(0.9)], ("En2ResNet110", "nat"): [score(0.6)]}
-    scores |= {("ResNet44", "nat"): [score(0.9)], ("En2ResNet44", "nat"): [score(0.6)]}
+    scores = {("ResNet110", "nat"): scores_of(0.9), ("En2ResNet110", "nat"): scores_of(0.6)}
+    scores |= {("ResNet44", "nat"): scores_of(0.9), ("En2ResNet44", "nat"): scores_of(0.6)}
     claims = (tables.Claim("En2ResNet110", "ResNet110"), tables.Claim("En2ResNet44", "ResNet44"))
     verdicts = tables.verdicts(dataclasses.replace(natural, claims=claims), rows, "cifar10", scores)  # type: ignore[arg-type]
     assert [(v["better"], v["verdict"]) for v in verdicts] == [("ResNet110", "holds"), ("En2ResNet44", "does not hold")]
