@@ -38,7 +38,7 @@ from report_panels import (
     of_the_network,
     training_curves,
 )
-from report_results import KINDS, STYLES, Results, kind_of
+from report_results import KINDS, STYLES, Kind, Results, against, kind_of
 from reporting import ROOT, InputError, console, one_line_errors
 
 Fields = dict[str, Any]
@@ -93,6 +93,7 @@ def render(results: Results) -> str:
     }
     environment.globals |= {
         "accuracies": accuracies,
+        "answers": answers,
         "conditions": conditions,
         "datasets": DATASETS,
         "extent_of": extent_of,
@@ -116,8 +117,16 @@ def render(results: Results) -> str:
     said = findings(results)
     return environment.get_template("page.html").render(
         results=results,
-        groups=[(title, [finding for finding in said if finding.status == key]) for key, title in STATUSES.items()],
-        num_findings=len(said),
+        claims=[
+            (
+                who,
+                [
+                    (title, [f for f in said if f.status == key and f.is_ours == ours])
+                    for key, title in STATUSES.items()
+                ],
+            )
+            for who, ours in (("The paper’s claims", False), ("What we add", True))
+        ],
     )
 
 
@@ -142,16 +151,35 @@ def origin(stamps: Sequence[Fields]) -> list[tuple[str, list[str]]]:
 
     days = sorted(stamp["created"] for stamp in stamps)
     versions = (", ".join(f"{name} {version}" for name, version in s["versions"].items()) for s in stamps)
-    configurations = distinct(json.dumps(stamp["config"], sort_keys=True, ensure_ascii=False) for stamp in stamps)
     said = [
         ("command", distinct(stamp["command"] for stamp in stamps)),
         ("commit", distinct(stamp["commit"] for stamp in stamps)),
         ("hardware", distinct(f"{stamp['device']}; {stamp['cpu']}" for stamp in stamps)),
         ("versions", distinct(versions)),
         ("made (UTC)", distinct([days[0], days[-1]]) if days else []),
-        ("configuration", configurations if len(configurations) == 1 else []),
+        ("configuration", _configuration([stamp["config"] for stamp in stamps if stamp["config"]])),
     ]
     return [(what, values) for what, values in said if values]
+
+
+def _configuration(configurations: Sequence[Fields]) -> list[str]:
+    """What all have in common; then, one by one, what differs."""
+    values: dict[str, list[str]] = {}
+    for configuration in configurations:
+        for name, value in configuration.items():
+            values.setdefault(name, []).append(json.dumps(value, sort_keys=True, ensure_ascii=False))
+    common = {
+        name: found[0] for name, found in values.items() if len(found) == len(configurations) and len({*found}) == 1
+    }
+    said = [", ".join(f"{name}: {value}" for name, value in sorted(common.items()))]
+    said += [f"{name}: {', '.join(dict.fromkeys(values[name]))}" for name in sorted(values.keys() - common.keys())]
+    return [line for line in said if line]
+
+
+def answers(table: Fields) -> Fields:
+    """The table with the orderings alone that ask what an ensemble, its noise and its size are worth."""
+    asked = [verdict for kind in ("base", "silent", "wide") for verdict in against([table], kind).verdicts]
+    return table | {"verdicts": asked}
 
 
 # README
@@ -175,7 +203,7 @@ def readme_block(results: Results) -> str:
 
 def legend(table: Fields) -> str:
     """What the networks are that the paper's names do not tell."""
-    kinds: dict[str, list[str]] = {}
+    kinds: dict[Kind, list[str]] = {}
     for row in table["rows"]:
         kinds.setdefault(kind_of(row["model"]), []).append(row["model"])
     told = [f"{', '.join(models)}: {KINDS[kind]}" for kind, models in kinds.items() if kind not in ("base", "noisy")]
@@ -202,21 +230,20 @@ def markdown_table(table: Fields) -> str:
         cells = []
         for column in table["columns"]:
             cell, printed = row["cells"].get(column), row["paper"].get(column)
-            text = "" if cell is None else f"{100 * cell['mean']:.1f} ± {half_width(cell):.1f}"
+            text = "" if cell is None else f"{100 * cell['mean']:.1f} [{within(cell['interval'])}]"
             cells.append(text + (f" ({printed:.1f})" if cell and printed is not None else ""))
         lines.append(f"| {row['model']} | " + " | ".join(cells) + " |")
     other = "" if table["dataset"] == table["paper_dataset"] else f", which are on {DATASETS[table['paper_dataset']]}"
     about = (
-        f"*{DATASETS[table['dataset']]}: accuracy in % with 95% intervals, {conditions(table)}; in brackets the "
-        f"paper's{other}. {table['caption'].rstrip('.')}. {' '.join([legend(table), table['note']]).strip()}*"
+        f"*{DATASETS[table['dataset']]}: accuracy in % [95% interval], {conditions([table])}; in round brackets "
+        f"the paper's{other}. {table['caption'].rstrip('.')}. {' '.join([legend(table), table['note']]).strip()}*"
     )
     return "\n".join(lines) + f"\n\n{about}"
 
 
-def half_width(cell: Fields) -> float:
-    """Of a cell's interval, in percentage points."""
-    low, high = cell["interval"]
-    return 50 * (high - low)
+def within(interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"{100 * low:.1f}, {100 * high:.1f}"
 
 
 def with_block(text: str, block: str) -> str:

@@ -15,10 +15,11 @@ import table2
 import table4
 import table5
 import torch
+from reproduce_queue import is_about_noise
 from tables import Claim, Row, Table, as_printed, verdict
 from torch import Tensor
 
-from netkit.intervals import mean_accuracy
+from netkit.intervals import mean_accuracy, paired_difference
 
 Fields = dict[str, Any]
 Scores = dict[tuple[str, str], dict[int, Fields]]
@@ -50,7 +51,8 @@ def _table(name: str, dataset: str, lines: Sequence[Fields], trained: Sequence[F
     for line in lines:
         found.setdefault((line["row"], line["attack"]), {})[line["seed"]] = line
     titles = {line["attack"]: line["attack_title"] for line in lines}
-    columns = {attack: titles[attack] for attack in sorted(titles, key=lambda a: (_order(_FIRST, a), a))}
+    attacks = sorted(titles, key=lambda a: (_order(_FIRST, a), a))
+    columns = {attack: titles[attack] for attack in attacks if not is_about_noise(attack)}
     names = [row.model for row in declared.rows]
     rows = sorted({line["row"] for line in lines}, key=lambda row: (_order(names, row), row))
     paper = _paper_values(declared, rows) if declared.paper_dataset == dataset else {}
@@ -66,6 +68,8 @@ def _table(name: str, dataset: str, lines: Sequence[Fields], trained: Sequence[F
         "columns": columns,
         "rows": [_row(row, columns, found, trained, paper.get(row, {})) for row in rows],
         "verdicts": verdicts(_claims(declared), columns, found, paper),
+        "strengths": _strengths(rows, found),
+        "attack_titles": titles,
         "stamps": [line["provenance"] for line in [*lines, *trained]],
     }
 
@@ -120,6 +124,30 @@ def right_answers(line: Fields) -> Tensor:
             f"{line['num_draws']} draws, got {len(counts)} and up to {int(counts.max())}"
         )
     return counts / line["num_draws"]
+
+
+def _strengths(rows: Iterable[str], found: Scores) -> list[Fields]:
+    """What it changes for each noisy network how IFGSM20 deals with noise: paired differences to its usual form."""
+    out = []
+    for row in rows:
+        usual = found.get((row, "ifgsm20"), {})
+        differences = {}
+        for attack in [attack for name, attack in found if name == row and is_about_noise(attack)]:
+            other = found[row, attack]
+            if seeds := sorted(usual.keys() & other.keys()):
+                n = min(by_seed[seed]["n"] for by_seed in (usual, other) for seed in seeds)
+                ours, theirs = ([right_answers(by_seed[seed])[:n] for seed in seeds] for by_seed in (other, usual))
+                found_here = paired_difference(ours, theirs)
+                differences[attack] = {
+                    "mean": found_here.mean,
+                    "interval": [found_here.interval.low, found_here.interval.high],
+                    "n": found_here.n,
+                    "num_seeds": found_here.num_seeds,
+                }
+        if differences:
+            draws = next(iter(usual.values()))["eot_draws"]
+            out.append({"model": row, "eot_draws": draws, "differences": differences})
+    return out
 
 
 def _cell(by_seed: Mapping[int, Fields]) -> Fields:

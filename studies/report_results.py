@@ -8,9 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import report_reproduction
 from reporting import InputError
+
+from netkit.intervals import FEWEST_SEEDS
 
 Fields = dict[str, Any]
 
@@ -38,19 +41,20 @@ CALLED = {
     "fig6": "adversarial images (Figure 6)",
     "reproduction": "CIFAR",
 }
-KINDS = {
+Kind = Literal["base", "noisy", "silent", "wide", "two-point"]
+KINDS: dict[Kind, str] = {
     "base": "one network",
     "noisy": "with noise",
     "silent": "control: members without noise",
     "wide": "control: one wide network",
     "two-point": "with two-point noise",
 }
-STYLES = {"base": "c0", "noisy": "c1", "silent": "c2", "wide": "c3", "two-point": "c4"}
+STYLES: dict[Kind, str] = {"base": "c0", "noisy": "c1", "silent": "c2", "wide": "c3", "two-point": "c4"}
 
 
-def kind_of(model: str) -> str:
+def kind_of(model: str) -> Kind:
     """Which of KINDS a network is, by its name."""
-    patterns = {"noisy": r"En\d", "silent": r"Plain\d", "wide": r"Wide\dR", "two-point": "TwoPoint"}
+    patterns: dict[Kind, str] = {"noisy": r"En\d", "silent": r"Plain\d", "wide": r"Wide\dR", "two-point": "TwoPoint"}
     return next((kind for kind, pattern in patterns.items() if re.match(pattern, model)), "base")
 
 
@@ -117,10 +121,7 @@ class Results:
         folder = self.folder / "reproduction"
         if not (folder / "scores.jsonl").exists():
             return []
-        # torch comes with the intervals, and is needed where there is something to compare
-        from report_reproduction import tables
-
-        return tables(
+        return report_reproduction.tables(
             _lines(folder / "scores.jsonl"),
             _lines(folder / "trainings.jsonl") if (folder / "trainings.jsonl").exists() else [],
             _read(folder / "settings.json"),
@@ -128,11 +129,11 @@ class Results:
 
     @property
     def headline(self) -> Fields | None:
-        """The table to show first: CIFAR-10 by the most complete training there is, else Table 2 on digits."""
+        """The table to show first: CIFAR-10 by the fullest training that tells of the claim, else Table 2 on digits."""
         by_name = {table["setting"]: table for table in self.reproduction if table["dataset"] == "cifar10"}
-        order = [name for name in ("paper", "fast", *sorted(by_name)) if name in by_name]
+        order = [by_name[name] for name in dict.fromkeys(("paper", "fast", *sorted(by_name))) if name in by_name]
         if order:
-            return by_name[order[0]]
+            return max(order, key=_telling)  # the first of equals
         return next((table for table in self.tables if table["table"] == "table2"), None)
 
     @property
@@ -142,6 +143,12 @@ class Results:
         there = {table["table"] for table in self.tables}
         tables = [name for name in TABLES if name not in there]
         return [(CALLED.get(name) or title_of(name), MADE_BY[name]) for name in [*absent, *tables]]
+
+
+def _telling(table: Mapping[str, Any]) -> int:
+    """How many seeds, up to the fewest for a verdict, there are of a network, its noisy pair and the noise-free one."""
+    seeds = {row["model"]: row["cells"]["nat"]["num_seeds"] for row in table["rows"] if "nat" in row["cells"]}
+    return min(FEWEST_SEEDS, *(seeds.get(f"{kind}ResNet20", 0) for kind in ("", "En2", "Plain2")))
 
 
 def title_of(table: str) -> str:
@@ -189,24 +196,32 @@ class Count:
         return self._with("does not hold")
 
     @property
+    def untold(self) -> list[Fields]:
+        return self._with("too few seeds")
+
+    @property
     def undecided(self) -> list[Fields]:
-        return self._with("undecided")
+        """With those of too few seeds."""
+        return [*self._with("undecided"), *self.untold]
 
 
-def against(tables: Iterable[Mapping[str, Any]], kind: str) -> Count:
-    """The orderings that set a noisy ensemble against a control of this kind."""
-    return Count(
-        [
-            verdict
-            for table in tables
-            for verdict in table["verdicts"]
-            if (kind_of(verdict["better"]), kind_of(verdict["worse"])) == ("noisy", kind)
-        ]
-    )
+def against(tables: Iterable[Mapping[str, Any]], kind: Kind) -> Count:
+    """The orderings that set a noisy ensemble against a control of this kind, or against its own single network."""
+
+    def is_asked(better: str, worse: str) -> bool:
+        is_pair = (kind_of(better), kind_of(worse)) == ("noisy", kind)
+        return is_pair and (kind != "base" or worse == re.sub(r"^En\d+", "", better))
+
+    return Count([v for table in tables for v in table["verdicts"] if is_asked(v["better"], v["worse"])])
 
 
 def of_the_paper(tables: Iterable[Mapping[str, Any]]) -> Count:
-    """The orderings for which the paper has numbers."""
-    return Count(
-        [verdict for table in tables for verdict in table["verdicts"] if verdict["paper_difference"] is not None]
-    )
+    """The orderings for which the paper has numbers; those of the same networks in several tables count once."""
+    found: dict[Any, Fields] = {}
+    for table in tables:
+        first = table["rows"][0]
+        task = table.get("setting"), table["dataset"], first["loss"], first["oracle"] is None
+        for verdict in table["verdicts"]:
+            if verdict["paper_difference"] is not None:
+                found.setdefault((*task, verdict["better"], verdict["worse"], verdict["column"]), verdict)
+    return Count(list(found.values()))

@@ -151,7 +151,7 @@ def entries_of(stages: Iterable[Stage], *, data: Path | None, out: Path, device:
         attacking = replace(usual, **stage.options)
         for seed in stage.seeds:
             for row in stage.rows:
-                columns = [column for column in stage.columns if is_noisy(row) or not _is_about_noise(column)]
+                columns = [column for column in stage.columns if is_noisy(row) or not is_about_noise(column)]
                 for task in tasks_for(usual, row, seed, columns, loss=setting.loss):
                     job = Job(task, usual if isinstance(task, TrainTask) else attacking)
                     if job not in seen:
@@ -159,7 +159,8 @@ def entries_of(stages: Iterable[Stage], *, data: Path | None, out: Path, device:
                         yield Entry(stage.setting, job)
 
 
-def _is_about_noise(column: Column) -> bool:
+def is_about_noise(column: str) -> bool:
+    """Is this attack another way to deal with noise, and so the same as IFGSM20 on a network without?"""
     return column == "transfer" or "-eot" in column
 
 
