@@ -22,11 +22,14 @@ from pathlib import Path
 import multilevel
 import numpy as np
 import pytest
+import report
+from jinja2 import ChoiceLoader, DictLoader, FileSystemLoader
 from learning_rates import gather
 from report import MARKS, Results, markdown_table, readme_block, render, with_block
 from report_charts import WIDTH, Axis, Dot, Series, dot_chart, line_chart
 from report_findings import findings, status_of, still_right
-from report_results import Count, kind_of
+from report_panels import accuracies, heads, of_rates, training_curves
+from report_results import STYLES, Count, kind_of
 from reporting import InputError, without_folder
 
 from netkit import checkpoint
@@ -42,7 +45,7 @@ ATTACKS = {"nat": "natural", "fgsm": "FGSM", "ifgsm20": "IFGSM20", "transfer": "
 def stamp(command: str) -> dict:
     return {
         "command": command,
-        "config": {"seeds": [0, 1]},
+        "config": {"seeds": [0, 1, 2]},
         "commit": "abc",
         "versions": {"torch": "2.15"},
         "device": "cpu",
@@ -51,7 +54,7 @@ def stamp(command: str) -> dict:
     }
 
 
-def made_up_reproduction(folder: Path, *, n: int = 400, draws: int = 10, seeds: int = 2) -> list[dict]:
+def made_up_reproduction(folder: Path, *, n: int = 400, draws: int = 10, seeds: int = 3) -> list[dict]:
     """Three files as studies/reproduce.py writes them, for networks that answer at random around ROWS."""
     rng = np.random.default_rng(0)
     hard = rng.uniform(-0.3, 0.3, n)
@@ -183,7 +186,7 @@ def test_numbers_are_those_of_the_files(page, everything):
     words = Elements(page).words
     pde = json.loads((STORED / "neural_pde" / "neural_pde.json").read_text())
     check = pde["checks"][0]
-    assert f"{100 * check['coverage']:.1f}% of {check['points']} points" in words
+    assert f"{100 * check['coverage']:.1f}% of {check['points']:,} points" in words
     verdicts = json.loads((STORED / "theorems" / "summary.json").read_text())["verdicts"]
     printed = verdicts["theorem2"]["bounds"]["printed"]
     assert f"exceeded in {printed['fails']} of {verdicts['theorem2']['n']} random cases" in words
@@ -227,8 +230,13 @@ def test_the_reproduction_is_paired_over_images_and_seeds(everything):
     assert verdicts["En2ResNet20", "ResNet20", "ifgsm20"]["verdict"] == "holds"
     assert verdicts["En2ResNet20", "Wide2ResNet20", "ifgsm20"]["paper_difference"] is None
     assert verdicts["En2ResNet20", "ResNet20", "nat"]["paper_difference"] == pytest.approx(80.34 - 75.11)
-    assert verdicts["En2ResNet20", "En1ResNet20", "transfer"]["n"] == 200
-    assert ("En2ResNet20", "ResNet20", "transfer") not in verdicts
+    assert "transfer" not in table["columns"]
+    for row in table["strengths"]:
+        found = row["differences"]["transfer"]
+        ours, usual = shares(row["model"], "transfer"), shares(row["model"], "ifgsm20")[:, :200]
+        assert found["mean"] == pytest.approx((ours - usual).mean(), abs=1e-12)
+        assert (found["n"], found["num_seeds"]) == (200, 3)
+    assert [row["model"] for row in table["strengths"]] == ["En1ResNet20", "En2ResNet20"]
 
 
 def test_answers_that_do_not_fit_are_refused(tmp_path):
@@ -286,6 +294,42 @@ def verdict(word: str) -> dict:
 )
 def test_a_set_of_orderings_has_the_status_of_most_of_them(words, status):
     assert status_of(Count([verdict(word) for word in words])) == status
+
+
+def test_below_three_seeds_nothing_is_decided(tmp_path):
+    made_up_reproduction(tmp_path / "reproduction", seeds=2)
+    results = Results(tmp_path)
+    (table,) = results.reproduction
+    assert {verdict["verdict"] for verdict in table["verdicts"]} == {"too few seeds"}
+    assert {finding.status for finding in findings(results)} == {"undecided"}
+
+
+def test_the_headline_is_of_the_setting_that_tells_of_the_claim(tmp_path):
+    scores = made_up_reproduction(tmp_path / "reproduction")
+    early = [s | {"setting": "fast"} for s in scores if (s["row"], s["attack"]) == ("ResNet20", "nat")]
+    whole = [s | {"setting": "fast"} for s in scores]
+    path = tmp_path / "reproduction" / "scores.jsonl"
+    found = {}
+    for name, more in (("alone", []), ("early", early), ("whole", whole)):
+        path.write_text("".join(json.dumps(line) + "\n" for line in [*scores, *more]))
+        found[name] = (Results(tmp_path).headline or {})["setting"]
+    assert found == {"alone": "tiny", "early": "tiny", "whole": "fast"}
+
+
+def test_a_best_rate_at_the_end_of_what_was_tried_decides_nothing(tmp_path):
+    def network(model, members, best):
+        rates = [{"lr": lr, "peak_lr": lr * members, "validation": [0.5 - abs(lr - best)]} for lr in (0.1, 0.2, 0.4)]
+        return {"model": model, "num_members": members, "seeds": [0], "rates": rates}
+
+    (tmp_path / "learning_rates").mkdir()
+    statuses = []
+    for single, pair in ((0.4, 0.2), (0.2, 0.2), (0.2, 0.4)):
+        networks = [network("ResNet8", 1, single), network("En2ResNet8", 2, pair)]
+        stored = {"dataset": "digits", "networks": networks, "provenance": stamp("learning_rates.py")}
+        (tmp_path / "learning_rates" / "learning_rates.json").write_text(json.dumps(stored))
+        (finding,) = findings(Results(tmp_path))
+        statuses.append(finding.status)
+    assert statuses == ["undecided", "reproduced", "undecided"]
 
 
 def test_findings_follow_the_data(tmp_path):
@@ -389,31 +433,33 @@ def test_other_tables_are_counted_together(tmp_path):
         {
             "model": m,
             "oracle": None,
+            "loss": "natural",
             "num_parameters": 1,
             "num_members": 1,
             "paper": {},
             "cells": {"nat": cell},
             "runs": [],
         }
-        for m in ("En1ResNet8", "ResNet8")
+        for m in ("En1ResNet8", "En2ResNet8", "ResNet8")
     ]
     claim = {"better": "En1ResNet8", "worse": "ResNet8", "column": "nat", "difference": 0.1, "interval": [0.0, 0.2]}
-    for name, paper_difference, found in (
-        ("table1", 0.5, "holds"),
-        ("table4", 1.0, "undecided"),
-        ("table8", None, "holds"),
+    again = claim | {"paper_difference": 0.5, "verdict": "holds"}
+    for name, verdicts in (
+        ("table1", [again]),
+        ("table4", [again, claim | {"better": "En2ResNet8", "paper_difference": 1.0, "verdict": "undecided"}]),
+        ("table8", [claim | {"paper_difference": None, "verdict": "holds"}]),
     ):
         stored = {
             "table": name, "title": name, "caption": "", "note": "", "dataset": "digits", "paper_dataset": "cifar10",
             "columns": {"nat": "natural"}, "rows": rows, "provenance": stamp(f"{name}.py"),
-            "verdicts": [claim | {"paper_difference": paper_difference, "verdict": found}],
+            "verdicts": verdicts,
         }  # fmt: skip
         (tmp_path / "tables" / f"{name}-digits.json").write_text(json.dumps(stored))
     (finding,) = findings(Results(tmp_path))
-    assert finding.claim.startswith("The paper’s orderings in Table 1, Table 4,")
+    assert finding.claim == "The paper’s orderings, Table 1, Table 4 on 8×8 digits"
     assert finding.status == "partly"
-    assert finding.evidence.startswith("Of 2 orderings 1 hold, 0 are reversed and 1 are undecided")
-    assert Counter(re.findall("<b>(holds|undecided)</b>", render(Results(tmp_path)))) == {"holds": 2, "undecided": 1}
+    assert finding.evidence.startswith("Of 2 orderings 1 holds, 0 are reversed and 1 is undecided")
+    assert Counter(re.findall("<b>(holds|undecided)</b>", render(Results(tmp_path)))) == {"holds": 3, "undecided": 1}
 
 
 def test_kinds_of_networks_are_told_by_their_names():
@@ -479,6 +525,127 @@ def test_half_of_a_chart_is_plot_whatever_the_names(name):
     for svg in (dots, lines):
         text = "".join(re.findall(r'<text class="(?:name|label c0)"[^>]*>(.*?)</text>', svg))
         assert escape(name).replace(" ", "") in text.replace(" ", "")
+
+
+def test_one_colour_is_one_kind_of_network_in_every_chart(everything):
+    table = next(table for table in everything.tables if table["table"] == "table2")
+    kinds = {style: kind for kind, style in STYLES.items()}
+    for panel in accuracies(table):
+        dots = re.findall(r'<title>(\w+): .*?class="dot (c\d)"', panel.chart)
+        assert {model: kinds[style] for model, style in dots} == {
+            r["model"]: kind_of(r["model"]) for r in table["rows"]
+        }
+    curves = everything.fig5["rows"]
+    rows = [*curves, *(curves[0] | {"model": model} for model in ("En3ResNet8", "En10ResNet8"))]
+    ((_, panels),) = training_curves(rows)
+    for panel in [*panels, *of_rates(everything.learning_rates)]:
+        looks = {}
+        for style, path, label in re.findall(r'class="dot (c\d)" d="(.+?)".*?<title>(.+?): ', panel.chart):
+            looks[label] = style, path
+        labels = re.findall(r'class="label (c\d)"[^>]*>(.+?)</text>', panel.chart)
+        assert len(labels) == len(looks) > 4
+        assert all(looks[label][0] == style for style, label in labels)
+        assert all(kinds[style] == kind_of(label + "ResNet8") for label, (style, _) in looks.items())
+        assert len(set(looks.values())) == len(looks)  # nor do two lines look the same
+
+
+def test_networks_of_several_families_keep_their_names_in_one_chart():
+    rates = [{"peak_lr": rate, "validation": [0.5, 0.6]} for rate in (0.1, 0.2)]
+    models = ("En2ResNet8", "En2ResNet14", "En1ResNet8&En1ResNet14 (learned weights)")
+    (panel,) = of_rates({"networks": [{"model": model, "rates": rates} for model in models]})
+    for model in models:
+        assert f">{escape(model)}</text>" in panel.chart
+
+
+def in_section(page: str, anchor: str) -> Elements:
+    return Elements(page.split(f'id="{anchor}"')[1].split("</section>")[0].partition(">")[2])
+
+
+def test_tables_of_accuracies_have_captions_and_hide_no_number(page, everything):
+    for table in [*everything.tables, *everything.reproduction]:
+        section = in_section(page, table["anchor"])
+        tags = [tag for tag, _ in section.elements]
+        assert tags.count("table") >= 3
+        assert all(following == "caption" for tag, following in itertools.pairwise(tags) if tag == "table")
+        assert {div["aria-label"] for div in section.all("div") if "aria-label" in div} == {"scrolls sideways"}
+        assert not [tag for tag, attributes in section.elements if tag in ("td", "th", "tr") and "title" in attributes]
+        for row in table["rows"]:
+            for cell in row["cells"].values():
+                low, high = (100 * min(1, max(0, bound)) for bound in cell["interval"])
+                assert f"{low:.1f} to {high:.1f}" in section.words
+                assert f"{low:.2f} to {high:.2f}" in section.words
+                assert f"n = {cell['n']:,}, {cell['num_seeds']} seeds" in section.words
+        for found in table["verdicts"]:
+            assert f"{100 * found['difference']:+.2f}".replace("-", "−") in section.words
+
+
+def a_table(cells: list[dict], title: str = "C&W (50)") -> dict:
+    """Networks that were attacked by C&W, in the form of a stored table."""
+    base = {"mean": 0.99, "vote": 0.98, "interval": [0.9, 1.02], "confidence": 0.95, "num_draws": 3}
+    rows = [
+        {
+            "model": f"En{k}ResNet8",
+            "oracle": None,
+            "loss": "pgd",
+            "num_parameters": 10**6,
+            "paper": {"cw": 58.73},
+            "runs": [],
+        }
+        | {"cells": {"cw": base | cell}}
+        for k, cell in enumerate(cells, start=1)
+    ]
+    return {
+        "table": "table2", "title": "Table 2", "caption": "Made up", "note": "", "dataset": "digits",
+        "paper_dataset": "cifar10", "columns": {"cw": title}, "rows": rows, "provenance": stamp("table2.py"),
+        "verdicts": [
+            {"better": "En2ResNet8", "worse": "En1ResNet8", "column": "cw", "difference": 0.1, "interval": [0.0, 0.2]}
+            | {"paper_difference": 0.5, "verdict": "too few seeds", "n": 9, "num_seeds": 1}
+        ],
+    }  # fmt: skip
+
+
+def page_of(table: dict, folder: Path) -> str:
+    (folder / "tables").mkdir()
+    (folder / "tables" / "table2-digits.json").write_text(json.dumps(table))
+    return render(Results(folder))
+
+
+def test_what_all_cells_share_stands_in_the_head_and_else_in_the_cell(tmp_path):
+    same, other = {"n": 1000, "num_seeds": 3}, {"n": 1000, "num_seeds": 1}
+    assert heads(a_table([same, same]))["cw"].shared == "n = 1,000, 3 seeds"
+    table = a_table([same, other])
+    head = heads(table)["cw"]
+    assert head.shared == ""
+    assert [head.own(row["cells"]["cw"]) for row in table["rows"]] == ["n = 1,000, 3 seeds", "n = 1,000, 1 seed"]
+    section = in_section(page_of(table, tmp_path), "table2-digits")
+    first, *_ = section.words.partition("Every number")
+    assert first.count("n = 1,000, 3 seeds") == first.count("n = 1,000, 1 seed") == 1
+    assert "90.0 to 100.0" in first  # an accuracy is at most 100%
+
+
+@pytest.mark.parametrize(("steps", "is_capped"), [(20, True), (50, False)])
+def test_a_capped_attack_is_told_from_the_papers(tmp_path, steps, is_capped):
+    table = a_table([{"n": 9, "num_seeds": 1}] * 2, f"C&W ({steps})")
+    words = in_section(page_of(table, tmp_path), "table2-digits").words
+    assert ("paper 58.7†" in words) == is_capped
+    assert ("† The paper’s attack takes 50 steps" in words) == is_capped
+
+
+def test_a_folded_table_can_be_linked_and_says_what_became_of_it(everything, monkeypatch):
+    source = "{% from 'macros.html' import study with context %}{{ study(results.tables[0], [], folded=FOLDED) }}"
+    pages = {}
+    for folded in ("true", "false"):
+        own = DictLoader({"page.html": source.replace("FOLDED", folded)})
+        loaders = ChoiceLoader([own, FileSystemLoader(report.TEMPLATES)])
+        monkeypatch.setattr(report, "FileSystemLoader", lambda _, loaders=loaders: loaders)
+        pages[folded] = render(everything)
+    table = everything.tables[0]
+    verdicts = Counter(verdict["verdict"] for verdict in table["verdicts"])
+    summary = Elements(pages["true"].split("<summary>")[1].split("</summary>")[0]).words
+    assert table["title"] in summary
+    assert f"of {verdicts.total()} orderings {verdicts['holds']} hold" in summary
+    assert pages["true"].index(f'<section id="{table["anchor"]}">') < pages["true"].index("<details")
+    assert pages["true"].count("<details") == pages["false"].count("<details") + 1
 
 
 def test_a_straight_line_in_logarithms_is_drawn_straight():
