@@ -93,7 +93,7 @@ def _ensemble_is_estimate(stored: Fields) -> Iterator[Finding]:
     )
     before, after = (_flipped(row) for row in (first, last))
     yield Finding(
-        "So small perturbations flip fewer decisions",
+        "Small perturbations flip fewer decisions as the noise grows",
         "reproduced" if after.high < before.low else "not reproduced" if after.low > before.high else "undecided",
         f"On the same flow, {levels}, the points that a small perturbation flips go from {percent(first['flipped'])} "
         f"({percent(before.low)} to {percent(before.high)}) to {percent(last['flipped'])} ({percent(after.low)} to "

@@ -36,11 +36,12 @@ class Setting:
 SETTINGS = {
     "cpu-narrow": Setting(
         "CPU, narrow networks",
-        "ResNet20 and its ensembles of width 8, the first 10,000 training images of CIFAR-10, a one-step attack in "
-        "training, 10 epochs.",
+        "ResNet20 and its ensembles of width 8, the first 10,000 training images of CIFAR-10, 1,000 of them held out "
+        "for validation, a one-step attack in training, 10 epochs.",
         "A small stand-in that two CPU cores can train: half the paper's width, a fifth of its images, one-step in "
         "place of ten-step attacks, 10 epochs in place of 200. It can order networks trained alike, and says nothing "
-        "about the paper's absolute numbers. Attacks take at most 20 steps.",
+        "about the paper's absolute numbers. The learning rate, 0.2 times the number of members, was not tuned. "
+        "Attacks take at most 20 steps.",
         "cifar10",
         "one-step",
         options={"width": 8, "num_train": 10_000, "num_test": 2_000, "epochs": 10, "attack_steps": 20},

@@ -28,7 +28,8 @@ def test_it_leaves_the_picture_the_fields_and_the_checks(tmp_path):
     assert (tmp_path / "neural_pde.pdf").exists()
     numbers = json.loads((tmp_path / "neural_pde.json").read_text())
     right, *wrong = numbers["checks"]
-    assert right["agrees"] and right["follows"]
+    assert right["agrees"]
+    assert right["follows"]
     assert right["scheme_residual"] < 1e-14
     assert [check["network"] for check in wrong if check["follows"]] == []
     assert not wrong[0]["agrees"]  # the wrong sigma shows in the mean
