@@ -6,7 +6,8 @@ autocast. Numbers, control flow, checkpoints and generators are real; kernels, s
 
 What is refused: tensors of two devices in one operation (a CPU tensor without dimensions may take part in elementwise
 ones, as on a GPU, and copies go anywhere), a generator of another device, `numpy()`. Stricter than a GPU: an index on
-the CPU, which costs a GPU a wait. Not seen: `cpu()` and `to()` inside a backward pass, where torch asks Python nothing. `Imitation.waits` counts what makes the host wait for the device.
+the CPU, which costs a GPU a wait. Not seen: `cpu()` and `to()` inside a backward pass, of which torch asks no Python.
+`Imitation.waits` counts what makes the host wait for the device.
 """
 
 from __future__ import annotations

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
+import jobs
 import pytest
 import reproduce
 import reproduce_queue
@@ -375,6 +376,23 @@ def test_the_queue(gpu: Imitation, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "cuda (no GPU)" in (tmp_path / "lines" / "settings.json").read_text()
 
 
+def test_a_process_reads_a_data_set_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def loaded(name: str, **options: Any) -> data.Dataset:
+        read.append(name)
+        return data.load(name, **options)
+
+    monkeypatch.setattr(jobs, "_load", lru_cache(loaded))
+    for num_test in (None, 7, 5, None):
+        settings = Settings("digits", "digits", tmp_path, num_train=30, num_test=num_test)
+        expected = data.load("digits", num_train=30, num_test=num_test)
+        found = jobs.load_data(settings)
+        assert found.fingerprint() == expected.fingerprint()
+        assert len(found.test) == len(expected.test)
+    assert read == ["digits"]
+
+
 @pytest.mark.parametrize(("device", "num_processes"), [("cuda", 2), ("cpu", 1)])
 def test_a_process_with_a_broken_gpu_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, num_processes: int
@@ -408,8 +426,8 @@ def test_a_process_with_a_broken_gpu_is_replaced(
     finished: list[Job] = []
     monkeypatch.setattr(workers, "_Worker", Process)
     settings = Settings("digits", "digits", tmp_path, num_train=30)
-    jobs = [Job(TrainTask("ResNet8", seed, 0.1), settings) for seed in range(3)]
-    queue = workers._Queue(list(jobs), {job.path for job in jobs}, float("inf"))
+    listed = [Job(TrainTask("ResNet8", seed, 0.1), settings) for seed in range(3)]
+    queue = workers._Queue(list(listed), {job.path for job in listed}, float("inf"))
     workers._run_in_processes(
         queue,
         device,
@@ -419,5 +437,5 @@ def test_a_process_with_a_broken_gpu_is_replaced(
         lambda job, outcome, seconds: finished.append(job),
         lambda job, error: failed.append(job),
     )
-    assert (failed, finished) == (jobs[:1], jobs[1:])
+    assert (failed, finished) == (listed[:1], listed[1:])
     assert len(made) == num_processes
