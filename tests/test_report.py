@@ -511,7 +511,14 @@ def test_labels_stand_where_their_lines_end():
         assert right < other[0] or other[1] < left or bottom <= other[2] or other[3] <= top
 
 
-NAMES = ["A", "En1ResNet8", "TwoPoint5ResNet8xx", "En1ResNet20&En1ResNet32 (learned weights)", "x" * 70]
+NAMES = [
+    "A",
+    "En1ResNet8",
+    "En2ResNet110&ResNet110",
+    "TwoPoint5ResNet8xx",
+    "En1ResNet20&En1ResNet32 (learned weights)",
+    "x" * 70,
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -538,7 +545,7 @@ def test_one_colour_is_one_kind_of_network_in_every_chart(everything):
     curves = everything.fig5["rows"]
     rows = [*curves, *(curves[0] | {"model": model} for model in ("En3ResNet8", "En10ResNet8"))]
     ((_, panels),) = training_curves(rows)
-    for panel in [*panels, *of_rates(everything.learning_rates)]:
+    for panel in [*panels, *of_rates(everything.learning_rates[0])]:
         looks = {}
         for style, path, label in re.findall(r'class="dot (c\d)" d="(.+?)".*?<title>(.+?): ', panel.chart):
             looks[label] = style, path
