@@ -17,14 +17,15 @@ from reporting import ROOT, InputError, console, one_line_errors, provenance, wr
 
 from netkit import checkpoint
 from netkit.checkpoint import CheckpointError
+from netkit.presets import PRESETS
 from netkit.training import TrainConfig, peak_learning_rate
 
-_NAME = re.compile(r"(?P<dataset>[a-z0-9]+)-(?P<model>.+)-(?P<preset>[a-z]+)-seed\d+-[0-9a-f]+\.safetensors")
+_NAME = re.compile(rf"(?P<dataset>[a-z0-9]+)-(?P<model>.+)-({'|'.join(PRESETS)})-seed\d+-[0-9a-f]+\.safetensors")
 
 
 def main(
     models: Annotated[Path, typer.Option(help="folder of a table's networks")] = ROOT / "out" / "models",
-    out: Annotated[Path, typer.Option(help="folder for learning_rates.json")] = ROOT / "out" / "learning_rates",
+    out: Annotated[Path, typer.Option(help="folder for learning_rates-DATASET.json")] = ROOT / "out" / "learning_rates",
     dataset: Annotated[str, typer.Option(help="of which data set")] = "digits",
 ) -> None:
     """Gather what is stored, train nothing."""
@@ -33,7 +34,7 @@ def main(
         if not networks:
             raise InputError(f"--models: no networks of {dataset} trained with several learning rates in {models}")
         write_json(
-            out / "learning_rates.json",
+            out / f"learning_rates-{dataset}.json",
             {
                 "dataset": dataset,
                 "networks": networks,

@@ -44,7 +44,7 @@ def findings(results: Results) -> list[Finding]:
         )
         if part is not None
         for finding in say(part)
-    ] + [*_tables(results), *(_learning_rates(results.learning_rates) if results.learning_rates else [])]
+    ] + [*_tables(results), *(finding for stored in results.learning_rates for finding in _learning_rates(stored))]
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -313,10 +313,10 @@ def _learning_rates(stored: Fields) -> Iterator[Finding]:
         return
     is_larger = min(several) > max(single)
     yield Finding(
-        "An ensemble wants a larger peak learning rate than one network",
+        f"An ensemble wants a larger peak learning rate than one network ({DATASETS[stored['dataset']]})",
         "undecided" if at_edge else "reproduced" if is_larger else "not reproduced",
-        f"Best peak rate by validation accuracy under attack, {DATASETS[stored['dataset']]}: {'; '.join(said)}; "
-        f"{' to '.join(map(str, seeds))} seeds."
+        f"Best peak rate by validation accuracy under attack: {'; '.join(said)}; "
+        f"{' to '.join(map(str, seeds))} seed{'' if seeds == [1] else 's'}."
         + (f" The end of what was tried: {', '.join(at_edge)}." if at_edge else ""),
         "learning-rates",
         "Members share one loss, so each sees only its share of the gradient: the tables scale the rate by the number "

@@ -92,8 +92,9 @@ class Results:
         return self.part("noise_scale", "noise_scale.json")
 
     @cached_property
-    def learning_rates(self) -> Fields | None:
-        return self.part("learning_rates", "learning_rates.json")
+    def learning_rates(self) -> list[Fields]:
+        """By data set."""
+        return [_read(path) for path in sorted((self.folder / "learning_rates").glob("*.json"))]
 
     @cached_property
     def fig5(self) -> Fields | None:

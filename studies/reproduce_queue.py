@@ -33,6 +33,8 @@ class Setting:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+_NARROW: dict[str, Any] = {"width": 8, "num_train": 10_000, "num_test": 2_000, "epochs": 10, "attack_steps": 20}
+
 SETTINGS = {
     "cpu-narrow": Setting(
         "CPU, narrow networks",
@@ -44,7 +46,15 @@ SETTINGS = {
         "Attacks take at most 20 steps.",
         "cifar10",
         "one-step",
-        options={"width": 8, "num_train": 10_000, "num_test": 2_000, "epochs": 10, "attack_steps": 20},
+        options=_NARROW,
+    ),
+    "cpu-narrow-rates": Setting(
+        "CPU, narrow networks, other learning rates",
+        "The networks of cpu-narrow, trained with half and twice its learning rate; not attacked but for validation.",
+        "For learning_rates.py.",
+        "cifar10",
+        "one-step",
+        options=_NARROW | {"learning_rates": (0.1, 0.2, 0.4)},
     ),
     "fast": Setting(
         "CIFAR-10, one-cycle",
@@ -124,6 +134,7 @@ ON_REQUEST = (
     Stage("cpu-narrow", CORE, ("transfer", "ifgsm20-eot1"), range(6), {"num_test": 500}),
     Stage("cpu-narrow", CORE, ("cw", "ifgsm20-eot20", "autoattack"), range(6), {"num_test": 250, "auto_draws": 5}),
     Stage("cpu-narrow", ("En5ResNet20", "Plain5ResNet20"), ("nat", "fgsm", "ifgsm20"), range(3), {"num_test": 500}),
+    Stage("cpu-narrow-rates", CORE, (), (0,)),
     Stage("digits", ("ResNet8", "En2ResNet8"), (*PAPER_COLUMNS, *MODERN_COLUMNS), (0, 1)),
 )
 """Settings that are not part of the queue, and run only where they are named."""

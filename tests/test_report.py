@@ -362,18 +362,30 @@ def test_constant_noise_is_judged_by_what_it_moves_beside_the_noise_itself(tmp_p
     assert "50% to 50%" in statuses["partly"]
 
 
-def network_file(folder: Path, name: str, *, lr: float, seed: int, members: int, value: float) -> None:
+def network_file(
+    folder: Path,
+    name: str,
+    *,
+    lr: float,
+    seed: int,
+    members: int,
+    value: float,
+    of: str = "digits",
+    preset: str = "digits",
+) -> None:
     configuration = {"loss": "pgd", "epochs": 2, "lr": lr, "lr_scaling": "members", "seed": seed}
     identity = {"model": {"members": [{}] * members}, "configuration": configuration}
     tree = {"identity": identity, "epoch": 2, "best": {"value": value}}
-    checkpoint.save(folder / f"digits-{name}-digits-seed{seed}-{round(1e6 * lr):x}.safetensors", tree, kind="training")
+    checkpoint.save(folder / f"{of}-{name}-{preset}-seed{seed}-{round(1e6 * lr):x}.safetensors", tree, kind="training")
 
 
 def test_learning_rates_are_compared_on_equal_seeds(tmp_path):
     for lr, seed, value in ((0.1, 0, 0.3), (0.1, 1, 0.5), (0.1, 2, 0.9), (0.2, 0, 0.4), (0.2, 1, 0.6)):
         network_file(tmp_path, "En2ResNet8", lr=lr, seed=seed, members=2, value=value)
     network_file(tmp_path, "ResNet8", lr=0.1, seed=0, members=1, value=0.2)  # one rate alone: nothing to compare
-    assert gather(tmp_path, "cifar10") == []
+    network_file(tmp_path, "ResNet20", lr=0.1, seed=0, members=1, value=0.2, of="cifar10", preset="one-step")
+    network_file(tmp_path, "ResNet20", lr=0.2, seed=0, members=1, value=0.3, of="cifar10", preset="one-step")
+    assert [row["model"] for row in gather(tmp_path, "cifar10")] == ["ResNet20"]
     (row,) = gather(tmp_path, "digits")
     assert (row["model"], row["seeds"]) == ("En2ResNet8", [0, 1])
     assert row["rates"] == [
