@@ -34,8 +34,8 @@ def _commit() -> str:
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    except (OSError, subprocess.CalledProcessError):  # a copy without its history
+        return os.environ.get("ITOFLOW_COMMIT", "unknown")
 
 
 _COMMIT = _commit()  # now: a long study ends with the code it began with, whatever was committed meanwhile
