@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,7 +38,7 @@ from jobs import (
     tasks_for,
 )
 from rendering import draw
-from reporting import ROOT, InputError, console, num_cores, one_line_errors, provenance, write_json
+from reporting import ROOT, InputError, console, num_cores, one_line_errors, provenance, without_folder, write_json
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from torch import Tensor
 from workers import WorkerDied, costliest_first, run_all
@@ -390,6 +390,7 @@ def results(table: Table, rows: Sequence[Row], settings: Settings, seeds: range)
     """The numbers of the table, from files on disk alone; fit for JSON."""
     scores: Scores = {}
     entries = []
+    stamps = []
     for row in rows:
         built = network(on_dataset(row.model, settings.dataset), settings, seed=0)
         runs: list[dict[str, Any]] = []
@@ -402,7 +403,11 @@ def results(table: Table, rows: Sequence[Row], settings: Settings, seeds: range)
                     assert score is not None
                     scores.setdefault((row.label, task.column), []).append(score)
                     cells[task.column] = score.summary()
+                    stamps.append(json.loads(evaluation_path(task, settings).with_suffix(".json").read_text()))
             training = [task for task in tasks if isinstance(task, TrainTask)]
+            stamps += [
+                trained_by(*pair, settings, training) for pair in dict.fromkeys((t.model, t.seed) for t in training)
+            ]
             networks = _networks(training, settings, with_history=not table.columns)
             runs.append({"seed": seed, "networks": networks, "cells": cells})
         entries.append(
@@ -434,7 +439,25 @@ def results(table: Table, rows: Sequence[Row], settings: Settings, seeds: range)
         "columns": {column: column_title(column, settings) for column in table.columns},
         "rows": entries,
         "verdicts": verdicts(table, rows, settings.dataset, scores),
+        "stamps": origins(stamps),
     }
+
+
+def trained_by(model: str, seed: int, settings: Settings, training: Sequence[TrainTask]) -> dict[str, Any]:
+    """The stamp of the network that counts."""
+    _, tree = selected(model, seed, settings, training)
+    found: dict[str, Any] = tree["provenance"]
+    return found
+
+
+def origins(stamps: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each way in which networks were trained and attacked, once: a table may be put together from several runs."""
+    found: dict[str, dict[str, Any]] = {}
+    for stamp in sorted(stamps, key=lambda stamp: stamp["created"]):
+        known = {name: stamp[name] for name in ("command", "commit", "versions", "device", "cpu")}
+        known["command"] = shlex.join(map(without_folder, shlex.split(stamp["command"])))
+        found.setdefault(json.dumps(known, sort_keys=True), known | {"config": {}, "created": stamp["created"]})
+    return list(found.values())
 
 
 def _networks(training: Sequence[TrainTask], settings: Settings, *, with_history: bool) -> list[dict[str, Any]]:

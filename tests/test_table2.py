@@ -192,6 +192,16 @@ def test_every_row_has_the_papers_numbers_except_the_controls() -> None:
     assert {name for claim in TABLE.claims for name in (claim.better, claim.worse)} <= {row.model for row in TABLE.rows}
 
 
+def test_a_table_says_of_each_run_that_it_was_put_together_from_where_it_came() -> None:
+    first = {"command": "table2.py --out /home/me/one --lr 0.1", "commit": "a", "versions": {}, "device": "cpu"}
+    first |= {"cpu": "x", "config": {"seed": 0}, "created": "2026-01-02"}
+    again = first | {"config": {"seed": 1}, "created": "2026-01-01"}
+    later = first | {"commit": "b", "created": "2026-01-03"}
+    found = tables.origins([later, first, again])
+    assert [(stamp["commit"], stamp["created"]) for stamp in found] == [("a", "2026-01-01"), ("b", "2026-01-03")]
+    assert {stamp["command"] for stamp in found} == {"table2.py --out one --lr 0.1"}
+
+
 def test_verdicts_come_from_the_scores_and_turn_where_the_paper_does() -> None:
     y = torch.zeros(200, dtype=torch.long)
 
