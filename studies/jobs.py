@@ -332,7 +332,7 @@ def checkpoint_path(task: TrainTask, settings: Settings) -> Path:
         "data": _fingerprint(settings, "train", "val"),
     }
     if task.learns_weights:
-        identity["weights"] = "learned"
+        identity["weights"] = f"learned with {_weight_rate(settings):g}"
     name = f"{settings.dataset}-{task.model}-{settings.preset}-seed{task.seed}-{_hash(identity)}.safetensors"
     return settings.out / "models" / name
 
@@ -511,18 +511,26 @@ def device_title(device: str) -> str:
 def _update_weights(settings: Settings, config: TrainConfig, model: models.EnResNet, epoch: int) -> None:
     """The paper's update of the members' weights, w <- w - lr ∂L/∂w and division by the sum, on training images.
 
-    The paper does not say which lr: here it is that of the training, unscaled, for the mean loss. A few thousand images
-    are enough for a gradient of a few numbers.
+    The paper does not say which lr: see `_weight_rate`. A few thousand images are enough for a gradient of a few
+    numbers.
     """
     from bridge.weights import paper_update  # brings numba, which the other tables can do without
 
     images = load_data(settings).train.first(_WEIGHT_IMAGES)
     logits = _logits_as_in_training(model, images, settings, config, epoch)
     try:
-        weights = paper_update(model.weights.double(), logits, images.y, lr=config.lr)
+        weights = paper_update(model.weights.double(), logits, images.y, lr=_weight_rate(settings))
     except ValueError as error:
         raise FloatingPointError(f"training diverged: the members' weights after epoch {epoch + 1}: {error}") from error
     model.set_weights(weights)
+
+
+def _weight_rate(settings: Settings) -> float:
+    """The learning rate of members' weights, for the mean loss: the preset's, whatever is tried for the networks.
+
+    A rate that suits a network may be so large for a few weights that their sum is lost.
+    """
+    return PRESETS[settings.preset].lr
 
 
 def _optimal_weights(model: models.EnResNet, settings: Settings, config: TrainConfig) -> list[float]:

@@ -313,8 +313,8 @@ def test_weights_that_lose_their_sum_are_a_training_that_diverged() -> None:
     settings = Settings("digits", "digits", Path("out"), num_train=64, attack_steps=2)
     model = network("Plain2ResNet8", settings, 0)
     with torch.no_grad():
-        model.members[0].fc.bias[0] = 1e6
-    config = dataclasses.replace(settings.train_config(0, "natural"), lr=1.0)
+        model.members[0].fc.bias[0] = 1e7
+    config = settings.train_config(0, "natural")
     with pytest.raises(FloatingPointError, match="training diverged: the members' weights after epoch 5: lr: expected"):
         jobs._update_weights(settings, config, model, 4)
 
