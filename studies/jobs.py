@@ -43,6 +43,7 @@ _COSTLY_BATCH: dict[Column, int] = {"autoattack": 50}
 _PAPER_EPS = 8 / 255
 _DIGITS_WIDTH = 8  # half the paper's, at half the time
 _PGD_RESTARTS = 5
+_MOST_HALVINGS = 10  # of the step of learned weights
 _WEIGHT_IMAGES = 2000  # on which learned weights are updated once an epoch
 _REPEAT_SEED = 1000  # between the seeds of networks of one kind, trained separately for one ensemble
 
@@ -511,18 +512,22 @@ def device_title(device: str) -> str:
 def _update_weights(settings: Settings, config: TrainConfig, model: models.EnResNet, epoch: int) -> None:
     """The paper's update of the members' weights, w <- w - lr ∂L/∂w and division by the sum, on training images.
 
-    The paper does not say which lr: see `_weight_rate`. A few thousand images are enough for a gradient of a few
-    numbers.
+    The paper does not say which lr: see `_weight_rate`; it is halved where the weights would lose their sum, as they
+    may while networks are still wild. A few thousand images are enough for a gradient of a few numbers.
     """
     from bridge.weights import paper_update  # brings numba, which the other tables can do without
 
     images = load_data(settings).train.first(_WEIGHT_IMAGES)
     logits = _logits_as_in_training(model, images, settings, config, epoch)
-    try:
-        weights = paper_update(model.weights.double(), logits, images.y, lr=_weight_rate(settings))
-    except ValueError as error:
-        raise FloatingPointError(f"training diverged: the members' weights after epoch {epoch + 1}: {error}") from error
-    model.set_weights(weights)
+    for halvings in range(_MOST_HALVINGS + 1):
+        try:
+            lr = _weight_rate(settings) / 2**halvings
+            model.set_weights(paper_update(model.weights.double(), logits, images.y, lr=lr))
+        except ValueError as error:
+            lost = error
+        else:
+            return
+    raise FloatingPointError(f"training diverged: the members' weights after epoch {epoch + 1}: {lost}") from lost
 
 
 def _weight_rate(settings: Settings) -> float:

@@ -309,6 +309,20 @@ def test_weights_are_learned_from_blocks_of_attacked_images(monkeypatch: pytest.
     assert not torch.allclose(natural[0], blocks, atol=1e-3)
 
 
+def test_a_step_of_the_weights_is_halved_where_they_would_lose_their_sum() -> None:
+    settings = Settings("digits", "digits", Path("out"), num_train=64, attack_steps=2)
+    config = settings.train_config(0, "natural")
+    sums = {}
+    for bias in (0.0, 1e3):
+        model = network("Plain2ResNet8", settings, 0)
+        with torch.no_grad():
+            model.members[0].fc.bias[0] = bias
+        jobs._update_weights(settings, config, model, 4)
+        sums[bias] = float(model.weights.sum())
+        assert float(model.weights.double().std()) > 0
+    assert sums == pytest.approx({0.0: 1, 1e3: 1}, rel=1e-5)
+
+
 def test_weights_that_lose_their_sum_are_a_training_that_diverged() -> None:
     settings = Settings("digits", "digits", Path("out"), num_train=64, attack_steps=2)
     model = network("Plain2ResNet8", settings, 0)
