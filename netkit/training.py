@@ -340,12 +340,7 @@ class _Run:
         x, y, share = self._batch()
         with parallel.spread(share), noise_from(self.generators["noise"], self.model):
             self.model.train()
-            try:
-                loss, logits = self._loss(x, y)
-            except ValueError as error:  # how an attack refuses a model that answers NaN
-                with torch.no_grad(), parallel.spread(parallel.WHOLE):  # the other processes may be elsewhere
-                    self._check_finite(float(self.model(x).sum()), error)
-                raise
+            loss, logits = self._loss(x, y)
             self.optimizer.zero_grad(set_to_none=True)
             (loss * share.weight).backward()
         share.sum_gradients(self.model.parameters())
@@ -357,10 +352,13 @@ class _Run:
         self.step += 1
         self.seconds += time.perf_counter() - started
 
-    def _check_finite(self, value: float, cause: Exception | None = None) -> None:
+    def _check_finite(self, value: float) -> None:
         if not math.isfinite(value):
-            text = f"training diverged in epoch {self.epoch + 1} (learning rate {self.config.lr:g}): lower it"
-            raise FloatingPointError(text) from cause
+            raise self._diverged()
+
+    def _diverged(self) -> FloatingPointError:
+        lr = self.config.lr
+        return FloatingPointError(f"training diverged in epoch {self.epoch + 1} (learning rate {lr:g}): lower it")
 
     def _batch(self) -> tuple[Tensor, Tensor, parallel.Share]:
         """Images and labels of the next batch, as far as they are this process's, and which these are."""
@@ -402,18 +400,21 @@ class _Run:
         generator: torch.Generator | None = None,
     ) -> Tensor:
         config = self.config if model.training else self.config.iterated()
-        return attacks.pgd(
-            model,
-            x,
-            y,
-            eps=config.eps,
-            step_size=config.step_size,
-            num_steps=config.num_steps,
-            clamp_start=config.clamp_start,
-            batch_norm=config.attack_batch_norm if model.training else "eval",
-            loss=loss,
-            generator=generator,
-        )
+        try:
+            return attacks.pgd(
+                model,
+                x,
+                y,
+                eps=config.eps,
+                step_size=config.step_size,
+                num_steps=config.num_steps,
+                clamp_start=config.clamp_start,
+                batch_norm=config.attack_batch_norm if model.training else "eval",
+                loss=loss,
+                generator=generator,
+            )
+        except attacks.NotFiniteError as error:
+            raise self._diverged() from error
 
     def _attacked(self, x: Tensor, y: Tensor) -> Tensor:
         """The inner maximisation of Algorithm 1, or of TRADES."""

@@ -372,6 +372,15 @@ def test_a_diverging_run_stops_with_an_error(digits: data.Dataset) -> None:
         train(small_net(1), digits, config)
 
 
+def test_a_network_whose_gradient_is_not_finite_has_diverged(digits: data.Dataset) -> None:
+    net = small_net(1)
+    with torch.no_grad():
+        net.members[0].fc.weight[0, 0] = 3e38  # finite logits, with a gradient that overflows on its way back
+        net.members[0].fc.weight[1, 0] = -3e38
+    with pytest.raises(FloatingPointError, match=r"training diverged in epoch 1 .*: lower it"):
+        train(net, digits, SHORT)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -14,7 +14,7 @@ library is installed. A noisy model is attacked through
 from netkit.attacks.ascent import Loss, Norm, StepSize, cross_entropy, fgsm, ifgsm, pgd
 from netkit.attacks.auto import AutoAttackPart, AutoAttackVersion, auto_attack
 from netkit.attacks.carlini_wagner import CWVariant, cw
-from netkit.attacks.expectation import BatchNormMode, ExpectationOverTransformation
+from netkit.attacks.expectation import BatchNormMode, ExpectationOverTransformation, NotFiniteError
 
 __all__ = [
     "AutoAttackPart",
@@ -24,6 +24,7 @@ __all__ = [
     "ExpectationOverTransformation",
     "Loss",
     "Norm",
+    "NotFiniteError",
     "StepSize",
     "auto_attack",
     "cross_entropy",

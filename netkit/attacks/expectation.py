@@ -116,7 +116,14 @@ def check_counts(**counts: int) -> None:
             raise ValueError(f"expected {name} >= 1, got {count}")
 
 
+class NotFiniteError(ValueError):
+    """The model that is attacked answers infinity or NaN, or its gradient does."""
+
+
 def check_finite(*tensors: Tensor) -> None:
-    """Once an attack, on its last step: the sign of NaN is 0, so that nothing else would tell."""
+    """Once an attack, on its last step: the sign of NaN is 0, so that nothing else would tell.
+
+    Raises NotFiniteError.
+    """
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-        raise ValueError("expected a model with finite logits and gradients, got infinity or NaN")
+        raise NotFiniteError("expected a model with finite logits and gradients, got infinity or NaN")
