@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -298,7 +299,11 @@ def _orderings(table: Fields) -> Iterator[Finding]:
 def _learning_rates(stored: Fields) -> Iterator[Finding]:
     """Best peak rates by mean validation; what lies at the end of what was tried may lie beyond it."""
     said, best, at_edge = [], {}, []
-    shown = [row for row in stored["networks"] if kind_of(row["model"]) in ("base", "noisy")]
+    families: dict[str, list[Fields]] = {}
+    for row in stored["networks"]:
+        if kind_of(row["model"]) in ("base", "noisy"):
+            families.setdefault(re.sub(r"^En\d+", "", row["model"]), []).append(row)
+    shown = [row for rows in families.values() if len({r["num_members"] for r in rows}) > 1 for row in rows]
     for row in shown:
         validation = {rate["peak_lr"]: sum(rate["validation"]) / len(rate["validation"]) for rate in row["rates"]}
         peaks = sorted(validation)
@@ -316,7 +321,7 @@ def _learning_rates(stored: Fields) -> Iterator[Finding]:
         f"An ensemble wants a larger peak learning rate than one network ({DATASETS[stored['dataset']]})",
         "undecided" if at_edge else "reproduced" if is_larger else "not reproduced",
         f"Best peak rate by validation accuracy under attack: {'; '.join(said)}; "
-        f"{' to '.join(map(str, seeds))} seed{'' if seeds == [1] else 's'}."
+        f"{extent(seeds)} seed{'' if seeds == [1] else 's'}."
         + (f" The end of what was tried: {', '.join(at_edge)}." if at_edge else ""),
         "learning-rates",
         "Members share one loss, so each sees only its share of the gradient: the tables scale the rate by the number "
@@ -368,13 +373,13 @@ def in_words(verdict: Fields, table: Mapping[str, Any]) -> str:
 def conditions(tables: Sequence[Mapping[str, Any]]) -> str:
     """n and seeds of some tables."""
     cells = [cell for table in tables for row in table["rows"] for cell in row["cells"].values()]
-
-    def extent(values: Sequence[int]) -> str:
-        low, high = min(values), max(values)
-        return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
     seeds = extent([cell["num_seeds"] for cell in cells])
     return f"n = {extent([cell['n'] for cell in cells])} images, {seeds} seed{'' if seeds == '1' else 's'}"
+
+
+def extent(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def still_right(stored: Fields) -> str:
