@@ -50,7 +50,7 @@ def _table(name: str, dataset: str, lines: Sequence[Fields], trained: Sequence[F
     found: Scores = {}
     for line in lines:
         found.setdefault((line["row"], line["attack"]), {})[line["seed"]] = line
-    titles = {line["attack"]: line["attack_title"] for line in lines}
+    titles = {line["attack"]: _short(line["attack_title"]) for line in lines}
     attacks = sorted(titles, key=lambda a: (_order(_FIRST, a), a))
     columns = {attack: titles[attack] for attack in attacks if not is_about_noise(attack)}
     names = [row.model for row in declared.rows]
@@ -72,6 +72,11 @@ def _table(name: str, dataset: str, lines: Sequence[Fields], trained: Sequence[F
         "attack_titles": titles,
         "stamps": [line["provenance"] for line in [*lines, *trained]],
     }
+
+
+def _short(title: str) -> str:
+    """A title fit for the head of a column: a long one without what is in brackets."""
+    return title.partition(" (")[0] if len(title) > 30 else title
 
 
 def _order(known: Sequence[str], name: str) -> int:

@@ -93,8 +93,12 @@ class Results:
 
     @cached_property
     def learning_rates(self) -> list[Fields]:
-        """By data set."""
-        return [_read(path) for path in sorted((self.folder / "learning_rates").glob("*.json"))]
+        """By data set, of the networks that were trained with the most seeds."""
+        found = [_read(path) for path in sorted((self.folder / "learning_rates").glob("*.json"))]
+        for stored in found:
+            most = max(len(row["seeds"]) for row in stored["networks"])
+            stored["networks"] = [row for row in stored["networks"] if len(row["seeds"]) == most]
+        return found
 
     @cached_property
     def fig5(self) -> Fields | None:
