@@ -557,7 +557,8 @@ def test_one_colour_is_one_kind_of_network_in_every_chart(everything):
     curves = everything.fig5["rows"]
     rows = [*curves, *(curves[0] | {"model": model} for model in ("En3ResNet8", "En10ResNet8"))]
     ((_, panels),) = training_curves(rows)
-    for panel in [*panels, *of_rates(everything.learning_rates[0])]:
+    rates = next(stored for stored in everything.learning_rates if stored["dataset"] == "digits")
+    for panel in [*panels, *of_rates(rates)]:
         looks = {}
         for style, path, label in re.findall(r'class="dot (c\d)" d="(.+?)".*?<title>(.+?): ', panel.chart):
             looks[label] = style, path
