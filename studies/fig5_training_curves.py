@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from report_panels import PARTS, by_epoch, family_of
+from report_panels import PARTS, by_epoch
+from report_results import family_of
 from reporting import console, write_json
 from tables import Computed, Row, Table, app_for, results
 

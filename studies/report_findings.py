@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from report_results import Count, Kind, Results, against, kind_of, of_the_paper, title_of
+from report_results import Count, Kind, Results, against, family_of, kind_of, of_the_paper, title_of
 
 from netkit.intervals import Interval, wilson
 
@@ -302,7 +301,7 @@ def _learning_rates(stored: Fields) -> Iterator[Finding]:
     families: dict[str, list[Fields]] = {}
     for row in stored["networks"]:
         if kind_of(row["model"]) in ("base", "noisy"):
-            families.setdefault(re.sub(r"^En\d+", "", row["model"]), []).append(row)
+            families.setdefault(family_of(row["model"]), []).append(row)
     shown = [row for rows in families.values() if len({r["num_members"] for r in rows}) > 1 for row in rows]
     for row in shown:
         validation = {rate["peak_lr"]: sum(rate["validation"]) / len(rate["validation"]) for rate in row["rates"]}

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 from report_charts import MARKERS, Axis, Dot, Series, dot_chart, line_chart
 from report_findings import SCHEMES
-from report_results import STYLES, kind_of
+from report_results import SIZED, STYLES, family_of, kind_of
 
 Fields = dict[str, Any]
 
@@ -20,7 +20,6 @@ PARTS = {
     "val_natural": "validation, clean",
 }
 _STEPS_OF_THE_PAPER = {"ifgsm20": 20, "cw": 50}
-_SIZED = re.compile(r"^(En|Plain|Wide|TwoPoint)(\d+)(?=[RW])")
 _USUAL_MARKERS = {1: "circle", 2: "square", 5: "triangle"}
 _BOUNDS = {"gradient": "measured", "coupling": "coupling bound", "bernstein": "best μ"}
 
@@ -103,11 +102,6 @@ def name_of(row: Fields) -> str:
     return row["model"] if row["oracle"] is None else f"{row['model']} on images made for {row['oracle']}"
 
 
-def family_of(model: str) -> str:
-    """The network that `model` is made of: ResNet20 for En2ResNet20."""
-    return _SIZED.sub("", model)
-
-
 def by_epoch(history: Sequence[Fields], part: str) -> dict[int, float]:
     """Accuracy in % by epoch, counted from 1, where it was measured; `part` is one of PARTS."""
     return {record["epoch"] + 1: 100 * record[part] for record in history if record[part] is not None}
@@ -149,7 +143,7 @@ def _looks(models: Sequence[str]) -> list[_Look]:
     is_one_family = len(set(map(family_of, models))) == 1
     looks: list[_Look] = []
     for model in models:
-        kind, sized = kind_of(model), _SIZED.match(model)
+        kind, sized = kind_of(model), SIZED.match(model)
         taken = {look.marker for look in looks if look.style == STYLES[kind]}
         usual = _USUAL_MARKERS.get(int(sized[2]) if sized else 1, "cross")
         marker = next((name for name in (usual, *reversed(MARKERS)) if name not in taken), usual)

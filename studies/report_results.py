@@ -52,6 +52,14 @@ KINDS: dict[Kind, str] = {
 STYLES: dict[Kind, str] = {"base": "c0", "noisy": "c1", "silent": "c2", "wide": "c3", "two-point": "c4"}
 
 
+SIZED = re.compile(r"^(En|Plain|Wide|TwoPoint)(\d+)(?=[RW])")
+
+
+def family_of(model: str) -> str:
+    """The network that `model` is made of: ResNet20 for En2ResNet20."""
+    return SIZED.sub("", model)
+
+
 def kind_of(model: str) -> Kind:
     """Which of KINDS a network is, by its name."""
     patterns: dict[Kind, str] = {"noisy": r"En\d", "silent": r"Plain\d", "wide": r"Wide\dR", "two-point": "TwoPoint"}
@@ -215,7 +223,7 @@ def against(tables: Iterable[Mapping[str, Any]], kind: Kind) -> Count:
 
     def is_asked(better: str, worse: str) -> bool:
         is_pair = (kind_of(better), kind_of(worse)) == ("noisy", kind)
-        return is_pair and (kind != "base" or worse == re.sub(r"^En\d+", "", better))
+        return is_pair and (kind != "base" or worse == family_of(better))
 
     return Count([v for table in tables for v in table["verdicts"] if is_asked(v["better"], v["worse"])])
 

@@ -405,10 +405,11 @@ def results(table: Table, rows: Sequence[Row], settings: Settings, seeds: range)
                     cells[task.column] = score.summary()
                     stamps.append(json.loads(evaluation_path(task, settings).with_suffix(".json").read_text()))
             training = [task for task in tasks if isinstance(task, TrainTask)]
-            stamps += [
-                trained_by(*pair, settings, training) for pair in dict.fromkeys((t.model, t.seed) for t in training)
+            counted = [
+                selected(*pair, settings, training) for pair in dict.fromkeys((t.model, t.seed) for t in training)
             ]
-            networks = _networks(training, settings, with_history=not table.columns)
+            stamps += [tree["provenance"] for _, tree in counted]
+            networks = _networks(counted, settings, with_history=not table.columns)
             runs.append({"seed": seed, "networks": networks, "cells": cells})
         entries.append(
             {
@@ -443,13 +444,6 @@ def results(table: Table, rows: Sequence[Row], settings: Settings, seeds: range)
     }
 
 
-def trained_by(model: str, seed: int, settings: Settings, training: Sequence[TrainTask]) -> dict[str, Any]:
-    """The stamp of the network that counts."""
-    _, tree = selected(model, seed, settings, training)
-    found: dict[str, Any] = tree["provenance"]
-    return found
-
-
 def origins(stamps: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Each way in which networks were trained and attacked, once: a table may be put together from several runs."""
     found: dict[str, dict[str, Any]] = {}
@@ -460,16 +454,17 @@ def origins(stamps: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _networks(training: Sequence[TrainTask], settings: Settings, *, with_history: bool) -> list[dict[str, Any]]:
-    """What was trained for one row and one seed: the network itself, its parts or its oracle."""
+def _networks(
+    counted: Sequence[tuple[TrainTask, dict[str, Any]]], settings: Settings, *, with_history: bool
+) -> list[dict[str, Any]]:
+    """What was trained for one row and one seed: the network itself, its parts or its oracle, each with its file."""
     found = []
-    for model, seed in dict.fromkeys((task.model, task.seed) for task in training):
-        chosen, tree = selected(model, seed, settings, training)
-        config = settings.train_config(seed, chosen.loss, chosen.lr)
+    for chosen, tree in counted:
+        config = settings.train_config(chosen.seed, chosen.loss, chosen.lr)
         found.append(
             {
-                "model": model,
-                "seed": seed,
+                "model": chosen.model,
+                "seed": chosen.seed,
                 "lr": chosen.lr,
                 "peak_lr": peak_learning_rate(config, len(tree["identity"]["model"]["members"])),
                 "selected_epoch": tree["best"]["epoch"] + 1,
@@ -478,7 +473,7 @@ def _networks(training: Sequence[TrainTask], settings: Settings, *, with_history
                 "train_seconds": sum(record["seconds"] for record in tree["history"]),
             }
             | ({"history": tree["history"]} if with_history else {})
-            | ({"member_weights": member_weights(chosen, settings, tree)} if "&" in model else {})
+            | ({"member_weights": member_weights(chosen, settings, tree)} if "&" in chosen.model else {})
         )
     return found
 
