@@ -39,9 +39,9 @@ each 8/11 of its passes."""
 
 ONE_STEP = replace(FAST, epochs=15, num_steps=1, step_size=1.25 * FAST.eps)
 """FGSM from a random start (Wong et al. 2020), for machines without a GPU: two passes an image where PGD-7 takes
-eight. Validation attacks with ten steps, since training against one can overfit to it."""
+eight."""
 
-SMOKE = TrainConfig(epochs=1, batch_size=32, schedule="one-cycle", num_steps=2)
+SMOKE = TrainConfig(epochs=1, batch_size=32, schedule="one-cycle", num_steps=2, val_num_steps=2)
 """Finishes in seconds; shows that the parts fit, nothing else."""
 
 DIGITS = TrainConfig(

@@ -42,13 +42,22 @@ class TrainConfig:
     `loss`: "pgd" (Algorithm 1), "natural" (Eq. 2) or "trades" (Zhang et al. 2019, Eq. 5, weight
     `trades_beta`). `schedule`: "steps" multiplies `lr` by `lr_drop` at each of `milestones` (shares of the
     epochs), "one-cycle" climbs linearly over `warmup` of the steps and falls linearly to zero. `lr_scaling`:
-    "members" multiplies `lr` by the number of members, because averaging n logits divides each member's
-    gradient by n. `attack_batch_norm`: whether the attack inside the training step sees running statistics
-    ("eval") or batch statistics, which it then also updates ("train"). `reset_momentum`: forget the momentum
-    at each epoch. `clamp_start`: keep PGD's random start inside [0, 1]. `hold_out`: keep the validation part
-    out of training. `select`: which epoch's weights count: the best under attack on validation, the best
-    without, or the last. `precision`: "bf16" is autocast on CUDA; on a CPU, where it is slower, "no" is used;
-    "fp64" trains in double precision. `batch_size` is that of all processes together.
+    "members" lets each of n averaged networks learn at the pace of one, see below. `attack_batch_norm`: whether
+    the attack inside the training step sees running statistics ("eval") or batch statistics, which it then also
+    updates ("train"). `reset_momentum`: forget the momentum at each epoch. `clamp_start`: keep PGD's random start
+    inside [0, 1]. `hold_out`: keep the validation part out of training. `select`: which epoch's weights count: the
+    best under attack on validation, the best without, or the last. `val_num_steps`: validation attacks by PGD with
+    so many steps of 2.5 eps / val_num_steps (at ten, eps/4 as in the paper), whatever the attack in training: a
+    network trained against one step may learn to withstand that step and nothing else (Wong et al. 2020).
+    `precision`: "bf16" is autocast on CUDA; on a CPU, where it is slower, "no" is used; "fp64" trains in double
+    precision. `batch_size` is that of all processes together.
+
+    Averaging n networks gives each of them 1/n of the gradient g that it would have alone, and all of the weight
+    decay: one step of SGD moves its weights θ by -η(g/n + λθ). With n times the rate but the same decay it would move
+    by -(ηg + nηλθ), and an ensemble would be regularised n times as hard as the single network it is compared with.
+    lr_scaling="members" takes the rate nη with the decay λ/n, so that θ moves by -η(g + λθ), momentum included: n equal
+    members with equal draws stay on the path of one network trained with η and λ. Where ensembles are members of
+    ensembles, n is the product of their sizes.
 
     Raises ValueError for a value outside its range.
     """
@@ -75,6 +84,7 @@ class TrainConfig:
     hold_out: bool = True
     select: Literal["robust", "natural", "last"] = "robust"
     validate_every: int = 1
+    val_num_steps: int = 10
     precision: Literal["no", "bf16", "fp64"] = "no"
     channels_last: bool = False
     seed: int = 0
@@ -97,23 +107,23 @@ class TrainConfig:
         for name in ("lr", "eps", "step_size"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if self.val_num_steps < 2:
+            raise ValueError(
+                f"val_num_steps must be at least 2, as one step shows too little, got {self.val_num_steps}"
+            )
         if not self.hold_out and self.select != "last":
             raise ValueError("without a held-out validation part select must be 'last'")
         object.__setattr__(self, "milestones", tuple(self.milestones))
 
-    def iterated(self) -> TrainConfig:
-        """This configuration with ten steps of eps/4 where it has steps longer than eps, as validation attacks.
-
-        The ten steps take the place of `num_steps`: what caps that, caps the attack of the training alone.
-        Such a step goes from anywhere in the ball to its boundary: cheap to train with, but networks learn to withstand
-        it and nothing else (Wong et al. 2020), which only an attack of several steps shows.
-        """
-        return dataclasses.replace(self, step_size=self.eps / 4, num_steps=10) if self.step_size > self.eps else self
+    @property
+    def val_step_size(self) -> float:
+        """The step of the validation attack; ten of them, or any other number, go 2.5 eps far."""
+        return 2.5 / self.val_num_steps * self.eps
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch: training loss and accuracy (on attacked images, unless natural), validation, time."""
+    """One epoch: rate of a single network, loss and accuracy (on attacked images, unless natural), validation, time."""
 
     epoch: int
     lr: float
@@ -148,31 +158,43 @@ def make_accelerator(device: torch.device | str) -> Accelerator:
     return Accelerator(cpu=is_cpu, mixed_precision="no")
 
 
-def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int, *, num_members: int = 1) -> float:
-    """The learning rate of update number `step`, a function of the position alone."""
-    peak = peak_learning_rate(config, num_members)
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of a single network at update number `step`, a function of the position alone."""
     if config.schedule == "steps":
         epoch = step // steps_per_epoch
         # rounded up, so that a run of one or two epochs starts at the full rate
         drops = sum(epoch >= math.ceil(share * config.epochs - 1e-9) for share in config.milestones)
-        return peak * config.lr_drop**drops
+        return config.lr * config.lr_drop**drops
     done = (step + 1) / (config.epochs * steps_per_epoch + 1)
-    return peak * min(done / config.warmup, (1 - done) / (1 - config.warmup))
+    return config.lr * min(done / config.warmup, (1 - done) / (1 - config.warmup))
 
 
-def peak_learning_rate(config: TrainConfig, num_members: int) -> float:
-    """`lr`, times the number of members where the configuration says so."""
-    return config.lr * (num_members if config.lr_scaling == "members" else 1)
+def parameter_groups(model: EnResNet, config: TrainConfig) -> list[dict[str, Any]]:
+    """The parameters of each averaged network, for the optimiser: its decay, and what its rate is multiplied by."""
+    groups = []
+    for network, count in _averaged_networks(model):
+        factor = count if config.lr_scaling == "members" else 1
+        decay = config.weight_decay / factor
+        groups.append({"params": list(network.parameters()), "weight_decay": decay, "lr_factor": factor})
+    return groups
 
 
-def batch_plan(config: TrainConfig, num_members: int) -> dict[str, Any]:
-    """How a batch is divided and the learning rate it is taken with, to be printed and stored."""
+def _averaged_networks(model: EnResNet) -> Iterator[tuple[nn.Module, int]]:
+    """The single networks inside ensembles of any depth, each with the n of its share 1/n in the average."""
+    for member in model.members:
+        inside = _averaged_networks(member) if isinstance(member, EnResNet) else [(member, 1)]
+        for network, count in inside:
+            yield network, count * len(model.members)
+
+
+def batch_plan(config: TrainConfig, model: EnResNet) -> dict[str, Any]:
+    """How a batch is divided and the largest learning rate it is taken with, to be printed and stored."""
     _, world = parallel.processes()
     return {
         "processes": world,
         "per_process": math.ceil(config.batch_size / world),
         "batch_size": config.batch_size,
-        "peak_lr": peak_learning_rate(config, num_members),
+        "peak_lr": config.lr * max(group["lr_factor"] for group in parameter_groups(model, config)),
     }
 
 
@@ -271,17 +293,16 @@ class _Run:
     ) -> None:
         self.config, self.dataset, self.accelerator = config, dataset, accelerator
         self.path = path
-        self.provenance = {**provenance, "batch": batch_plan(config, len(model.members))}
+        self.provenance = {**provenance, "batch": batch_plan(config, model)}
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.model = model.to(accelerator.device, self.dtype)
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
-            model.parameters(),
+            parameter_groups(model, config),
             lr=config.lr,
             momentum=config.momentum,
             nesterov=config.nesterov and config.momentum > 0,
-            weight_decay=config.weight_decay,
         )
         parallel.make_equal(self.model.state_dict().values())
         self.data = dataset.train if config.hold_out else _joined(dataset.train, dataset.val)
@@ -329,14 +350,9 @@ class _Run:
         """One pass through the inner loop of Algorithm 1."""
         started = time.perf_counter()
         config = self.config
-        lr = learning_rate(
-            config,
-            self.position[0],
-            self.steps_per_epoch,
-            num_members=len(self.model.members),
-        )
+        lr = learning_rate(config, self.position[0], self.steps_per_epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_factor"]
         x, y, share = self._batch()
         with parallel.spread(share), noise_from(self.generators["noise"], self.model):
             self.model.train()
@@ -399,15 +415,18 @@ class _Run:
         loss: attacks.Loss = attacks.cross_entropy,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        config = self.config if model.training else self.config.iterated()
+        config = self.config
+        step_size, num_steps = config.step_size, config.num_steps
+        if not model.training:
+            step_size, num_steps = config.val_step_size, config.val_num_steps
         try:
             return attacks.pgd(
                 model,
                 x,
                 y,
                 eps=config.eps,
-                step_size=config.step_size,
-                num_steps=config.num_steps,
+                step_size=step_size,
+                num_steps=num_steps,
                 clamp_start=config.clamp_start,
                 batch_norm=config.attack_batch_norm if model.training else "eval",
                 loss=loss,
@@ -447,13 +466,13 @@ class _Run:
         elif config.select == "last" and is_last:
             self._keep(0.0)
         self.seconds += time.perf_counter() - started
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = learning_rate(config, self.position[0] - 1, self.steps_per_epoch)
         self.history.append(EpochRecord(self.epoch, lr, loss / count, correct / count, natural, robust, self.seconds))
         self.epoch += 1
         self._start_epoch()
 
     def _validate(self) -> tuple[float, float | None]:
-        """Validation accuracy, clean and (unless training is natural) under the training attack."""
+        """Validation accuracy, clean and (unless training is natural) under the validation attack."""
         x, y = self.dataset.images(self.dataset.val.x, self.dtype), self.dataset.val.y
         options: dict[str, Any] = {"num_draws": 1, "seed": self.config.seed, "divided": True}
         with self._autocast():

@@ -52,10 +52,10 @@ _REPEAT_SEED = 1000  # between the seeds of networks of one kind, trained separa
 class Settings:
     """What a whole table is computed with; tables with equal settings share every file.
 
-    `attack_steps` caps the steps of every attack, in training and in evaluation (not those of the validation in
-    one-step training, which takes ten), and `auto_draws` are the noise draws in each gradient of AutoAttack. Several
-    `learning_rates` are all trained, and the best on validation is kept, for each row and seed. `width` is that of all
-    networks, by default the paper's 16, and 8 on digits.
+    `attack_steps` caps the steps of every attack in training and in evaluation, not of the one in validation, and
+    `auto_draws` are the noise draws in each gradient of AutoAttack. Several `learning_rates` are all trained, and the
+    best on validation is kept, for each row and seed. `width` is that of all networks, by default the paper's 16, and 8
+    on digits.
     """
 
     dataset: str
@@ -231,7 +231,7 @@ def attack_for(column: Column, settings: Settings) -> evaluate.Attack | None:
 
     On another scale than the paper's 8/255 the learning rate of C&W grows with eps, as steps do elsewhere.
     """
-    config = PRESETS[settings.preset].iterated()
+    config = PRESETS[settings.preset]
     num_steps = _num_steps(column, settings)
     attack: evaluate.Attack
     if column == "nat":
@@ -249,7 +249,8 @@ def attack_for(column: Column, settings: Settings) -> evaluate.Attack | None:
             c=10.0,
         )
     else:
-        attack = partial(attacks.ifgsm, eps=config.eps, step_size=config.step_size, num_steps=num_steps)
+        step_size = min(config.step_size, config.eps / 4)  # training may take one long step
+        attack = partial(attacks.ifgsm, eps=config.eps, step_size=step_size, num_steps=num_steps)
         if column == "pgd20":
             attack = partial(attacks.pgd, **attack.keywords, num_restarts=_PGD_RESTARTS)
     return partial(evaluate.through_eot, attack=attack, eot_draws=eot_draws(column, settings))
@@ -497,7 +498,7 @@ def _train(task: TrainTask, settings: Settings, report: Report) -> str:
 
 def _division(config: TrainConfig, model: models.EnResNet) -> str:
     """How several processes divided a batch; nothing for one."""
-    plan = batch_plan(config, len(model.members))
+    plan = batch_plan(config, model)
     if plan["processes"] == 1:
         return ""
     shares = f"{plan['processes']} processes x {plan['per_process']} images = batches of {plan['batch_size']}"

@@ -18,7 +18,6 @@ from reporting import ROOT, InputError, console, one_line_errors, provenance, wr
 from netkit import checkpoint
 from netkit.checkpoint import CheckpointError
 from netkit.presets import PRESETS
-from netkit.training import TrainConfig, peak_learning_rate
 
 _NAME = re.compile(rf"(?P<dataset>[a-z0-9]+)-(?P<model>.+)-({'|'.join(PRESETS)})-seed\d+-[0-9a-f]+\.safetensors")
 
@@ -64,7 +63,7 @@ def gather(models: Path, dataset: str) -> list[dict[str, Any]]:
         training, members = tree["identity"]["configuration"], len(tree["identity"]["model"]["members"])
         if training["loss"] != "pgd" or tree["epoch"] < training["epochs"]:
             continue
-        peak = peak_learning_rate(TrainConfig(lr=training["lr"], lr_scaling=training["lr_scaling"]), members)
+        peak = tree["provenance"]["batch"]["peak_lr"]
         by_rate = found.setdefault((name["model"], members), {})
         by_rate.setdefault(training["lr"], {})[training["seed"]] = (peak, tree["best"]["value"])
     rows = []

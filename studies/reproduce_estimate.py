@@ -72,7 +72,7 @@ def passes(job: Job) -> float:
     if isinstance(task, TrainTask):
         config = settings.train_config(task.seed, task.loss)
         attacked = 0 if config.loss == "natural" else config.num_steps
-        validated = 0 if config.loss == "natural" else config.iterated().num_steps
+        validated = 0 if config.loss == "natural" else config.val_num_steps
         validations = math.ceil(config.epochs / config.validate_every)
         return config.epochs * len(dataset.train) * (attacked + 1) + validations * len(dataset.val) * (
             validated + 2 / 3

@@ -30,7 +30,7 @@ from reporting import InputError, write_json, write_whole
 from reproduce_queue import ON_REQUEST, QUEUE, SETTINGS, Entry, entries_of
 
 from netkit import checkpoint, evaluate
-from netkit.training import load_model, peak_learning_rate
+from netkit.training import load_model
 
 Line = dict[str, Any]
 Key = tuple[str, str, str, int, str]
@@ -149,7 +149,7 @@ def training_line(entry: Entry) -> dict[str, Any]:
         "network": network_fingerprint(load_model(entry.job.path)),
         "config": asdict(config),
         "lr": chosen.lr,
-        "peak_lr": peak_learning_rate(config, len(tree["identity"]["model"]["members"])),
+        "peak_lr": tree["provenance"]["batch"]["peak_lr"],
         "num_train": len(load_data(settings).train),
         "selected_epoch": tree["best"]["epoch"] + 1,
         "history": tree["history"],

@@ -49,7 +49,6 @@ from netkit.data import DataError
 from netkit.intervals import FEWEST_SEEDS, mean_accuracy, paired_difference
 from netkit.models import count_parameters
 from netkit.presets import PRESETS
-from netkit.training import peak_learning_rate
 
 Scores = dict[tuple[str, Column], list[evaluate.Score]]
 """By the label of a row and the column, one for each seed."""
@@ -460,13 +459,12 @@ def _networks(
     """What was trained for one row and one seed: the network itself, its parts or its oracle, each with its file."""
     found = []
     for chosen, tree in counted:
-        config = settings.train_config(chosen.seed, chosen.loss, chosen.lr)
         found.append(
             {
                 "model": chosen.model,
                 "seed": chosen.seed,
                 "lr": chosen.lr,
-                "peak_lr": peak_learning_rate(config, len(tree["identity"]["model"]["members"])),
+                "peak_lr": tree["provenance"]["batch"]["peak_lr"],
                 "selected_epoch": tree["best"]["epoch"] + 1,
                 "checkpoint": checkpoint_path(chosen, settings).name,
                 "batch": tree["provenance"].get("batch"),

@@ -375,7 +375,8 @@ def network_file(
 ) -> None:
     configuration = {"loss": "pgd", "epochs": 2, "lr": lr, "lr_scaling": "members", "seed": seed}
     identity = {"model": {"members": [{}] * members}, "configuration": configuration}
-    tree = {"identity": identity, "epoch": 2, "best": {"value": value}}
+    provenance = {"batch": {"peak_lr": lr * members}}
+    tree = {"identity": identity, "epoch": 2, "best": {"value": value}, "provenance": provenance}
     checkpoint.save(folder / f"{of}-{name}-{preset}-seed{seed}-{round(1e6 * lr):x}.safetensors", tree, kind="training")
 
 

@@ -221,7 +221,7 @@ def test_verdicts_come_from_the_scores_and_turn_where_the_paper_does() -> None:
 
 
 def test_several_learning_rates_are_tried_and_the_best_on_validation_counts(tmp_path: Path) -> None:
-    result = run(*SMOKE, "--out", tmp_path, "--rows", "ResNet20", "--lr", "1e-9,0.1", "--epochs", "12")
+    result = run(*SMOKE, "--out", tmp_path, "--rows", "ResNet20", "--lr", "1e-9,0.4", "--epochs", "16")
     assert result.exit_code == 0, result.output
     stored = json.loads((tmp_path / "table2-digits-smoke.json").read_text())
     entry = stored["rows"][0]["runs"][0]["networks"][0]

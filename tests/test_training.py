@@ -15,6 +15,7 @@ from torch import nn
 
 from netkit import attacks, checkpoint, data, evaluate, models, training
 from netkit.checkpoint import CheckpointError
+from netkit.noise import Noise
 from netkit.presets import PRESETS
 from netkit.randomness import derived_generator, noise_from
 from netkit.training import TrainConfig, epoch_order, learning_rate, train
@@ -83,9 +84,59 @@ def test_one_cycle_climbs_to_the_peak_and_falls_to_zero_in_straight_lines() -> N
     assert abs(int(rates.argmax()) - 100) <= 1
 
 
-def test_the_learning_rate_can_grow_with_the_number_of_members() -> None:
-    config = dataclasses.replace(SHORT, lr_scaling="members")
-    assert learning_rate(config, 5, 9, num_members=5) == pytest.approx(5 * learning_rate(SHORT, 5, 9, num_members=5))
+def equal_networks(shape: list[Any]) -> models.EnResNet:
+    """An ensemble of copies of one noisy network, [1, 1] of two, [[1, 1], 1] of two and one, all with equal draws."""
+
+    def build(part: Any) -> nn.Module:
+        if isinstance(part, list):
+            return models.EnResNet([build(inside) for inside in part])
+        return models.ResNet(8, in_channels=1, width=4, noise=Noise(std="sample", noise_coef=0.3), seed=1)
+
+    model = models.EnResNet([build(part) for part in shape])
+    networks = [module for module in model.modules() if isinstance(module, models.ResNet)]
+    state: list[torch.Tensor] = []
+    networks[0].register_forward_pre_hook(lambda *_: state.__setitem__(slice(None), [model.generator_state()]))
+    for network in networks[1:]:
+        network.register_forward_pre_hook(lambda *_: model.set_generator_state(state[0]))
+    return model
+
+
+@pytest.mark.parametrize("loss", ["pgd", "natural", "trades"])
+@pytest.mark.parametrize("shape", [[1, 1, 1], [[1, 1], 1]])
+def test_equal_members_with_equal_draws_stay_on_the_path_of_one_network(
+    digits: data.Dataset, loss: Any, shape: list[Any]
+) -> None:
+    options = {"epochs": 2, "precision": "fp64", "weight_decay": 0.05, "momentum": 0.9, "select": "last"}
+    config = dataclasses.replace(SHORT, loss=loss, lr_scaling="members", **options)
+    one, many = equal_networks([1]), equal_networks(shape)
+    train(one, digits, config)
+    train(many, digits, config)
+    networks = [module for module in many.modules() if isinstance(module, models.ResNet)]
+    assert len(networks) == 3
+    for network in networks:
+        for ours, theirs in zip(network.parameters(), one.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_without_scaling_members_have_the_rate_and_the_decay_that_are_given() -> None:
+    groups = training.parameter_groups(small_net(3), SHORT)
+    assert [(group["lr_factor"], group["weight_decay"]) for group in groups] == [(1, SHORT.weight_decay)] * 3
+
+
+@pytest.mark.parametrize(("training_steps", "step_size"), [(1, 0.25), (1, 0.2), (7, 0.05)])
+def test_validation_attacks_in_many_steps_whatever_the_attack_in_training(
+    digits: data.Dataset, monkeypatch: pytest.MonkeyPatch, training_steps: int, step_size: float
+) -> None:
+    seen = []
+    pgd = attacks.pgd
+
+    def recorded(model: nn.Module, x: torch.Tensor, y: torch.Tensor, **options: Any) -> torch.Tensor:
+        seen.append((model.training, options["num_steps"], options["step_size"]))
+        return pgd(model, x, y, **options)
+
+    monkeypatch.setattr(attacks, "pgd", recorded)
+    train(small_net(1), digits, dataclasses.replace(SHORT, epochs=1, num_steps=training_steps, step_size=step_size))
+    assert set(seen) == {(True, training_steps, step_size), (False, 10, 0.05)}
 
 
 def test_the_order_is_a_permutation_of_seed_and_epoch_alone() -> None:
@@ -388,6 +439,7 @@ def test_a_network_whose_gradient_is_not_finite_has_diverged(digits: data.Datase
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"eps": -0.1}, "eps must be positive and finite, got -0.1"),
         ({"lr": float("nan")}, "lr must be positive and finite, got nan"),
+        ({"val_num_steps": 1}, "val_num_steps must be at least 2, as one step shows too little, got 1"),
         ({"hold_out": False}, "select must be 'last'"),
     ],
 )
