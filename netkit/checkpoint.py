@@ -1,8 +1,9 @@
 """One file per checkpoint: safetensors for the tensors, JSON for everything else, never pickle.
 
 A checkpoint is a tree of dictionaries and lists whose leaves are tensors and JSON values. The tensors go into the
-safetensors body; the tree, with each tensor replaced by its name, into the header. A file appears under its name only
-once it is complete and on disk, so a kill at any moment leaves the previous one.
+safetensors body; the tree, with each tensor replaced by its name, into the header, next to a SHA-256 of the whole file
+(taken with zeros in the digest's place), so that a file in which any byte changed is refused. A file appears under its
+name only once it is complete and on disk, so a kill at any moment leaves the previous one.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
 _HEADER = "itoflow"
+_NO_DIGEST = "0" * 64
 _TENSOR = "__tensor__"
 
 
@@ -33,20 +34,22 @@ def save(path: Path, tree: Mapping[str, Any], *, kind: str) -> None:
     """Write `tree` atomically to `path`, creating its folder; `kind` names what the file is for.
 
     Keys must be strings; leaves tensors of any device or layout, or JSON values (floats round-trip exactly).
-    Raises TypeError for anything else.
+    Raises TypeError for anything else, and where two tensors would get one name ("a/b" beside "a" with "b" in it).
     """
     tensors: dict[str, Tensor] = {}
     skeleton = _detach(tree, "", tensors)
     # One entry: safetensors writes several in an order that changes, and equal content should be equal bytes.
-    header = json.dumps({"format": FORMAT, "kind": kind, "tree": skeleton})
+    header = json.dumps({"digest": _NO_DIGEST, "format": FORMAT, "kind": kind, "tree": skeleton})
     content = safetensors.torch.save(tensors, metadata={_HEADER: header})
+    before, _, after = content.partition(_NO_DIGEST.encode())
+    digest = _digest(before, after).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f"{path.name}.*.tmp"):  # left by a process that was killed while writing
         stale.unlink(missing_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            file.writelines((before, digest, after))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -58,33 +61,53 @@ def save(path: Path, tree: Mapping[str, Any], *, kind: str) -> None:
 def load(path: Path, *, kind: str) -> dict[str, Any]:
     """Read back what `save` wrote; tensors arrive on the CPU.
 
-    Raises FileNotFoundError, or CheckpointError where the file is truncated, not one of ours, written by
-    another version of the format, or of another kind.
+    Raises FileNotFoundError, or CheckpointError where the file is not one of ours, written by another version of the
+    format, differs in any byte from what was written, or is of another kind.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from error
-    try:
-        header = json.loads(metadata[_HEADER])
-        found, found_kind, skeleton = header["format"], header["kind"], header["tree"]
-    except (KeyError, TypeError, json.JSONDecodeError):
-        raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of this package") from None
-    if found != FORMAT:
-        raise CheckpointError(f"{path} has format {found}, expected {FORMAT}")
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    digest, found_kind, skeleton = _read_header(path, content)
+    before, found_digest, after = content.partition(digest.encode())
+    if not found_digest or _digest(before, after) != digest:
+        raise CheckpointError(f"{path} is truncated or damaged: its content does not match its digest")
     if found_kind != kind:
         raise CheckpointError(f"{path} holds {found_kind!r}, expected {kind!r}")
-    try:
-        tree = _attach(skeleton, tensors)
-    except KeyError as error:
-        raise CheckpointError(f"{path} lacks the tensor {error}") from error
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{path} is damaged: its header is no dictionary")
+    tree: dict[str, Any] = _attach(skeleton, safetensors.torch.load(content))
     return tree
+
+
+def _digest(before: bytes, after: bytes) -> str:
+    """SHA-256 of a file whose digest stands between `before` and `after`."""
+    digest = hashlib.sha256(before)
+    digest.update(_NO_DIGEST.encode())
+    digest.update(after)
+    return digest.hexdigest()
+
+
+def _read_header(path: Path, content: bytes) -> tuple[str, Any, Any]:
+    """Digest, kind and skeleton of the tree; of these only the digest is sure to be a string, of 64 characters."""
+    size = int.from_bytes(content[:8], "little")
+    try:
+        # a size beyond the file, as damage makes it, takes all there is, which is then no JSON
+        names = json.loads(content[8 : 8 + size])
+        metadata = names.get("__metadata__", {})
+    except (ValueError, AttributeError, RecursionError):
+        raise CheckpointError(f"{path} is truncated or not a safetensors file") from None
+    try:
+        header = json.loads(metadata[_HEADER])
+        found, kind, skeleton = header["format"], header["kind"], header["tree"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of this package") from None
+    if found != FORMAT:
+        raise CheckpointError(f"{path} has format {found}, expected {FORMAT}: it was written by another version")
+    digest = header.get("digest")
+    if not isinstance(digest, str) or len(digest) != len(_NO_DIGEST):
+        raise CheckpointError(f"{path} is damaged: it has no digest")
+    return digest, kind, skeleton
 
 
 def require(path: Path, what: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -104,18 +127,25 @@ def fingerprint(tensors: Iterable[Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        # as bytes, since NumPy has no bfloat16
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def _detach(node: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(node, Tensor):
+        if name in tensors:
+            raise TypeError(f"a checkpoint cannot hold two tensors under one name, got two at {name!r}")
         # a private contiguous copy: safetensors refuses shared or permuted storage
         tensors[name] = node.detach().to("cpu", copy=True).contiguous()
         return {_TENSOR: name}
     if isinstance(node, Mapping):
         if bad := [key for key in node if not isinstance(key, str)]:
             raise TypeError(f"checkpoint keys must be strings, got {bad[0]!r} under {name!r}")
+        if _TENSOR in node:
+            raise TypeError(
+                f"checkpoint keys must differ from {_TENSOR!r}, which marks a tensor, got it under {name!r}"
+            )
         return {key: _detach(value, f"{name}/{key}" if name else key, tensors) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
         return [_detach(value, f"{name}/{i}", tensors) for i, value in enumerate(node)]

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from netkit import checkpoint, models
@@ -46,19 +48,39 @@ def test_a_tree_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
         checkpoint.save(tmp_path / "file", {"a": {1: 2}}, kind="test")
 
 
-def test_every_truncation_is_refused(tmp_path: Path) -> None:
+def test_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="two tensors under one name, got two at 'a/b'"):
+        checkpoint.save(tmp_path / "file", {"a/b": torch.zeros(1), "a": {"b": torch.ones(1)}}, kind="test")
+    with pytest.raises(TypeError, match="must differ from '__tensor__'"):
+        checkpoint.save(tmp_path / "file", {"a": {"__tensor__": 1}}, kind="test")
+
+
+def test_every_truncation_and_every_changed_byte_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    checkpoint.save(path, {"weights": torch.rand(50)}, kind="test")
+    checkpoint.save(path, {"weights": torch.rand(20), "rate": 0.1, "seed": 10}, kind="test")
     content = path.read_bytes()
-    for size in [0, 4, 8, 20, len(content) // 2, len(content) - 1]:
+    for size in range(len(content)):
         path.write_bytes(content[:size])
-        with pytest.raises(CheckpointError, match="truncated or not a safetensors file"):
+        with pytest.raises(CheckpointError, match="truncated"):
             checkpoint.load(path, kind="test")
+    for place, flip in zip(range(len(content)), itertools.cycle([0x01, 0x20, 0x80, 0xFF]), strict=False):
+        damaged = bytearray(content)
+        damaged[place] ^= flip
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError):
+            checkpoint.load(path, kind="test")
+    path.write_bytes(content + b"\0")
+    with pytest.raises(CheckpointError, match="truncated or damaged: its content does not match its digest"):
+        checkpoint.load(path, kind="test")
+
+
+def test_any_safetensors_reader_reads_the_weights(tmp_path: Path) -> None:
+    weights = torch.rand(3, 4)
+    checkpoint.save(tmp_path / "file", {"model": {"weights": weights}}, kind="test")
+    assert torch.equal(safetensors.torch.load_file(tmp_path / "file")["model/weights"], weights)
 
 
 def test_foreign_files_are_refused_with_the_reason(tmp_path: Path) -> None:
-    import safetensors.torch
-
     path = tmp_path / "file"
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         checkpoint.load(path, kind="test")
@@ -68,8 +90,8 @@ def test_foreign_files_are_refused_with_the_reason(tmp_path: Path) -> None:
     safetensors.torch.save_file({"a": torch.zeros(3)}, path)
     with pytest.raises(CheckpointError, match="but not a checkpoint of this package"):
         checkpoint.load(path, kind="test")
-    safetensors.torch.save_file({}, path, metadata={"itoflow": '{"format": 0, "kind": "test", "tree": {}}'})
-    with pytest.raises(CheckpointError, match="has format 0, expected 1"):
+    safetensors.torch.save_file({}, path, metadata={"itoflow": '{"format": 1, "kind": "test", "tree": {}}'})
+    with pytest.raises(CheckpointError, match="has format 1, expected 2: it was written by another version"):
         checkpoint.load(path, kind="test")
     checkpoint.save(path, {}, kind="evaluation")
     with pytest.raises(CheckpointError, match="holds 'evaluation', expected 'training'"):
@@ -126,6 +148,8 @@ def test_the_fingerprint_sees_values_shapes_and_types() -> None:
     a = torch.zeros(4)
     prints = [checkpoint.fingerprint([t]) for t in (a, a.view(2, 2), a.int(), a + 1)]
     assert len(set(prints)) == 4
+    halves = [checkpoint.fingerprint([t.bfloat16()]) for t in (a, a + 1)]
+    assert halves[0] != halves[1]
     assert checkpoint.fingerprint([a]) == checkpoint.fingerprint([torch.zeros(4)])
 
 
