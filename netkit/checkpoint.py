@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,21 @@ def load(path: Path, *, kind: str) -> dict[str, Any]:
         raise CheckpointError(f"{path} holds {found_kind!r}, expected {kind!r}")
     tree: dict[str, Any] = _attach(skeleton, safetensors.torch.load(content))
     return tree
+
+
+@contextlib.contextmanager
+def contents_of(path: Path) -> Iterator[None]:
+    """Inside the block the tree of `path`, whole but of any content, is used: where that fails, the file is at fault.
+
+    Raises CheckpointError in place of what an absent key, a value of another type or weights of another shape raise.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} lacks what is looked for in it: {type(error).__name__}: {reason}") from error
 
 
 def _digest(before: bytes, after: bytes) -> str:

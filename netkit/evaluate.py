@@ -176,9 +176,8 @@ def stored_score(store: Path) -> Score | None:
     if not store.exists():
         return None
     tree = checkpoint.load(store, kind="evaluation")
-    if len(tree["blocks"]) < tree["num_blocks"]:
-        return None
-    return _joined(tree["blocks"], tree["labels"])
+    with checkpoint.contents_of(store):
+        return _joined(tree["blocks"], tree["labels"]) if len(tree["blocks"]) == tree["num_blocks"] else None
 
 
 def transfer(oracle: nn.Module, target: nn.Module, x: Tensor, y: Tensor, attack: Attack, **options: Any) -> Score:
@@ -364,8 +363,9 @@ def _stored_blocks(store: Path, identity: Mapping[str, Any]) -> dict[str, Tensor
     if not store.exists():
         return {}
     tree = checkpoint.load(store, kind="evaluation")
-    checkpoint.require(store, "evaluation", tree["identity"], identity)
-    return dict(tree["blocks"])
+    with checkpoint.contents_of(store):
+        checkpoint.require(store, "evaluation", tree["identity"], identity)
+        return dict(tree["blocks"])
 
 
 def no_attack(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None) -> Tensor:

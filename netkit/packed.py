@@ -30,6 +30,7 @@ _OVERHEAD = 20_000
 """Bytes for labels, headers and the names of classes, besides images and their offsets."""
 _OFFICIAL = {"train": 50_000, "test": 10_000}
 _KEYS = ("webp", "offsets", "labels", "classes")
+_SCALARS = ("num_parts", "num_images")
 
 
 def is_packed(folder: Path, name: str) -> bool:
@@ -47,7 +48,7 @@ def read(folder: Path, name: str) -> tuple[dict[str, np.ndarray], list[str]]:
     classes: list[str] = []
     for split in ("train", "test"):
         parts = _parts(folder, name, split)
-        contents = [read_arrays(path, _KEYS, optional=("num_parts", "num_images")) for _, path in parts]
+        contents = [_read_part(path) for _, path in parts]
         _check_complete(folder, f"{name}-{split}", parts, contents, _OFFICIAL[split])
         images = [
             image for (_, path), content in zip(parts, contents, strict=True) for image in _decoded(path, content)
@@ -58,6 +59,23 @@ def read(folder: Path, name: str) -> tuple[dict[str, np.ndarray], list[str]]:
         arrays[f"y_{split}"] = np.concatenate([content["labels"] for content in contents])
         classes = [str(label) for label in contents[0]["classes"]]
     return arrays, classes
+
+
+def _read_part(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of one file, once they are of the shapes and types that the rest relies on."""
+    content = read_arrays(path, _KEYS, optional=_SCALARS)
+    for key, array in content.items():
+        if array.ndim != (key not in _SCALARS) or (key != "classes" and array.dtype.kind not in "iu"):
+            raise DataError(f"{path} is no packed file: {key} is {array.dtype} of shape {array.shape}")
+    offsets = content["offsets"].astype(np.int64)
+    if (
+        content["webp"].dtype != np.uint8
+        or len(offsets) != len(content["labels"]) + 1
+        or (offsets[0], offsets[-1]) != (0, len(content["webp"]))
+        or (np.diff(offsets) < 0).any()
+    ):
+        raise DataError(f"{path} is damaged: its offsets do not fit its images and labels")
+    return content
 
 
 def write(source: Path, folder: Path, *, name: str | None = None, max_bytes: int = MAX_BYTES) -> list[Path]:
@@ -125,8 +143,6 @@ def _check_complete(
 def _decoded(path: Path, content: dict[str, np.ndarray]) -> list[np.ndarray]:
     image_module = _pillow()
     blob, offsets = content["webp"].tobytes(), content["offsets"].tolist()
-    if len(offsets) != len(content["labels"]) + 1 or offsets[-1] != len(blob):
-        raise DataError(f"{path} is damaged: its offsets do not fit its images and labels")
 
     def image(start: int, stop: int) -> np.ndarray:
         return np.asarray(image_module.open(io.BytesIO(blob[start:stop])).convert("RGB"))
@@ -134,7 +150,7 @@ def _decoded(path: Path, content: dict[str, np.ndarray]) -> list[np.ndarray]:
     try:
         with ThreadPoolExecutor() as pool:
             return list(pool.map(image, offsets, offsets[1:]))
-    except OSError as error:  # as Pillow says that something is no image
+    except Exception as error:  # Pillow raises nearly anything for what is no image
         raise DataError(f"{path} is damaged: {error}") from error
 
 

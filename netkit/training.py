@@ -235,7 +235,9 @@ def train(
     run = _Run(model, dataset, config, accelerator, path, provenance or {})
     tree = parallel.from_first(lambda: checkpoint.load(path, kind="training") if path and path.exists() else None)
     if tree is not None:
-        run.restore(tree)
+        assert path is not None
+        with checkpoint.contents_of(path):
+            run.restore(path, tree)
     saved = time.monotonic()
     bar = contextlib.nullcontext(on_step) if on_step else _progress_bar(accelerator.is_main_process)
     with bar as report:
@@ -272,10 +274,11 @@ def load_model(path: Path, *, device: torch.device | str = "cpu") -> EnResNet:
     Raises FileNotFoundError; CheckpointError for a damaged or foreign file, or a run without selected weights yet.
     """
     tree = checkpoint.load(path, kind="training")
-    if tree["best"]["weights"] is None:
-        raise CheckpointError(f"{path} is a run of {tree['epoch']} epochs so far, with no weights selected yet")
-    model = build(tree["identity"]["model"])
-    model.load_state_dict(tree["best"]["weights"])
+    with checkpoint.contents_of(path):
+        if tree["best"]["weights"] is None:
+            raise CheckpointError(f"{path} is a run of {tree['epoch']} epochs so far, with no weights selected yet")
+        model = build(tree["identity"]["model"])
+        model.load_state_dict(tree["best"]["weights"])
     return model.to(device).eval()
 
 
@@ -521,10 +524,10 @@ class _Run:
             "history": [dataclasses.asdict(record) for record in self.history],
         }
 
-    def restore(self, tree: Mapping[str, Any]) -> None:
-        assert self.path is not None
+    def restore(self, path: Path, tree: Mapping[str, Any]) -> None:
+        """Go on where `tree`, read from `path`, stopped; raises CheckpointError where it is of another run."""
         for what, expected in self.identity.items():
-            checkpoint.require(self.path, what, tree["identity"][what], expected)
+            checkpoint.require(path, what, tree["identity"][what], expected)
         self.epoch = tree["epoch"]
         self._start_epoch()
         self.model.load_state_dict(tree["weights"])
@@ -535,7 +538,7 @@ class _Run:
         self.step, self.seconds = tree["step"], tree["seconds"]
         self.totals.copy_(tree["totals"])
         device = self.accelerator.device.type
-        if tree.get("device", device) == device:  # earlier versions did not store it
+        if tree["device"] == device:
             for name, state in tree["generators"].items():
                 self.generators[name].set_state(state)
         elif self.step > 0:  # else they are those that the epoch begins with, as here

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from mutations import survivors
 
-from netkit import checkpoint, models
+from netkit import checkpoint, evaluate, models
 from netkit.checkpoint import CheckpointError
 
 
@@ -72,6 +73,18 @@ def test_every_truncation_and_every_changed_byte_is_refused(tmp_path: Path) -> N
     path.write_bytes(content + b"\0")
     with pytest.raises(CheckpointError, match="truncated or damaged: its content does not match its digest"):
         checkpoint.load(path, kind="test")
+
+
+def test_no_damaged_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    tree = {
+        "identity": {"depth": 20, "lr": 0.1},
+        "weights": [torch.rand(30, 4), torch.rand(3).bfloat16()],
+        "best": None,
+    }
+    checkpoint.save(path, tree, kind="test")
+    read = survivors(path, 400, seed=0, read=lambda: checkpoint.load(path, kind="test"), refuses=CheckpointError)
+    assert list(read) == []
 
 
 def test_any_safetensors_reader_reads_the_weights(tmp_path: Path) -> None:
@@ -167,3 +180,14 @@ def test_en2resnet20_with_optimizer_and_best_weights_stays_under_eight_megabytes
     checkpoint.save(tmp_path / "file", tree, kind="training")
     assert len(tree["optimizer"]["state"]) == len(list(model.parameters()))
     assert (tmp_path / "file").stat().st_size < 8e6
+
+
+def test_a_whole_file_that_holds_no_predictions_is_refused(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    whole = {"identity": {}, "labels": torch.zeros(2), "num_blocks": 1, "blocks": {"0": torch.zeros(1, 2)}}
+    checkpoint.save(store, whole, kind="evaluation")
+    assert evaluate.stored_score(store) is not None
+    for change in ({"blocks": {"1": torch.zeros(1, 2)}}, {"blocks": None}, {"labels": 3}):
+        checkpoint.save(store, {**whole, **change}, kind="evaluation")
+        with pytest.raises(CheckpointError, match="lacks what is looked for in it"):
+            evaluate.stored_score(store)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_data import fake_cifar
+from mutations import survivors
+from test_data import fake_cifar, tiny_cifar
 
 from netkit import data, packed
 from netkit.data import DataError
@@ -117,6 +118,49 @@ def test_damage_is_named(folder: Path, tmp_path: Path) -> None:
     np.savez(path, **(content | {"webp": np.zeros_like(content["webp"])}))
     with pytest.raises(DataError, match=r"cifar10-train-1\.npz is damaged"):
         data.load("cifar10", data=there)
+
+
+@pytest.mark.parametrize("part", ["train-0", "test"])
+def test_what_is_read_of_a_damaged_part_is_what_it_held(tmp_path: Path, part: str) -> None:
+    packed.write(fake_cifar(tmp_path / "cifar10.npz", **tiny_cifar()), tmp_path)
+    path = tmp_path / f"cifar10-{part}.npz"
+    arrays, names = packed.read(tmp_path, "cifar10")
+    read = survivors(path, 150, seed=0, read=lambda: packed.read(tmp_path, "cifar10"), refuses=DataError)
+    for damaged, found in read:
+        assert found[1] == names, damaged  # the damage is in a time stamp or the like
+        assert all(np.array_equal(found[0][key], arrays[key]) for key in arrays), damaged
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_parts": np.array([3, 3])}, r"no packed file: num_parts is int64 of shape \(2,\)"),
+        ({"num_images": np.array("fifty")}, r"no packed file: num_images is <U5 of shape \(\)"),
+        ({"classes": np.array("plane")}, r"no packed file: classes is <U5 of shape \(\)"),
+        ({"offsets": np.array([0.0, 1.0])}, r"no packed file: offsets is float64 of shape \(2,\)"),
+        ({"webp": np.zeros(99, np.int8)}, "its offsets do not fit its images and labels"),
+        ({"labels": np.zeros((0,), int), "offsets": np.zeros((0,), int)}, "its offsets do not fit"),
+    ],
+)
+def test_arrays_that_are_no_packed_images_are_refused(
+    folder: Path, tmp_path: Path, changes: dict[str, np.ndarray], message: str
+) -> None:
+    path = copy(folder, tmp_path) / "cifar10-test.npz"
+    with np.load(path) as file:
+        content = dict(file)
+    np.savez(path, **(content | changes))
+    with pytest.raises(DataError, match=message):
+        data.load("cifar10", data=tmp_path)
+
+
+def test_offsets_that_go_back_are_refused(folder: Path, tmp_path: Path) -> None:
+    path = copy(folder, tmp_path) / "cifar10-test.npz"
+    with np.load(path) as file:
+        content = dict(file)
+    content["offsets"][[3, 4]] = content["offsets"][[4, 3]]
+    np.savez(path, **content)
+    with pytest.raises(DataError, match="its offsets do not fit"):
+        data.load("cifar10", data=tmp_path)
 
 
 def test_without_pillow_the_message_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

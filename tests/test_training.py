@@ -301,13 +301,12 @@ def test_a_run_moves_to_another_kind_of_device(digits: data.Dataset, tmp_path: P
         if done == stop_after:
             raise Stop
 
-    whole, moved, unnamed = (tmp_path / name for name in ("whole", "moved", "unnamed"))
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
     train(small_net(), digits, SHORT, path=whole)
     with pytest.raises(Stop):
         train(small_net(), digits, SHORT, path=moved, on_step=stop)
     tree = checkpoint.load(moved, kind="training")
-    assert tree.pop("device") == "cpu"
-    checkpoint.save(unnamed, tree, kind="training")  # as earlier versions wrote it
+    assert tree["device"] == "cpu"
     states = dict.fromkeys(tree["generators"], torch.zeros(16, dtype=torch.uint8))
     ends = []
     for _ in range(2):
@@ -315,8 +314,6 @@ def test_a_run_moves_to_another_kind_of_device(digits: data.Dataset, tmp_path: P
         assert len(train(small_net(), digits, SHORT, path=moved).history) == SHORT.epochs
         ends.append(everything_trained(moved))
     assert_identical(*ends)
-    train(small_net(), digits, SHORT, path=unnamed)
-    assert_identical(everything_trained(unnamed), everything_trained(whole))
     # at the beginning of an epoch nothing is lost; within one, noise and random starts are drawn anew
     same_weights = [
         torch.equal(a, b)
@@ -415,6 +412,28 @@ def test_a_checkpoint_of_something_else_is_refused(digits: data.Dataset, tmp_pat
         train(small_net(2), digits, config, path=path)
     with pytest.raises(CheckpointError, match="belongs to another data set: fingerprint="):
         train(small_net(1), data.load("digits", num_train=40), config, path=path)
+
+
+def test_a_whole_file_without_what_a_run_holds_is_refused(digits: data.Dataset, tmp_path: Path) -> None:
+    config, path = dataclasses.replace(SHORT, epochs=1), tmp_path / "run"
+    train(small_net(), digits, config, path=path)
+    tree = checkpoint.load(path, kind="training")
+    assert training.load_model(path).num_classes == 10
+    for key in tree.keys() - {"provenance"}:
+        checkpoint.save(path, {name: value for name, value in tree.items() if name != key}, kind="training")
+        with pytest.raises(CheckpointError, match=f"lacks what is looked for in it: KeyError: '{key}'"):
+            train(small_net(), digits, config, path=path)
+    others: list[dict[str, Any]] = [
+        {},
+        {"identity": {"model": {"depth": 9}}},
+        {"identity": {"model": [8]}},
+        {"best": {**tree["best"], "weights": {"weights": torch.zeros(3)}}},
+        {"best": None},
+    ]
+    for other in others:
+        checkpoint.save(path, {**tree, **other} if other else {}, kind="training")
+        with pytest.raises(CheckpointError, match="lacks what is looked for in it"):
+            training.load_model(path)
 
 
 def test_a_diverging_run_stops_with_an_error(digits: data.Dataset) -> None:
