@@ -31,11 +31,31 @@ class Setting:
     preset: str
     loss: Loss = "pgd"
     options: Mapping[str, Any] = field(default_factory=dict)
+    learning_rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Of single rows; of all others it is that of the preset or of `options`."""
 
 
+_FIRST = ("ResNet20", "En2ResNet20", "Plain2ResNet20")
+_THEN = ("Wide2ResNet20", "En1ResNet20")
 _NARROW: dict[str, Any] = {"width": 8, "num_train": 10_000, "num_test": 2_000, "epochs": 10, "attack_steps": 20}
 
 SETTINGS = {
+    "cpu-full": Setting(
+        "CPU, full width",
+        "ResNet20 and its ensembles of the paper's width on all of CIFAR-10, a one-step attack in training, 10 epochs.",
+        "The paper's networks and images, trained for 10 epochs in place of 200 and against one step in place of ten.",
+        "cifar10",
+        "one-step",
+        options={"epochs": 10, "num_test": 2_000},
+    ),
+    "cpu-full-rates": Setting(
+        "CPU, full width, learning rates",
+        "The networks of cpu-full, trained for 3 epochs with several learning rates; not attacked but for validation.",
+        "For the choice of the learning rates of cpu-full.",
+        "cifar10",
+        "one-step",
+        options={"epochs": 3, "learning_rates": (0.2, 0.4, 0.8)},
+    ),
     "cpu-narrow": Setting(
         "CPU, narrow networks",
         "ResNet20 and its ensembles of width 8, the first 10,000 training images of CIFAR-10, 1,000 of them held out "
@@ -123,6 +143,14 @@ QUEUE = (
 """By value for the claim that noisy ensembles do better on clean and on attacked images."""
 
 ON_REQUEST = (
+    Stage("cpu-full-rates", _FIRST, (), (0,)),
+    *(Stage("cpu-full", _FIRST, ("nat", "fgsm", "ifgsm20"), (seed,)) for seed in range(3)),
+    Stage("cpu-full-rates", _THEN, (), (0,)),
+    Stage("cpu-full", _FIRST, ("cw", "autoattack"), range(3), {"num_test": 500, "auto_draws": 5}),
+    Stage("cpu-full", _FIRST, ("pgd20", "transfer"), range(3)),
+    *(Stage("cpu-full", _THEN, ("nat", "fgsm", "ifgsm20"), (seed,)) for seed in range(3)),
+    Stage("cpu-full", _THEN, ("cw", "autoattack"), range(3), {"num_test": 500, "auto_draws": 5}),
+    Stage("cpu-full", _THEN, ("pgd20", "transfer"), range(3)),
     *(
         stage
         for seed in range(6)
@@ -163,9 +191,11 @@ def entries_of(stages: Iterable[Stage], *, data: Path | None, out: Path, device:
         attacking = replace(usual, **stage.options)
         for seed in stage.seeds:
             for row in stage.rows:
+                rates = setting.learning_rates.get(row, usual.learning_rates)
+                tuned, tuned_attacking = (replace(s, learning_rates=rates) for s in (usual, attacking))
                 columns = [column for column in stage.columns if is_noisy(row) or not is_about_noise(column)]
-                for task in tasks_for(usual, row, seed, columns, loss=setting.loss):
-                    job = Job(task, usual if isinstance(task, TrainTask) else attacking)
+                for task in tasks_for(tuned, row, seed, columns, loss=setting.loss):
+                    job = Job(task, tuned if isinstance(task, TrainTask) else tuned_attacking)
                     if job not in seen:
                         seen.add(job)
                         yield Entry(stage.setting, job)
