@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +26,7 @@ from report_findings import (
     points,
     significant,
     still_right,
+    tally,
 )
 from report_panels import (
     accuracies,
@@ -197,8 +198,22 @@ def readme_block(results: Results) -> str:
             f"{right['points']} points.*"
         )
     if (table := results.headline) is not None:
-        parts.append(markdown_table(table))
+        parts += [markdown_table(table), "\n".join(claims_in_words(table))]
     return "\n\n".join([*parts, MARKS[1]])
+
+
+def claims_in_words(table: Fields) -> Iterator[str]:
+    """What became of each question that the table asks, a line each."""
+    questions: dict[Kind, str] = {
+        "base": "A noisy ensemble over one network",
+        "silent": "The noise itself, over as many members without it",
+        "wide": "A noisy ensemble over one wide network of its size",
+    }
+    for kind, question in questions.items():
+        count = against([in_the_paper(table)], kind)
+        if count.total:
+            nothing = "nothing was found. " if not count.holding and not count.withdrawn else ""
+            yield f"- {question}: {nothing}{tally(count)}"
 
 
 def legend(table: Fields) -> str:

@@ -338,7 +338,7 @@ def status_of(count: Count) -> Status:
         return "reproduced"
     if len(count.reversed) * 2 > total:
         return "not reproduced"
-    if len(count.undecided) * 2 > total:
+    if len(count.undecided + count.withdrawn) * 2 > total:
         return "undecided"
     return "partly"
 
@@ -349,6 +349,7 @@ def tally(count: Count, table: Mapping[str, Any] | None = None) -> str:
         f"{len(count.reversed)} {'is' if len(count.reversed) == 1 else 'are'} reversed and "
         f"{len(count.undecided)} {'is' if len(count.undecided) == 1 else 'are'} undecided, each at 95%"
         + (f"; {len(count.untold)} of these for want of seeds" if count.untold else "")
+        + (f"; {len(count.withdrawn)} are withdrawn (see the table)" if count.withdrawn else "")
         + "."
     )
     if table is None:

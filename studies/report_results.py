@@ -125,7 +125,8 @@ class Results:
     @cached_property
     def tables(self) -> list[Fields]:
         """The tables of the paper that have been computed, in its order; variants of one table after one another."""
-        found = [_read(path) | {"anchor": path.stem} for path in sorted((self.folder / "tables").glob("*.json"))]
+        read = [_read(path) | {"anchor": path.stem} for path in sorted((self.folder / "tables").glob("*.json"))]
+        found = [_withdrawn(table, table["provenance"]["config"]) for table in read]
         return sorted(found, key=lambda stored: (TABLES.index(stored["table"]), stored["dataset"] != "cifar10"))
 
     @cached_property
@@ -134,11 +135,10 @@ class Results:
         folder = self.folder / "reproduction"
         if not (folder / "scores.jsonl").exists():
             return []
-        return report_reproduction.tables(
-            _lines(folder / "scores.jsonl"),
-            _lines(folder / "trainings.jsonl") if (folder / "trainings.jsonl").exists() else [],
-            _read(folder / "settings.json"),
-        )
+        trainings = _lines(folder / "trainings.jsonl") if (folder / "trainings.jsonl").exists() else []
+        tables = report_reproduction.tables(_lines(folder / "scores.jsonl"), trainings, _read(folder / "settings.json"))
+        configs = {line["setting"]: line["config"] for line in trainings}
+        return [_withdrawn(table, configs.get(table["setting"], {})) for table in tables]
 
     @property
     def headline(self) -> Fields | None:
@@ -156,6 +156,28 @@ class Results:
         there = {table["table"] for table in self.tables}
         tables = [name for name in TABLES if name not in there]
         return [(CALLED.get(name) or title_of(name), MADE_BY[name]) for name in [*absent, *tables]]
+
+
+_WHY_WITHDRAWN = (
+    "Orderings of networks with different numbers of members are withdrawn until they are trained again: the weights "
+    "of n members decayed n times as fast as those of one network."
+)
+
+
+def _withdrawn(table: Fields, config: Mapping[str, Any]) -> Fields:
+    """The table, with orderings by number of members withdrawn where that changed more than the number of members.
+
+    Before `val_num_steps` was part of a configuration, an ensemble's rate was scaled and its weight decay was not.
+    """
+    if config.get("lr_scaling") != "members" or "val_num_steps" in config:
+        return table
+    members = {row["model"]: row["num_members"] for row in table["rows"]}
+    verdicts = [
+        found if members[found["better"]] == members[found["worse"]] else found | {"verdict": "withdrawn"}
+        for found in table["verdicts"]
+    ]
+    note = " ".join(part for part in (table["note"], _WHY_WITHDRAWN) if part)
+    return table | {"verdicts": verdicts, "note": note}
 
 
 def _telling(table: Mapping[str, Any]) -> int:
@@ -211,6 +233,10 @@ class Count:
     @property
     def untold(self) -> list[Fields]:
         return self._with("too few seeds")
+
+    @property
+    def withdrawn(self) -> list[Fields]:
+        return self._with("withdrawn")
 
     @property
     def undecided(self) -> list[Fields]:

@@ -61,7 +61,7 @@ SETTINGS = {
         "ResNet20 and its ensembles of width 8, the first 10,000 training images of CIFAR-10, 1,000 of them held out "
         "for validation, a one-step attack in training, 10 epochs.",
         "A small stand-in that two CPU cores can train: half the paper's width, a fifth of its images, one-step in "
-        "place of ten-step attacks, 10 epochs in place of 200. It can order networks trained alike, and says nothing "
+        "place of ten-step attacks, 10 epochs in place of 200. It says nothing "
         "about the paper's absolute numbers. The learning rate, 0.2 times the number of members, was not tuned. "
         "Attacks take at most 20 steps.",
         "cifar10",

@@ -23,6 +23,7 @@ import multilevel
 import numpy as np
 import pytest
 import report
+import report_results
 from jinja2 import ChoiceLoader, DictLoader, FileSystemLoader
 from learning_rates import gather
 from report import MARKS, Results, markdown_table, readme_block, render, with_block
@@ -859,3 +860,20 @@ if __name__ == "__main__":
         chromium.open(page_path.as_uri(), size, 800, colours)
         chromium.screenshot(folder / f"{size}-{colours}.png")
     chromium.close()
+
+
+def test_orderings_by_number_of_members_are_withdrawn_where_the_decay_differed() -> None:
+    rows = [{"model": name, "num_members": count} for name, count in (("A", 1), ("En1A", 1), ("En2A", 2))]
+    pairs = [("En1A", "A"), ("En2A", "A")]
+    table = {
+        "rows": rows,
+        "note": "Small.",
+        "verdicts": [{"better": b, "worse": w, "verdict": "holds"} for b, w in pairs],
+    }
+    old, new = {"lr_scaling": "members"}, {"lr_scaling": "members", "val_num_steps": 10}
+    assert report_results._withdrawn(table, new) == table
+    withdrawn = report_results._withdrawn(table, old)
+    assert [found["verdict"] for found in withdrawn["verdicts"]] == ["holds", "withdrawn"]
+    assert withdrawn["note"].startswith("Small. Orderings of networks with different numbers of members are withdrawn")
+    count = report_results.Count(withdrawn["verdicts"])
+    assert (len(count.holding), len(count.withdrawn), len(count.undecided)) == (1, 1, 0)
