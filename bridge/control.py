@@ -112,20 +112,32 @@ class ControlledDraws:
     """Draws of P - βC, with a β for every image and class that each draw takes from the draws before it.
 
     As β is known before its draw, every draw has mean E[P] exactly, and the draws are uncorrelated. β starts from
-    `coefficient` and moves to the cov(P, C) / var(C) of least variance.
+    `coefficient` and moves to the cov(P, C) / var(C) of least variance. C is cut off at `reach` deviations either way,
+    which leaves its mean at zero, as the noise is symmetric.
     """
 
-    def __init__(self, expansion: NoiseExpansion, coefficient: float = 1.0) -> None:
+    def __init__(self, expansion: NoiseExpansion, coefficient: float = 1.0, *, reach: float = math.inf) -> None:
         self._expansion = expansion
+        deviation = expansion.variance.sqrt()
+        self._largest = torch.full_like(deviation, math.inf) if math.isinf(reach) else reach * deviation
         weight = _PRIOR_DRAWS * expansion.variance
         self._mean_p, self._mean_c = torch.zeros_like(weight), torch.zeros_like(weight)
         self._count = torch.zeros_like(weight[:, :1])
         self._square, self._product = weight.clamp_min(torch.finfo(weight.dtype).tiny), coefficient * weight
 
+    def _coefficient(self, rows: Tensor) -> Tensor:
+        return self._product[rows] / self._square[rows]
+
+    def margin(self, rows: Tensor) -> Tensor:
+        """How far (rows, K) the next draw may lie from P, with a finite `reach`."""
+        return self._coefficient(rows).abs() * self._largest[rows]
+
     def __call__(self, rows: Tensor) -> Tensor:
         """A new draw for the rows (B,) that are True, (rows, K) float64."""
         p, c = self._expansion.draw(None if bool(rows.all()) else rows)
-        value = p - self._product[rows] / self._square[rows] * c
+        largest = self._largest[rows]
+        c = torch.minimum(torch.maximum(c, -largest), largest)
+        value = p - self._coefficient(rows) * c
         self._count[rows] += 1
         delta_p, delta_c = p - self._mean_p[rows], c - self._mean_c[rows]
         self._mean_p[rows] += delta_p / self._count[rows]

@@ -160,46 +160,82 @@ def test_a_control_of_many_classes_pays_for_all_their_sums():
 def test_the_probe_never_costs_more_than_a_tenth_of_what_is_sure_to_be_spent():
     for images in (4, 60):
         x = torch.tensor([[0.5, 0.0]]).expand(images, 2)
-        plain = ensemble_estimate(gaussian_logit(), x, target_error=0.5, generator=seeded(1))
-        auto = ensemble_estimate(gaussian_logit(), x, target_error=0.5, control="auto", generator=seeded(1))
-        assert plain.cost == 16 * images
+        plain = ensemble_estimate(gaussian_logit(), x, target_error=0.1, generator=seeded(1))
+        auto = ensemble_estimate(gaussian_logit(), x, target_error=0.1, control="auto", generator=seeded(1))
+        assert plain.cost >= 19 * images
         assert auto.cost <= 1.1 * plain.cost + 1
 
 
-def test_after_a_target_error_the_interval_has_the_width_that_was_asked_for():
-    exact = stats.norm(0.5, 1.5).expect(special.expit)
-    x = torch.tensor([[0.5, 0.0]]).expand(4000, 2)
-    options = {"batch_size": 4000, "level": 0.9, "generator": seeded(9)}
-    estimate = ensemble_estimate(gaussian_logit(), x, target_error=0.1, **options)
+SKEWED = {
+    "even": stats.norm(0.5, 1.5),
+    "skewed": stats.norm(-2.0, 1.5),
+    "near 0": stats.norm(-4.0, 2.0),
+    "next to 0": stats.norm(-6.0, 1.0),
+    "near 1": stats.norm(4.0, 2.0),
+}
+
+
+def draws_of(logit):
+    """A model that draws the logits of two classes, (0, logit)."""
+
+    def draw(x, generator):
+        noise = torch.randn(len(x), 1, generator=generator, dtype=torch.float64)
+        return torch.cat([torch.zeros_like(noise), logit.mean() + logit.std() * noise], 1)
+
+    return Drawn(draw)
+
+
+@pytest.mark.parametrize("control", [False, True], ids=["plain", "control"])
+@pytest.mark.parametrize("name", SKEWED)
+def test_a_target_error_is_kept_however_skewed_the_draws(name, control):
+    """Of 2,000 repetitions at most one in ten may miss, and four standard errors; Stein's stages miss 4 to 22%."""
+    logit = SKEWED[name]
+    exact, repetitions = logit.expect(special.expit), 2000
+    model = draws_of(logit)
+    if control:
+        model = gaussian_logit(logit.std())
+        with torch.no_grad():
+            model.readout.bias[1] = logit.mean()
+    estimate = ensemble_estimate(
+        model, torch.zeros(repetitions, 2), target_error=0.05, level=0.9, control=control, batch_size=repetitions,
+        generator=seeded(9),
+    )  # fmt: skip
+    assert estimate.controlled == control
+    allowed = 0.1 + 4 * (0.1 * 0.9 / repetitions) ** 0.5
     low, high = estimate.confidence_interval(0.9)
-    torch.testing.assert_close(high - low, torch.full_like(low, 0.2))
-    right = float(((low[:, 1] <= exact) & (exact <= high[:, 1])).double().mean())
-    assert right >= 0.895
-    wide = torch.subtract(*reversed(estimate.confidence_interval(0.99)))
-    torch.testing.assert_close(
-        wide / (high - low), torch.full_like(low, stats.t.ppf(0.995, 15) / stats.t.ppf(0.95, 15))
-    )
-    # cut short, an image says so by a wider interval, which is still right
-    short = ensemble_estimate(gaussian_logit(), x, target_error=0.05, max_draws=20, **options)
-    low, high = short.confidence_interval(0.9)
-    assert int(short.num_draws.max()) == 20
-    assert float((high - low).mean()) > 0.2
-    assert float(((low[:, 1] <= exact) & (exact <= high[:, 1])).double().mean()) >= 0.885
+    assert float((high - low).max()) <= 0.1 + 1e-12
+    assert float(((exact < low[:, 1]) | (exact > high[:, 1])).double().mean()) <= allowed
+    assert float(((1 - exact < low[:, 0]) | (1 - exact > high[:, 0])).double().mean()) <= allowed
+    assert bool(((low <= estimate.mean) & (estimate.mean <= high)).all())
+    wider_low, wider_high = estimate.confidence_interval(0.99)
+    assert bool(((wider_low <= low) & (high <= wider_high)).all())
 
 
-def test_a_pilot_that_does_not_vary_ends_its_image():
+def test_an_interval_takes_less_than_twice_what_the_normal_distribution_would():
+    """And, where next to nothing varies, what it takes to rule out rare large draws, of which Stein saw none."""
+    exact, x = SKEWED["even"].expect(special.expit), torch.zeros(500, 1)
+    even = ensemble_estimate(draws_of(SKEWED["even"]), x, target_error=0.02, batch_size=500, generator=seeded(2))
+    normal = (1.96 * float(even.standard_deviation.mean()) / 0.02) ** 2
+    assert float(even.num_draws.double().mean()) < 2.1 * normal
+    assert len(set(even.num_draws.tolist())) > 10  # every image has its own number
+    assert float((even.mean[:, 1] - exact).abs().le(0.02).double().mean()) >= 0.95
     still = Drawn(lambda x, _: x.expand(-1, 2))
-    estimate = ensemble_estimate(still, torch.ones(3, 1), target_error=1e-3, output=values, generator=seeded())
-    assert estimate.num_draws.tolist() == [16, 16, 16]
+    estimate = ensemble_estimate(still, torch.ones(3, 1), target_error=0.02, output=values, generator=seeded())
+    (needed,) = set(estimate.num_draws.tolist())
+    assert np.log(40) / 0.04 < needed < np.log(40) / 0.02
+    assert estimate.confidence_interval()[0].min() >= 0.96
 
 
-def test_the_target_error_is_reached_as_often_as_promised():
-    exact = stats.norm(0.5, 1.5).expect(special.expit)
-    x = torch.tensor([[0.5, 0.0]]).expand(4000, 2)
-    estimate = ensemble_estimate(gaussian_logit(), x, target_error=0.1, batch_size=4000, generator=seeded(2))
-    within = float((estimate.mean[:, 1] - exact).abs().le(0.1).double().mean())
-    assert within >= 0.945
-    assert len(set(estimate.num_draws.tolist())) > 10  # every image has its own number
+def test_an_image_cut_short_has_a_wider_interval_that_is_still_right():
+    logit = SKEWED["skewed"]
+    estimate = ensemble_estimate(
+        draws_of(logit), torch.zeros(2000, 1), target_error=0.05, max_draws=20, batch_size=2000, generator=seeded(3)
+    )
+    low, high = estimate.confidence_interval()
+    assert estimate.num_draws.unique().tolist() == [20]
+    assert float((high - low).mean()) > 0.2
+    exact = logit.expect(special.expit)
+    assert float(((low[:, 1] <= exact) & (exact <= high[:, 1])).double().mean()) >= 0.95
 
 
 def test_the_number_of_draws_asked_for_delivers_the_half_width():
@@ -407,9 +443,10 @@ def test_member_probabilities_are_those_of_the_members():
         ({"control": "sometimes"}, "control: expected True, False or 'auto', got 'sometimes'"),
         ({"control": 1}, "control: expected True, False or 'auto', got 1"),
         ({"control": np.True_}, "control: expected True, False or 'auto', got np.True_"),
-        ({"target_error": 0.1, "max_draws": 4}, "max_draws: expected at least 16, those of the pilot, got 4"),
+        ({"target_error": 0.1, "max_draws": 1}, "max_draws: expected at least 2, got 1"),
         ({"control": True, "stop_when_decided": True}, "expected neither target_error nor control=True beside it"),
-        ({"stop_when_decided": True, "output": values}, "expected probabilities from output"),
+        ({"stop_when_decided": True, "output": values}, "stop_when_decided: expected probabilities from output"),
+        ({"target_error": 0.1, "output": values}, "target_error: expected probabilities from output, got"),
     ],
 )
 def test_errors_say_what_was_expected(options, message):
