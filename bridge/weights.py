@@ -2,12 +2,15 @@
 
 The ensemble's logits are Σ_m w_m y_m, and the loss is the cross-entropy, here its mean over the N examples where the
 paper has the sum. As log-sum-exp is convex and the logits are linear in w, the loss is convex in w: the best weights
-need no training schedule, they are the minimum of a convex function on an affine space.
+need no training schedule, they are the minimum of a convex function on an affine space. So it is where the ensemble
+averages probabilities, Σ_m w_m softmax(y_m), as -log is convex; weights are then not negative.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from functools import reduce
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,39 +18,53 @@ from numpy.typing import NDArray
 from scipy import optimize
 from torch import Tensor
 
-from netkit.models import EnResNet
+from netkit.models import Average, EnResNet
 from netkit.randomness import noise_from
 
 Array = NDArray[np.float64]
+Signs = Literal["any", "nonnegative"]
 _NEWTON_STEPS = 100
 _ROUNDING = 1e-12  # of the largest entry: a curvature below counts as zero
 
 
-def ensemble_loss(weights: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-    """Mean cross-entropy () of Σ_m w_m logits_m. weights (k,), logits (k, N, K), y (N,) int64."""
-    _check(weights, logits, y)
-    return torch.nn.functional.cross_entropy(torch.einsum("m,mnc->nc", weights.to(logits), logits), y)
+def ensemble_loss(weights: Tensor, logits: Tensor, y: Tensor, *, average: Average = "logits") -> Tensor:
+    """Mean cross-entropy () of Σ_m w_m logits_m, or of Σ_m w_m softmax(logits_m) if `average` is "probabilities".
+
+    weights (k,), logits (k, N, K), y (N,) int64. Raises ValueError for other shapes, or for negative weights of
+    probabilities.
+    """
+    _check(weights, logits, y, average)
+    weights = weights.to(logits)
+    if average == "probabilities":
+        return -(weights.log().unsqueeze(-1) + _at_label(logits.log_softmax(-1), y)).logsumexp(0).mean()
+    return torch.nn.functional.cross_entropy(torch.einsum("m,mnc->nc", weights, logits), y)
 
 
-def weight_gradient(weights: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+def weight_gradient(weights: Tensor, logits: Tensor, y: Tensor, *, average: Average = "logits") -> Tensor:
     """∂L/∂w_m (k,), as derived in Sec. 5: minus the mean of y_m[t] - Σ_j y_m[j] softmax(Σ w y)_j.
 
-    Shapes as in `ensemble_loss`; Σ w = 1 is not built in.
+    For probabilities p_m it is minus the mean of p_m[t] / Σ_l w_l p_l[t]. Arguments and errors as of `ensemble_loss`;
+    Σ w = 1 is not built in.
     """
-    _check(weights, logits, y)
+    _check(weights, logits, y, average)
     weights = weights.to(logits)
+    if average == "probabilities":
+        log_p = _at_label(logits.log_softmax(-1), y)
+        return -(log_p - (weights.log().unsqueeze(-1) + log_p).logsumexp(0)).exp().mean(1)
     probability = torch.einsum("m,mnc->nc", weights, logits).softmax(-1)
-    at_label = logits.gather(2, y.expand(len(logits), -1).unsqueeze(-1))[..., 0]
     expected = torch.einsum("nc,mnc->mn", probability, logits)
-    return -(at_label - expected).mean(1)
+    return -(_at_label(logits, y) - expected).mean(1)
 
 
-def paper_update(weights: Tensor, logits: Tensor, y: Tensor, *, lr: float) -> Tensor:
+def paper_update(weights: Tensor, logits: Tensor, y: Tensor, *, lr: float, average: Average = "logits") -> Tensor:
     """One update as the paper makes it once an epoch: a gradient step, then division by the sum.
+
+    It stays where the gradient is a multiple of the weights, which is not where the loss is least: there all entries of
+    the gradient are equal (for probabilities -1), and the division draws the weights together.
 
     Raises ValueError where the sum after the step is not positive: the step was too long.
     """
-    stepped = weights - lr * weight_gradient(weights, logits, y).to(weights)
+    stepped = weights - lr * weight_gradient(weights, logits, y, average=average).to(weights)
     total = float(stepped.sum())
     if not total > 0:
         raise ValueError(f"lr: expected a step that leaves a positive sum of weights, got {total:.3g} with lr {lr:g}")
@@ -55,28 +72,32 @@ def paper_update(weights: Tensor, logits: Tensor, y: Tensor, *, lr: float) -> Te
 
 
 def optimal_weights(
-    logits: Tensor, y: Tensor, *, signs: Literal["any", "nonnegative"] = "any", tol: float = 1e-10
+    logits: Tensor, y: Tensor, *, signs: Signs | None = None, average: Average = "logits", tol: float = 1e-10
 ) -> Tensor:
     """The weights (k,), float64, of least training loss with Σ w = 1.
 
-    logits: (k, N, K). signs: "any" (extrapolation needs negative weights) or "nonnegative", for which a minimum
-    always exists. Members that agree get equal weights: the search starts there and does not move along directions
-    that change nothing. With "any" and data that some weights separate perfectly the loss has no minimum; the search
-    then ends where its gradient is below `tol`.
+    logits: (k, N, K). signs: "any" (extrapolation needs negative weights), the default for logits, or "nonnegative",
+    for which a minimum always exists, the only one for probabilities. Members that agree get equal weights: the search
+    starts there and does not move along directions that change nothing. With "any" and data that some weights separate
+    perfectly the loss has no minimum; the search then ends where its gradient is below `tol`.
 
-    Raises ValueError for shapes that do not fit; RuntimeError where the search does not converge.
+    Raises ValueError for shapes or options that do not fit; RuntimeError where the search does not converge.
     """
     k = len(logits)
     start = torch.full((k,), 1.0 / k, dtype=torch.float64)
     logits = logits.detach().double().cpu()
     y = y.cpu()
-    _check(start, logits, y)
+    _check(start, logits, y, average)
+    if signs is None:
+        signs = "any" if average == "logits" else "nonnegative"
     if signs not in ("any", "nonnegative"):
         raise ValueError(f"signs: expected 'any' or 'nonnegative', got {signs!r}")
+    if signs == "any" and average == "probabilities":
+        raise ValueError("signs: expected 'nonnegative' where probabilities are averaged, got 'any'")
     if k == 1:
         return start
     if signs == "nonnegative":
-        return _on_simplex(start, logits, y, tol)
+        return _on_simplex(start, logits, y, tol, average)
     return _newton(start, logits, y, tol)
 
 
@@ -108,10 +129,11 @@ def _hessian(weights: Tensor, logits: Tensor, directions: Tensor) -> Tensor:
     return (second - mean @ mean.T) / logits.shape[1]
 
 
-def _on_simplex(start: Tensor, logits: Tensor, y: Tensor, tol: float) -> Tensor:
+def _on_simplex(start: Tensor, logits: Tensor, y: Tensor, tol: float, average: Average) -> Tensor:
     def loss_and_gradient(w: Array) -> tuple[float, Array]:
-        weights = torch.from_numpy(w)
-        return float(ensemble_loss(weights, logits, y)), weight_gradient(weights, logits, y).numpy()
+        weights = torch.from_numpy(w).clamp_min(0.0)  # below zero by rounding
+        loss = ensemble_loss(weights, logits, y, average=average)
+        return float(loss), weight_gradient(weights, logits, y, average=average).numpy()
 
     found = optimize.minimize(
         loss_and_gradient,
@@ -129,14 +151,20 @@ def _on_simplex(start: Tensor, logits: Tensor, y: Tensor, tol: float) -> Tensor:
 
 
 def member_logits(model: EnResNet, x: Tensor, *, num_draws: int = 1, generator: torch.Generator) -> Tensor:
-    """Each member's logits (k, N, K) for images x (N, C, H, W), averaged over noise draws, in eval mode."""
+    """Each member's logits (k, N, K) for images x (N, C, H, W), averaged over noise draws, in eval mode.
+
+    Of a model that averages probabilities, logarithms of each member's mean probabilities.
+    """
     if num_draws < 1:
         raise ValueError(f"num_draws: expected at least 1, got {num_draws}")
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad(), noise_from(generator, model):
-            return sum((model.member_logits(x) for _ in range(num_draws)), torch.zeros(())) / num_draws
+            if model.average == "logits":
+                return sum((model.member_logits(x) for _ in range(num_draws)), torch.zeros(())) / num_draws
+            draws = (model.member_logits(x).log_softmax(-1) for _ in range(num_draws))
+            return reduce(torch.logaddexp, draws) - math.log(num_draws)
     finally:
         for module, training in modes:
             module.training = training
@@ -148,11 +176,15 @@ def learn_weights(
     y: Tensor,
     *,
     num_draws: int = 1,
-    signs: Literal["any", "nonnegative"] = "any",
+    signs: Signs | None = None,
     generator: torch.Generator,
 ) -> Tensor:
-    """Give the members their optimal weights on images x (N, C, H, W) with labels y (N,); returns them (k,)."""
-    weights = optimal_weights(member_logits(model, x, num_draws=num_draws, generator=generator), y, signs=signs)
+    """Give the members their optimal weights on images x (N, C, H, W) with labels y (N,); returns them (k,).
+
+    For what the model averages, logits or probabilities; `signs` and errors as of `optimal_weights`.
+    """
+    logits = member_logits(model, x, num_draws=num_draws, generator=generator)
+    weights = optimal_weights(logits, y, signs=signs, average=model.average)
     model.set_weights(weights)
     return weights
 
@@ -162,7 +194,7 @@ def update_weights(
 ) -> Tensor:
     """Move the members' weights by one `paper_update` on images x (N, C, H, W), labels y (N,); returns them (k,)."""
     logits = member_logits(model, x, num_draws=num_draws, generator=generator)
-    weights = paper_update(model.weights.double(), logits, y, lr=lr)
+    weights = paper_update(model.weights.double(), logits, y, lr=lr, average=model.average)
     model.set_weights(weights)
     return weights
 
@@ -214,9 +246,18 @@ def _basis(k: int) -> Tensor:
     return torch.linalg.qr(torch.eye(k, dtype=torch.float64)[:, : k - 1] - 1.0 / k)[0]
 
 
-def _check(weights: Tensor, logits: Tensor, y: Tensor) -> None:
+def _at_label(values: Tensor, y: Tensor) -> Tensor:
+    """(k, N) of values (k, N, K)."""
+    return values.gather(2, y.expand(len(values), -1).unsqueeze(-1))[..., 0]
+
+
+def _check(weights: Tensor, logits: Tensor, y: Tensor, average: Average) -> None:
     if logits.dim() != 3 or weights.shape != logits.shape[:1] or y.shape != logits.shape[1:2]:
         raise ValueError(
             f"expected weights (k,), logits (k, N, K) and labels (N,), "
             f"got {tuple(weights.shape)}, {tuple(logits.shape)} and {tuple(y.shape)}"
         )
+    if average not in get_args(Average):
+        raise ValueError(f"average: expected 'logits' or 'probabilities', got {average!r}")
+    if average == "probabilities" and bool((weights < 0).any()):
+        raise ValueError(f"weights: expected none negative, as probabilities are averaged, got {weights.tolist()}")

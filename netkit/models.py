@@ -233,16 +233,19 @@ class EnResNet(nn.Module):
         self._execution = execution
 
     def set_weights(self, weights: Sequence[float] | Tensor) -> None:
-        """Weight the members; negative weights are allowed, as extrapolation needs them (Sec. 5).
+        """Weight the members; negative weights are allowed for logits, as extrapolation needs them (Sec. 5).
 
         Raises:
-            ValueError: unless there is one finite weight for each member and they sum to one.
+            ValueError: unless there is one finite weight for each member and they sum to one; for a negative weight
+                where probabilities are averaged, which might then be negative themselves.
         """
         values = torch.as_tensor(weights, dtype=torch.float64)
         if values.shape != (len(self.members),):
             raise ValueError(f"expected one weight for each of {len(self.members)} members, got {weights}")
         if not abs(float(values.sum()) - 1) < 1e-6:
             raise ValueError(f"expected weights that sum to one, got {values.tolist()}")
+        if self.average == "probabilities" and bool((values < 0).any()):
+            raise ValueError(f"expected no negative weights, as probabilities are averaged, got {values.tolist()}")
         self.weights.copy_(values)
 
     def member_logits(self, x: Tensor) -> Tensor:
@@ -264,7 +267,7 @@ class EnResNet(nn.Module):
         weights = (self.weights / self.weights.sum()).view(-1, 1, 1)
         if self.average == "logits":
             return (weights * logits).sum(0)
-        return (weights * logits.softmax(-1)).sum(0).log()
+        return (weights.log() + logits.log_softmax(-1)).logsumexp(0)
 
     # Noise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from bridge.weights import (
     weight_gradient,
 )
 from netkit import data, en_resnet, from_name
+from netkit.randomness import noise_from
 from netkit.training import TrainConfig, train
 
 
@@ -34,12 +36,62 @@ def case(k: int, seed: int = 0, n: int = 300, classes: int = 5) -> tuple[torch.T
     return logits, y
 
 
+@pytest.mark.parametrize("average", ["logits", "probabilities"])
 @pytest.mark.parametrize("k", [1, 2, 5])
-def test_the_derived_gradient_is_that_of_autograd(k):
+def test_the_derived_gradient_is_that_of_autograd(k, average):
     logits, y = case(k)
-    weights = torch.randn(k, dtype=torch.float64, generator=seeded(1)).requires_grad_()
-    (expected,) = torch.autograd.grad(ensemble_loss(weights, logits, y), weights)
-    torch.testing.assert_close(weight_gradient(weights.detach(), logits, y), expected, rtol=0, atol=1e-10)
+    weights = torch.randn(k, dtype=torch.float64, generator=seeded(1))
+    weights = (weights.abs() if average == "probabilities" else weights).requires_grad_()
+    (expected,) = torch.autograd.grad(ensemble_loss(weights, logits, y, average=average), weights)
+    found = weight_gradient(weights.detach(), logits, y, average=average)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_the_loss_of_averaged_probabilities_is_that_of_the_mixture():
+    logits, y = case(3)
+    weights = torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64)
+    mixture = torch.einsum("m,mnc->nc", weights, logits.softmax(-1))
+    expected = torch.nn.functional.nll_loss(mixture.log(), y)
+    torch.testing.assert_close(ensemble_loss(weights, logits, y, average="probabilities"), expected)
+    far = torch.tensor([[[0.0, 800.0]], [[0.0, 900.0]]])  # probabilities of e^-800 and e^-900, which are 0 in any type
+    found = ensemble_loss(torch.tensor([0.25, 0.75]), far, torch.tensor([0]), average="probabilities")
+    assert float(found) == pytest.approx(800 + np.log(4))
+
+
+def test_the_best_weights_of_probabilities_are_not_those_of_logits():
+    """A confident member that is sometimes wrong spoils a mean of logits more than one of probabilities."""
+    logits, y = case(2, n=2000)
+    logits[1] *= 4.0
+    best = optimal_weights(logits, y, average="probabilities")
+    grid = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    losses = [float(ensemble_loss(torch.stack([1 - w, w]), logits, y, average="probabilities")) for w in grid]
+    assert abs(float(best[1]) - float(grid[int(np.argmin(losses))])) <= 1e-3
+    assert abs(float(best[1]) - float(optimal_weights(logits, y, signs="nonnegative")[1])) > 0.02
+    gradient = weight_gradient(best, logits, y, average="probabilities")
+    torch.testing.assert_close(gradient, -torch.ones_like(best), rtol=0, atol=1e-4)  # so that w·gradient is -1
+
+
+def test_a_model_that_averages_probabilities_learns_weights_for_them():
+    model = en_resnet(8, in_channels=1, num_members=2, average="probabilities", noise_std="sample", seed=0, width=4)
+    x, y = torch.rand(40, 1, 8, 8, generator=seeded()), torch.randint(10, (40,), generator=seeded(1))
+    weights = learn_weights(model.eval(), x, y, num_draws=3, generator=seeded(2))
+    assert bool((weights >= 0).all())
+    logits = member_logits(model, x, num_draws=3, generator=seeded(2))
+    with noise_from(seeded(2), model), torch.no_grad():
+        draws = torch.stack([model.member_logits(x).softmax(-1) for _ in range(3)])
+    torch.testing.assert_close(logits.exp(), draws.mean(0))
+    for other in ([0.5, 0.5], [1.0, 0.0], [0.0, 1.0]):
+        assert float(ensemble_loss(weights, logits, y, average="probabilities")) <= 1e-9 + float(
+            ensemble_loss(torch.tensor(other), logits, y, average="probabilities")
+        )
+    with pytest.raises(ValueError, match=r"expected no negative weights, as probabilities are averaged, got \[-1"):
+        model.set_weights([-1.0, 2.0])
+    with pytest.raises(ValueError, match="signs: expected 'nonnegative' where probabilities are averaged, got 'any'"):
+        learn_weights(model, x, y, signs="any", generator=seeded())
+    with torch.no_grad():
+        for member in model.members:
+            member.fc.bias.copy_(torch.linspace(0, 900, 10))
+    assert torch.isfinite(model(x)).all()  # the least probabilities are 0 in float32, their logarithms are not -inf
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -191,6 +243,11 @@ def test_weights_learned_once_an_epoch_survive_an_interruption(tmp_path):
     ("call", "message"),
     [
         (lambda: ensemble_loss(torch.ones(2), torch.ones(3, 4, 5), torch.zeros(4)), r"expected weights \(k,\)"),
+        (lambda: ensemble_loss(torch.ones(3), *case(3), average="votes"), "average: expected 'logits' or 'prob"),
+        (
+            lambda: weight_gradient(torch.tensor([2.0, -1.0]), *case(2), average="probabilities"),
+            r"weights: expected none negative, as probabilities are averaged, got \[2.0, -1.0\]",
+        ),
         (lambda: optimal_weights(*case(2), signs="positive"), "expected 'any' or 'nonnegative', got 'positive'"),
         (lambda: paper_update(torch.tensor([0.5, 0.5]), 50 * case(2)[0], case(2)[1], lr=100.0), "expected a step that"),
         (lambda: least_squares_weights(torch.ones(2, 3), torch.ones(4)), r"expected outputs \(k, N\)"),
