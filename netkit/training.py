@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -147,17 +146,6 @@ class TrainResult:
         return sum(record.seconds for record in self.history)
 
 
-def make_accelerator(device: torch.device | str) -> Accelerator:
-    """Device and processes in one object; under torchrun all processes together train one model.
-
-    Not the precision, which accelerate cannot change within a process, where one training may follow another.
-    """
-    is_cpu = torch.device(device).type == "cpu"
-    if not is_cpu:
-        parallel.make_current(device)  # accelerate takes the current one
-    return Accelerator(cpu=is_cpu, mixed_precision="no")
-
-
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
     """The learning rate of a single network at update number `step`, a function of the position alone."""
     if config.schedule == "steps":
@@ -213,13 +201,13 @@ def train(
     checkpoint_steps: int | None = None,
     checkpoint_seconds: float = 30.0,
     provenance: Mapping[str, Any] | None = None,
-    accelerator: Accelerator | None = None,
     on_step: Callable[[int, int], None] | None = None,
     on_epoch: Callable[[EnResNet, int], None] | None = None,
 ) -> TrainResult:
     """Train `model` in place and leave it, in eval mode, with the weights of the selected epoch.
 
-    Under torchrun all processes call this alike; the first one's weights, files and clock count.
+    It runs on the device that `dataset` is on. Under torchrun all processes call this alike; the first one's weights,
+    files and clock count.
     `path` is the checkpoint to write and to continue from. It is written at the end of every epoch, after
     `checkpoint_steps` updates where given, and whenever `checkpoint_seconds` have passed. A finished run is
     read back, not repeated. `on_step(done, total)` is called after each update, and may raise to stop the run, which is
@@ -231,16 +219,16 @@ def train(
     Raises CheckpointError where `path` holds a run of another model, configuration or data set, or is
     damaged; FloatingPointError where the loss is no longer finite.
     """
-    accelerator = make_accelerator(dataset.device) if accelerator is None else accelerator
-    run = _Run(model, dataset, config, accelerator, path, provenance or {})
-    tree = parallel.from_first(lambda: checkpoint.load(path, kind="training") if path and path.exists() else None)
-    if tree is not None:
-        assert path is not None
-        with checkpoint.contents_of(path):
-            run.restore(path, tree)
-    saved = time.monotonic()
-    bar = contextlib.nullcontext(on_step) if on_step else _progress_bar(accelerator.is_main_process)
-    with bar as report:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(parallel.joined(dataset.device))
+        run = _Run(model, dataset, config, path, provenance or {})
+        tree = parallel.from_first(lambda: checkpoint.load(path, kind="training") if path and path.exists() else None)
+        if tree is not None:
+            assert path is not None
+            with checkpoint.contents_of(path):
+                run.restore(path, tree)
+        saved = time.monotonic()
+        report = on_step or stack.enter_context(_progress_bar(run.is_first))
         report(*run.position)
         while run.epoch < config.epochs:
             if run.step < run.steps_per_epoch:  # else it was saved just before the epoch's end
@@ -290,15 +278,16 @@ class _Run:
         model: EnResNet,
         dataset: Dataset,
         config: TrainConfig,
-        accelerator: Accelerator,
         path: Path | None,
         provenance: Mapping[str, Any],
     ) -> None:
-        self.config, self.dataset, self.accelerator = config, dataset, accelerator
+        self.config, self.dataset, self.device = config, dataset, dataset.device
         self.path = path
+        rank, _ = parallel.processes()
+        self.is_first = rank == 0
         self.provenance = {**provenance, "batch": batch_plan(config, model)}
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
-        self.model = model.to(accelerator.device, self.dtype)
+        self.model = model.to(self.device, self.dtype)
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
@@ -318,7 +307,7 @@ class _Run:
         self._start_epoch()
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        device = self.accelerator.device.type
+        device = self.device.type
         if self.config.precision != "bf16" or device == "cpu":
             return contextlib.nullcontext()
         return torch.autocast(device, torch.bfloat16)
@@ -327,7 +316,7 @@ class _Run:
         self.generators = self._new_generators()
         # moved at once: a GPU would have to be waited for at each batch
         self.order = epoch_order(self.config.seed, self.epoch, len(self.data)).to(self.data.x.device)
-        self.totals = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)  # loss, correct, images
+        self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, correct, images
         self.seconds = 0.0
         self.step = 0
         if self.config.reset_momentum:
@@ -336,7 +325,7 @@ class _Run:
     def _new_generators(self, *place: int) -> dict[str, torch.Generator]:
         """Those of this epoch; others at each `place` in it."""
         # The same in all processes: each draws for the whole batch, and keeps what belongs to its own images.
-        device, seed = self.accelerator.device, self.config.seed
+        device, seed = self.device, self.config.seed
         return {
             "augment": derived_generator(device, seed, "augment", self.epoch, *place),
             "attack": derived_generator(device, seed, "attack", self.epoch, 0, *place),
@@ -495,7 +484,7 @@ class _Run:
         self.model.eval()
 
     def save(self) -> None:
-        if self.path is not None and self.accelerator.is_main_process:
+        if self.path is not None and self.is_first:
             checkpoint.save(self.path, self._tree(), kind="training")
 
     def _identity(self) -> dict[str, dict[str, Any]]:
@@ -516,7 +505,7 @@ class _Run:
             "step": self.step,
             "totals": self.totals,
             "seconds": self.seconds,
-            "device": self.accelerator.device.type,
+            "device": self.device.type,
             "generators": {name: generator.get_state() for name, generator in self.generators.items()},
             "weights": self.model.state_dict(),
             "optimizer": checkpoint.optimizer_tree(self.optimizer),
@@ -537,7 +526,7 @@ class _Run:
         self.best_epoch, self.best_value, self.best_weights = best["epoch"], best["value"], best["weights"]
         self.step, self.seconds = tree["step"], tree["seconds"]
         self.totals.copy_(tree["totals"])
-        device = self.accelerator.device.type
+        device = self.device.type
         if tree["device"] == device:
             for name, state in tree["generators"].items():
                 self.generators[name].set_state(state)

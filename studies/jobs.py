@@ -25,7 +25,7 @@ from netkit.data import Split
 from netkit.noise import Noise, NoiseKind
 from netkit.presets import PRESETS
 from netkit.randomness import derived_generator, noise_from
-from netkit.training import TrainConfig, batch_plan, load_model, make_accelerator, train
+from netkit.training import TrainConfig, batch_plan, load_model, train
 
 Column = Literal[
     "nat", "fgsm", "ifgsm20", "cw",
@@ -483,7 +483,6 @@ def _train(task: TrainTask, settings: Settings, report: Report) -> str:
         config,
         path=checkpoint_path(task, settings),
         provenance=provenance(asdict(config), device=device_title(settings.device)),
-        accelerator=make_accelerator(settings.device),
         on_step=report,
         on_epoch=partial(_update_weights, settings, config) if task.learns_weights else None,
     )

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN = {
-    "pdekit": {"torch", "torchvision", "accelerate", "safetensors", "sklearn", "typer", "netkit", "bridge", "studies"},
+    "pdekit": {"torch", "torchvision", "safetensors", "sklearn", "typer", "netkit", "bridge", "studies"},
     "netkit": {"numba", "rocket_fft", "xarray", "typer", "pdekit", "bridge", "studies"},
     "bridge": {"typer", "studies"},
 }

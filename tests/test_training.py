@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -235,19 +236,6 @@ def test_training_learns_the_digits() -> None:
     assert evaluate.accuracy(model, dataset.images(dataset.test.x), dataset.test.y).interval.low > 0.8
 
 
-@pytest.mark.parametrize(("device", "chosen"), [("cuda", []), ("cuda:1", [1]), (torch.device("cuda", 0), [0])])
-def test_a_training_starts_on_a_gpu_with_and_without_a_number(
-    monkeypatch: pytest.MonkeyPatch, device: torch.device | str, chosen: list[int]
-) -> None:
-    current: list[int] = []
-    monkeypatch.setattr(
-        torch.cuda, "set_device", lambda name: current.append(torch.cuda._utils._get_device_index(name))
-    )
-    monkeypatch.setattr(training, "Accelerator", lambda **options: options)
-    assert training.make_accelerator(device) == {"cpu": False, "mixed_precision": "no"}
-    assert current == chosen
-
-
 class Stop(Exception):
     pass
 
@@ -291,6 +279,19 @@ def test_a_run_stopped_at_every_step_ends_with_the_same_bits(
             continue
     assert last == (num_steps if checkpoint_steps else num_steps - num_steps % 4)
     assert_identical(everything_trained(tmp_path / "parts"), everything_trained(tmp_path / "whole"))
+
+
+def test_a_run_takes_the_device_of_its_data(digits: data.Dataset) -> None:
+    """Nothing else in the process decides: one training may follow another on another device."""
+    parts = {
+        part: data.Split(*(t.to("meta") for t in vars(getattr(digits, part)).values())) for part in ("train", "val")
+    }
+    elsewhere = dataclasses.replace(digits, **parts)
+    for dataset, device in ((digits, "cpu"), (elsewhere, "meta"), (digits, "cpu")):
+        model = small_net()
+        with contextlib.suppress(NotImplementedError, RuntimeError):  # a meta tensor has no values to print or store
+            train(model, dataset, dataclasses.replace(SHORT, epochs=1))
+        assert model.weights.device.type == device
 
 
 @pytest.mark.parametrize("stop_after", [6, 7])
