@@ -26,7 +26,6 @@ _SPLIT_SEED = 0
 _VALIDATION_SHARE = 0.1
 _DIGITS_TEST_SHARE = 0.3
 _NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
-_CACHE = Path.home() / ".cache" / "itoflow"
 
 
 class DataError(ValueError):
@@ -109,6 +108,8 @@ def load(
     FileNotFoundError for a missing file or folder.
     """
     for option, count in (("num_train", num_train), ("num_test", num_test)):
+        if count is not None and not isinstance(count, int):
+            raise DataError(f"{option} must be a whole number, got {count!r}")
         if count is not None and count < 1:
             raise DataError(f"{option} must be at least 1, got {count}")
     from netkit import packed  # which is built on this module
@@ -119,7 +120,7 @@ def load(
         return _digits(torch.device(device), num_train, num_test)
     if name not in NAMES:
         raise DataError(f"unknown data set {name!r}: expected one of {', '.join(NAMES)}")
-    source = _CACHE if data is None else Path(data)
+    source = _cache() if data is None else Path(data)
     num_classes = 10 if name == "cifar10" else 100
     if source.suffix == ".npz":
         arrays, classes = read_npz(source, num_classes)
@@ -128,6 +129,13 @@ def load(
     else:
         arrays, classes = _read_torchvision(name, source, download)
     return _cifar(name, arrays, classes, torch.device(device), num_train, num_test)
+
+
+def _cache() -> Path:
+    try:
+        return Path.home() / ".cache" / "itoflow"
+    except RuntimeError as error:
+        raise DataError(f"{error}: say where the images are, data=...") from error
 
 
 def augment(x: Tensor, *, padding: int = 4, generator: torch.Generator | None = None) -> Tensor:

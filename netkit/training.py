@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -32,6 +32,20 @@ from netkit.models import EnResNet, build
 from netkit.randomness import derived_generator, noise_from
 
 Loss = Literal["pgd", "natural", "trades"]
+
+_LEAST = {"epochs": 1, "batch_size": 1, "num_steps": 1, "validate_every": 1, "val_num_steps": 2}
+"""Of what is counted; one step of attack shows too little in validation."""
+
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "lr": (lambda value: 0 < value < math.inf, "positive and finite"),
+    "lr_drop": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "warmup": (lambda value: 0 <= value <= 1, "from 0 to 1, a share of the steps"),
+    "momentum": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "weight_decay": (lambda value: 0 <= value < math.inf, "at least 0 and finite"),
+    "eps": (lambda value: 0 < value <= 1, "above 0 and at most 1, as pixels are from 0 to 1"),
+    "step_size": (lambda value: 0 < value < math.inf, "positive and finite"),
+    "trades_beta": (lambda value: 0 <= value < math.inf, "at least 0 and finite"),
+}
 
 
 @dataclass(frozen=True)
@@ -100,19 +114,25 @@ class TrainConfig:
         for name, allowed in hints.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("epochs", "batch_size", "num_steps", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "eps", "step_size"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        if self.val_num_steps < 2:
-            raise ValueError(
-                f"val_num_steps must be at least 2, as one step shows too little, got {self.val_num_steps}"
-            )
+        for name in ("nesterov", "reset_momentum", "clamp_start", "hold_out", "channels_last"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for name in (*_LEAST, "seed"):
+            if not isinstance(getattr(self, name), int) or isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name, (is_inside, expected) in _RANGES.items():
+            if not _is_number(value := getattr(self, name)) or not is_inside(value):
+                raise ValueError(f"{name} must be {expected}, got {value!r}")
+        if isinstance(self.milestones, str) or not isinstance(self.milestones, Iterable):
+            raise ValueError(f"milestones must be shares of the epochs, got {self.milestones!r}")
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        if not all(_is_number(share) and 0 <= share <= 1 for share in self.milestones):
+            raise ValueError(f"milestones must be shares of the epochs, from 0 to 1, got {self.milestones!r}")
         if not self.hold_out and self.select != "last":
             raise ValueError("without a held-out validation part select must be 'last'")
-        object.__setattr__(self, "milestones", tuple(self.milestones))
 
     @property
     def val_step_size(self) -> float:
@@ -154,7 +174,11 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
         drops = sum(epoch >= math.ceil(share * config.epochs - 1e-9) for share in config.milestones)
         return config.lr * config.lr_drop**drops
     done = (step + 1) / (config.epochs * steps_per_epoch + 1)
-    return config.lr * min(done / config.warmup, (1 - done) / (1 - config.warmup))
+    return config.lr * (done / config.warmup if done < config.warmup else (1 - done) / (1 - config.warmup))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def parameter_groups(model: EnResNet, config: TrainConfig) -> list[dict[str, Any]]:
@@ -219,6 +243,8 @@ def train(
     Raises CheckpointError where `path` holds a run of another model, configuration or data set, or is
     damaged; FloatingPointError where the loss is no longer finite.
     """
+    if checkpoint_steps is not None and checkpoint_steps < 1:
+        raise ValueError(f"checkpoint_steps must be at least 1, got {checkpoint_steps}")
     with contextlib.ExitStack() as stack:
         stack.enter_context(parallel.joined(dataset.device))
         run = _Run(model, dataset, config, path, provenance or {})

@@ -138,6 +138,8 @@ def test_wrong_names_and_files_are_refused(tmp_path: Path) -> None:
         data.load("cifar10", data=tmp_path / "text.npz")
     with pytest.raises(data.DataError, match="num_train must be at least 1, got 0"):
         data.load("digits", num_train=0)
+    with pytest.raises(data.DataError, match=r"num_test must be a whole number, got 2\.5"):
+        data.load("digits", num_test=2.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

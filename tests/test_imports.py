@@ -40,3 +40,26 @@ def test_importing_pdekit_needs_neither_matplotlib_nor_torch():
     code = "import sys, pdekit; print([m for m in ('torch', 'matplotlib', 'typer') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "[]"
+
+
+def test_netkit_is_imported_without_a_home_folder():
+    """As in a container whose user has no entry: only what looks for the cache of data says that there is none."""
+    import os
+    import subprocess
+    import sys
+
+    code = (
+        "import pwd\n"
+        "def absent(_): raise KeyError('no such user')\n"
+        "pwd.getpwuid = absent\n"
+        "import netkit, netkit.packed\n"
+        "netkit.load('digits')\n"
+        "try:\n"
+        "    netkit.load('cifar10')\n"
+        "except netkit.DataError as error:\n"
+        "    print(error)\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "HOME"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "Could not determine home directory.: say where the images are, data=..."

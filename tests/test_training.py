@@ -140,6 +140,15 @@ def test_validation_attacks_in_many_steps_whatever_the_attack_in_training(
     assert set(seen) == {(True, training_steps, step_size), (False, 10, 0.05)}
 
 
+@pytest.mark.parametrize("warmup", [0.0, 1e-9, 0.5, 1.0])
+def test_every_warmup_climbs_and_falls_in_straight_lines(warmup: float) -> None:
+    config = dataclasses.replace(SHORT, epochs=2, lr=1.0, warmup=warmup)
+    rates = [learning_rate(config, step, 5) for step in range(10)]
+    done = [(step + 1) / 11 for step in range(10)]
+    expected = {0.0: [1 - d for d in done], 0.5: [2 * min(d, 1 - d) for d in done], 1.0: done}
+    assert rates == pytest.approx(expected.get(warmup, expected[0.0]), rel=1e-6)
+
+
 def test_the_order_is_a_permutation_of_seed_and_epoch_alone() -> None:
     order = epoch_order(3, 4, 100)
     torch.manual_seed(0)
@@ -457,9 +466,26 @@ def test_a_network_whose_gradient_is_not_finite_has_diverged(digits: data.Datase
     [
         ({"loss": "hinge"}, "loss must be one of pgd, natural, trades, got 'hinge'"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"eps": -0.1}, "eps must be positive and finite, got -0.1"),
+        ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
+        ({"batch_size": True}, "batch_size must be a whole number, got True"),
+        ({"num_steps": "7"}, "num_steps must be a whole number, got '7'"),
+        ({"validate_every": 0}, "validate_every must be at least 1, got 0"),
+        ({"val_num_steps": 1}, "val_num_steps must be at least 2, got 1"),
+        ({"seed": 1.0}, "seed must be a whole number, got 1.0"),
+        ({"eps": -0.1}, "eps must be above 0 and at most 1, as pixels are from 0 to 1, got -0.1"),
+        ({"eps": 8}, "eps must be above 0 and at most 1, as pixels are from 0 to 1, got 8"),
         ({"lr": float("nan")}, "lr must be positive and finite, got nan"),
-        ({"val_num_steps": 1}, "val_num_steps must be at least 2, as one step shows too little, got 1"),
+        ({"lr": "0.1"}, "lr must be positive and finite, got '0.1'"),
+        ({"lr_drop": 0}, "lr_drop must be above 0 and at most 1, got 0"),
+        ({"warmup": -0.1}, "warmup must be from 0 to 1, a share of the steps, got -0.1"),
+        ({"warmup": 1.1}, "warmup must be from 0 to 1, a share of the steps, got 1.1"),
+        ({"momentum": 1}, "momentum must be at least 0 and below 1, got 1"),
+        ({"weight_decay": -5e-4}, "weight_decay must be at least 0 and finite, got -0.0005"),
+        ({"trades_beta": float("inf")}, "trades_beta must be at least 0 and finite, got inf"),
+        ({"step_size": 0}, "step_size must be positive and finite, got 0"),
+        ({"milestones": (80, 120)}, r"milestones must be shares of the epochs, from 0 to 1, got \(80, 120\)"),
+        ({"milestones": 0.5}, "milestones must be shares of the epochs, got 0.5"),
+        ({"nesterov": "no"}, "nesterov must be True or False, got 'no'"),
         ({"hold_out": False}, "select must be 'last'"),
     ],
 )
