@@ -1,4 +1,4 @@
-"""Seeds derived from what they are for, and the one place where a model's noise is lent a generator."""
+"""Seeds derived from what they are for, and the places where a model's noise is lent a generator or a seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from netkit.models import EnResNet
 
 
-def derived_seed(seed: int, purpose: str, *counters: int) -> int:
+def derived_seed(seed: int, purpose: str, *counters: int | str) -> int:
     """An independent 63-bit seed for every (seed, purpose, counters); the same on every machine."""
     digest = hashlib.blake2b(repr((seed, purpose, *counters)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -32,3 +32,23 @@ def noise_from(generator: torch.Generator, *models: nn.Module) -> Iterator[None]
                 if isinstance(module, EnResNet):
                     stack.enter_context(module.using_generator(generator))
         yield
+
+
+@contextlib.contextmanager
+def seeded_globally(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators, of the CPU and of a CUDA `device`, inside the block; their states come back.
+
+    For what takes no generator, as dropout or a torch.rand in a network of one's own.
+    """
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)

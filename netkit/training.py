@@ -29,7 +29,7 @@ from netkit import attacks, checkpoint, evaluate, parallel
 from netkit.checkpoint import CheckpointError
 from netkit.data import Dataset, Split, augment
 from netkit.models import EnResNet, build
-from netkit.randomness import derived_generator, noise_from
+from netkit.randomness import derived_generator, derived_seed, noise_from, seeded_globally
 
 Loss = Literal["pgd", "natural", "trades"]
 
@@ -240,6 +240,14 @@ def train(
     arguments alone, so that a resumed run is the same. Of several processes the first one's model counts. The run is
     saved before, so that an error in it, or a kill during validation, loses no update.
 
+    Everything random follows from `config.seed`. What draws from torch's global generators, as dropout in a network of
+    one's own, is seeded by its place in the run, and the caller's states come back; NumPy's and Python's are left as
+    they are.
+
+    A run of fewer epochs is extended where every update it made had the learning rate that it would have had with these
+    `epochs`, so that the result is that of a run with these from the start. With "steps" that takes `milestones` at the
+    same epochs as before, which are smaller shares of more; a one-cycle run has ended at rate zero.
+
     Raises CheckpointError where `path` holds a run of another model, configuration or data set, or is
     damaged; FloatingPointError where the loss is no longer finite.
     """
@@ -372,7 +380,8 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
         x, y, share = self._batch()
-        with parallel.spread(share), noise_from(self.generators["noise"], self.model):
+        own = self._seeded("step", self.epoch, self.step)
+        with parallel.spread(share), noise_from(self.generators["noise"], self.model), own:
             self.model.train()
             loss, logits = self._loss(x, y)
             self.optimizer.zero_grad(set_to_none=True)
@@ -385,6 +394,11 @@ class _Run:
             self.totals += share.sum(torch.stack([loss.double() * count, correct, count]))
         self.step += 1
         self.seconds += time.perf_counter() - started
+
+    def _seeded(self, *place: str | int) -> contextlib.AbstractContextManager[None]:
+        """The global generators, which layers of other libraries draw from, as a function of the place in the run."""
+        rank, _ = parallel.processes()  # such layers do not draw for all processes' images: each needs its own draws
+        return seeded_globally(derived_seed(self.config.seed, "global", *place, rank), self.device)
 
     def _check_finite(self, value: float) -> None:
         if not math.isfinite(value):
@@ -493,7 +507,7 @@ class _Run:
         """Validation accuracy, clean and (unless training is natural) under the validation attack."""
         x, y = self.dataset.images(self.dataset.val.x, self.dtype), self.dataset.val.y
         options: dict[str, Any] = {"num_draws": 1, "seed": self.config.seed, "divided": True}
-        with self._autocast():
+        with self._autocast(), self._seeded("validation", self.epoch):
             natural = evaluate.accuracy(self.model, x, y, **options).mean
             if self.config.loss == "natural":
                 return natural, None
@@ -539,10 +553,30 @@ class _Run:
             "history": [dataclasses.asdict(record) for record in self.history],
         }
 
+    def _check_extension(self, path: Path, tree: Mapping[str, Any]) -> None:
+        """Raise CheckpointError unless the updates made so far had the learning rates of this configuration."""
+        earlier = TrainConfig(**tree["identity"]["configuration"])
+        done = range(tree["epoch"] * self.steps_per_epoch + tree["step"])
+        before, now = ([learning_rate(c, step, self.steps_per_epoch) for step in done] for c in (earlier, self.config))
+        if before == now:
+            return
+        cure = "a one-cycle run ends at rate zero and cannot be extended, train anew"
+        if self.config.schedule == "steps":
+            same = ", ".join(f"{share * earlier.epochs:g}/{self.config.epochs}" for share in earlier.milestones)
+            cure = f"milestones=({same}) extend it"
+        raise CheckpointError(
+            f"{path} belongs to another configuration: epochs={earlier.epochs} where {self.config.epochs} is asked for,"
+            f" with other learning rates in the updates made so far: {cure}"
+        )
+
     def restore(self, path: Path, tree: Mapping[str, Any]) -> None:
         """Go on where `tree`, read from `path`, stopped; raises CheckpointError where it is of another run."""
         for what, expected in self.identity.items():
-            checkpoint.require(path, what, tree["identity"][what], expected)
+            found = tree["identity"][what]
+            if what == "configuration" and found["epochs"] < self.config.epochs:
+                self._check_extension(path, tree)
+                found = {**found, "epochs": expected["epochs"], "milestones": expected["milestones"]}
+            checkpoint.require(path, what, found, expected)
         self.epoch = tree["epoch"]
         self._start_epoch()
         self.model.load_state_dict(tree["weights"])

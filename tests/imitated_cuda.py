@@ -255,6 +255,7 @@ def imitated_gpu() -> Iterator[Imitation]:
         for name in ("_cuda_graph_capture_health_check", "_accelerator_graph_capture_health_check"):
             patch.setattr(torch.optim.Optimizer, name, lambda self: None, raising=False)  # the name changed
         patch.setattr(torch, "Generator", _AnyGenerator)
+        patch.setattr(torch.cuda, "default_generators", (_AnyGenerator("cuda"),))
         patch.setattr(torch, "autocast", _cpu_autocast)
         for name in ("is_autocast_enabled", "get_autocast_dtype"):
             patch.setattr(torch, name, partial(_asked_of_cpu, getattr(torch, name)))

@@ -412,6 +412,71 @@ def test_a_finished_run_is_read_back(digits: data.Dataset, tmp_path: Path) -> No
     assert_identical(dict(first.state_dict()), dict(second.state_dict()))
 
 
+STEPS = dataclasses.replace(SHORT, schedule="steps", epochs=2, milestones=(0.5,))
+
+
+@pytest.mark.parametrize("select", ["robust", "last"])
+def test_a_finished_run_is_extended_to_what_the_longer_one_would_have_been(
+    digits: data.Dataset, tmp_path: Path, select: Any
+) -> None:
+    short, longer = (
+        dataclasses.replace(STEPS, select=select, epochs=epochs, milestones=milestones)
+        for epochs, milestones in ((2, (0.5,)), (4, (1 / 4, 3 / 4)))
+    )
+    train(small_net(), digits, longer, path=tmp_path / "whole")
+    train(small_net(), digits, short, path=tmp_path / "parts")
+    positions: list[int] = []
+    result = train(small_net(), digits, longer, path=tmp_path / "parts", on_step=lambda done, _: positions.append(done))
+    assert positions == list(range(6, 13))
+    assert len(result.history) == 4
+    assert_identical(everything_trained(tmp_path / "parts"), everything_trained(tmp_path / "whole"))
+    with pytest.raises(CheckpointError, match="epochs=4 where 2 is asked for"):
+        train(small_net(), digits, short, path=tmp_path / "parts")
+
+
+def test_an_extension_that_would_be_another_run_is_refused(digits: data.Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    train(small_net(), digits, STEPS, path=path)
+    message = (
+        r"epochs=2 where 10 is asked for, with other learning rates in the updates made so far: "
+        r"milestones=\(1/10\) extend it"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        train(small_net(), digits, dataclasses.replace(STEPS, epochs=10), path=path)
+    with pytest.raises(CheckpointError, match=r"belongs to another configuration: eps=0\.2 where 0\.1"):
+        train(small_net(), digits, dataclasses.replace(STEPS, epochs=10, milestones=(0.1,), eps=0.1), path=path)
+
+
+class WithDropout(models.ResNet):
+    """A network that draws from the global generator, as of a user's own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.dropout(x, 0.2)) + 0.1 * torch.rand(len(x), 1)
+
+
+def test_what_a_network_draws_globally_follows_from_the_seed_of_the_run(digits: data.Dataset, tmp_path: Path) -> None:
+    def net() -> models.EnResNet:
+        return models.EnResNet([WithDropout(8, in_channels=1, width=4, seed=1)], seed=1)
+
+    def stop(done: int, total: int) -> None:
+        torch.rand(done)  # what others draw between two updates does not count
+        if done == 4:
+            raise Stop
+
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    train(net(), digits, SHORT, path=tmp_path / "whole")
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(4)
+    with pytest.raises(Stop):
+        train(net(), digits, SHORT, path=tmp_path / "parts", on_step=stop)
+    train(net(), digits, SHORT, path=tmp_path / "parts")
+    assert_identical(everything_trained(tmp_path / "parts"), everything_trained(tmp_path / "whole"))
+    train(net(), digits, dataclasses.replace(SHORT, seed=8), path=tmp_path / "other")
+    weights = [everything_trained(tmp_path / name)["weights"]["members.0.fc.weight"] for name in ("whole", "other")]
+    assert not torch.equal(*weights)
+
+
 def test_a_checkpoint_of_something_else_is_refused(digits: data.Dataset, tmp_path: Path) -> None:
     path = tmp_path / "run"
     train(small_net(1), digits, dataclasses.replace(SHORT, epochs=1), path=path)
