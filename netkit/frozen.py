@@ -115,7 +115,9 @@ def _relu_backward_(grad: Tensor, result: Tensor) -> Tensor:
 def _dtype_of_convolutions(weight: Tensor) -> torch.dtype:
     """What autocast would turn weights into, anew in each pass; their own dtype without it."""
     kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return weight.dtype
 
 
 def _scale(bn: nn.BatchNorm2d) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import special, stats
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from bridge.control import NoiseExpansion, bias_variance, member_probabilities
 from bridge.ensemble import _Sums, ensemble_estimate, softmax, values
@@ -346,16 +346,16 @@ def test_members_in_groups_are_expanded_as_in_the_loop():
     assert network.execution == "grouped"
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchFunctionMode):
     """The most that tensors made inside took at one time, views counted as if they were copies."""
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor):
+        if isinstance(out, torch.Tensor) and not any(out is given for given in args):
             self.add(out.nbytes)
             weakref.finalize(out, self.add, -out.nbytes)
         return out

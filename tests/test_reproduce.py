@@ -14,11 +14,14 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jobs
 import numpy as np
 import parcels
 import pytest
@@ -42,10 +45,11 @@ from jobs import (
     tasks_for,
 )
 from reporting import InputError
+from reproduce_queue import Stage
 from test_data import fake_cifar
 from typer.testing import CliRunner, Result
 
-from netkit import checkpoint, evaluate
+from netkit import checkpoint, data, evaluate
 from netkit.training import load_model
 
 DIGITS = ["--settings", "digits", "--seeds", "0", "--workers", "1", "--device", "cpu"]
@@ -499,6 +503,89 @@ def test_a_killed_worker_costs_its_job_alone(tmp_path: Path, monkeypatch: pytest
     assert done == jobs[4:]
     with pytest.raises(workers.WorkerDied, match="the process that was to train ResNet8"):
         workers.run_all(jobs, **common, finished=lambda *_: None)
+
+
+@pytest.mark.parametrize(("device", "num_processes"), [("cuda", 2), ("cpu", 1)])
+def test_a_process_with_a_broken_gpu_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, num_processes: int
+) -> None:
+    """After an error of CUDA every other call in that process fails as well."""
+    made: list[Any] = []
+
+    class Process:
+        def __init__(self, *_: Any) -> None:
+            self.connection, self.theirs = Pipe()
+            self.process, self.job, self.started = self, None, 0.0
+            made.append(self)
+
+        def start(self, job: Job) -> None:
+            self.job = job
+            self.theirs.send(None)
+
+        def answer(self) -> tuple[Any, ...]:
+            self.connection.recv()
+            self.job = None
+            return ("failed", torch.OutOfMemoryError("no memory")) if failed == [] else ("done", "as it should be")
+
+        def terminate(self) -> None:
+            pass
+
+        def end(self) -> None:
+            self.connection.close()
+            self.theirs.close()
+
+    failed: list[Job] = []
+    finished: list[Job] = []
+    monkeypatch.setattr(workers, "_Worker", Process)
+    settings = Settings("digits", "digits", tmp_path, num_train=30)
+    listed = [Job(TrainTask("ResNet8", seed, 0.1), settings) for seed in range(3)]
+    queue = workers._Queue(list(listed), {job.path for job in listed}, float("inf"))
+    workers._run_in_processes(
+        queue,
+        device,
+        1,
+        1,
+        lambda *_: None,
+        lambda job, outcome, seconds: finished.append(job),
+        lambda job, error: failed.append(job),
+    )
+    assert (failed, finished) == (listed[:1], listed[1:])
+    assert len(made) == num_processes
+
+
+# Devices
+
+
+def test_a_process_reads_a_data_set_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def loaded(name: str, **options: Any) -> data.Dataset:
+        read.append(name)
+        return data.load(name, **options)
+
+    monkeypatch.setattr(jobs, "_load", lru_cache(loaded))
+    for num_test in (None, 7, 5, None):
+        settings = Settings("digits", "digits", tmp_path, num_train=30, num_test=num_test)
+        expected = data.load("digits", num_train=30, num_test=num_test)
+        found = jobs.load_data(settings)
+        assert found.fingerprint() == expected.fingerprint()
+        assert len(found.test) == len(expected.test)
+    assert read == ["digits"]
+
+
+@pytest.mark.cuda
+def test_the_queue_works_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage("digits", ("En2ResNet8",), ("nat", "cw", "transfer"), (0,), {"num_test": 4})
+    for module in (reproduce, reproduce_queue, reproduce_results):
+        monkeypatch.setattr(module, "ON_REQUEST", (stage,))
+    monkeypatch.setitem(reproduce_queue.SETTINGS["digits"].options, "num_train", 30)  # type: ignore[arg-type]
+    options = ["--settings", "digits", "--workers", "1", "--device", "cuda", "--out", tmp_path]
+    result = run(*options, "--results", tmp_path / "lines", "--dry-run")
+    assert result.exit_code == 0, result.output
+    result = run(*options, "--results", tmp_path / "lines")
+    assert result.exit_code == 0, result.output
+    assert "4 of 4 jobs done, 0 failed" in result.output
+    assert "cuda (" in (tmp_path / "lines" / "settings.json").read_text()
 
 
 # Parcels

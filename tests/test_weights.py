@@ -115,6 +115,24 @@ def test_the_optimum_satisfies_the_conditions_of_optimality():
     assert float((gradient - gradient.mean()).abs().max()) < 1e-9  # one multiplier for Σ w = 1
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_weights_are_learned_where_the_images_are(device):
+    dataset = data.load("digits", num_train=30, num_test=12, device=device)
+    x, y = dataset.images(dataset.test.x, torch.float64), dataset.test.y
+    found = []
+    for where in (device, "cpu"):
+        model = en_resnet(8, num_members=2, in_channels=1, width=4, noise="off", seed=1).to(where, torch.float64)
+        found.append(
+            [
+                learn_weights(model, x.to(where), y.to(where), generator=torch.Generator(where)).cpu(),
+                update_weights(model, x.to(where), y.to(where), lr=0.1, generator=torch.Generator(where)).cpu(),
+            ]
+        )
+        assert model.weights.device.type == where
+    torch.testing.assert_close(*found)
+    assert abs(float(found[0][0][0]) - 0.5) > 1e-3
+
+
 def test_one_network_has_weight_one():
     logits, y = case(1)
     assert optimal_weights(logits, y).tolist() == [1.0]

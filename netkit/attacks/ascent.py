@@ -127,7 +127,7 @@ def pgd(
         return loss(logits_of(net, point, num_labels), y).unsqueeze(0)
 
     best: Tensor | None = None
-    best_loss = torch.tensor(-math.inf)
+    best_loss = x.new_tensor(-math.inf)
     with under_attack(model, batch_norm):
         for _ in range(num_restarts):
             x_adv = x.clone() if generator is None or not random_start else ball.random_point(generator)

@@ -1,0 +1,21 @@
+"""What all tests share: which need a GPU, and one thread for each process."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+# Before NumPy and torch are imported: the suite runs a process on each core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    on_gpu = [item for item in items if item.get_closest_marker("cuda")]
+    if not on_gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="no GPU here"))
