@@ -1,6 +1,5 @@
 """Attacks: closed forms, independent loops, other libraries, and what an attack must leave alone."""
 
-import importlib
 import math
 import warnings
 from types import ModuleType
@@ -8,6 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
+import torchattacks
 from scipy import stats
 from torch import Tensor, nn
 
@@ -176,15 +176,9 @@ def test_pgd_is_the_plain_loop_from_the_same_start(dtype, clamp_start):
     assert_same_images(ours, plain_pgd(model, x, y, start, 7))
 
 
-def library(name: str) -> ModuleType:
-    pytest.importorskip(name, reason=f"{name} is an optional check: install the extra 'oracles'")
-    return importlib.import_module(name)
-
-
 @DTYPES
 @pytest.mark.parametrize("attack", ["fgsm", "ifgsm", "pgd_l2"])
 def test_attacks_match_torchattacks(attack, dtype):
-    torchattacks = library("torchattacks")
     model, x, y = network(dtype), images(dtype=dtype), labels()
     if attack == "fgsm":
         theirs = torchattacks.FGSM(model, eps=EPS)(x, y)
@@ -204,7 +198,7 @@ def test_attacks_match_torchattacks(attack, dtype):
 def foolbox_model(model: nn.Module) -> tuple[ModuleType, object]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it imports from a SciPy namespace that moved
-        foolbox = library("foolbox")
+        import foolbox
     return foolbox, foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import sys
 from functools import partial
 from pathlib import Path
@@ -9,15 +8,13 @@ from typing import Any
 import pytest
 import torch
 from jobs import Settings, attack_for
+from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from netkit import attacks, data, en_resnet
 from netkit.attacks import auto_attack
 from netkit.evaluate import attack_name, robust_accuracy
 
-needs_library = pytest.mark.skipif(
-    importlib.util.find_spec("pyautoattack") is None, reason="pyautoattack is not installed (extra autoattack)"
-)
 QUICK: dict[str, Any] = {"num_steps": 10, "num_queries": 20}
 
 
@@ -39,7 +36,6 @@ def fitted() -> tuple[nn.Module, Tensor, Tensor]:
     return model, digits.images(digits.test.x[:60]), digits.test.y[:60]
 
 
-@needs_library
 def test_auto_attack_stays_in_the_ball_and_is_no_weaker_than_ifgsm(fitted: tuple[nn.Module, Tensor, Tensor]) -> None:
     model, x, y = fitted
     before = torch.random.get_rng_state()
@@ -56,7 +52,6 @@ def test_auto_attack_stays_in_the_ball_and_is_no_weaker_than_ifgsm(fitted: tuple
     assert 0 < survivors <= int((model(x_ifgsm).argmax(1) == y).sum()) < int(was_right.sum())
 
 
-@needs_library
 def test_one_generator_seed_gives_one_result_and_the_l2_ball_is_kept(fitted: tuple[nn.Module, Tensor, Tensor]) -> None:
     model, x, y = fitted
     first, second = (
@@ -70,7 +65,6 @@ def test_one_generator_seed_gives_one_result_and_the_l2_ball_is_kept(fitted: tup
     assert 0 < float(lengths.max()) <= 0.5 + 1e-5
 
 
-@needs_library
 def test_the_rand_version_attacks_a_noisy_network_through_the_evaluation() -> None:
     model = en_resnet(8, num_members=1, in_channels=1, width=4, noise_std="sample", seed=0)
     x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -93,7 +87,6 @@ class Nervous(nn.Module):
         return logits + self.scale * torch.randn(logits.shape, generator=self.generator)
 
 
-@needs_library
 def test_the_rand_version_gives_every_image_back_attacked_and_is_no_kinder_than_apgd_alone(
     fitted: tuple[nn.Module, Tensor, Tensor],
 ) -> None:
@@ -111,7 +104,7 @@ def test_the_rand_version_gives_every_image_back_attacked_and_is_no_kinder_than_
         with torch.no_grad():
             return torch.stack([(model(x).argmax(1) == y).double() for _ in range(num_draws)]).mean(0)
 
-    library = pytest.importorskip("pyautoattack").AutoAttack(model, norm="Linf", eps=0.05, seed=1, version="rand")
+    library = AutoAttack(model, norm="Linf", eps=0.05, seed=1, version="rand")
     library.apgd.n_iter, library.apgd.eot_iter = 10, 10
     with torch.random.fork_rng():
         rule = library.run_standard_evaluation(x, y)[0]
@@ -132,7 +125,6 @@ def test_stored_predictions_of_the_attack_as_it_was_have_another_name() -> None:
     assert attack_name(attack) == "auto_attack_rand(eot_draws=20, eps=0.2, num_steps=100)"  # was "auto_attack(..."
 
 
-@needs_library
 def test_the_rand_version_leaves_a_model_without_noise_to_the_library(fitted: tuple[nn.Module, Tensor, Tensor]) -> None:
     model, x, y = fitted
     x_adv = auto_attack(model, x, y, eps=0.02, version="rand", num_steps=10, eot_draws=1)
@@ -142,7 +134,6 @@ def test_the_rand_version_leaves_a_model_without_noise_to_the_library(fitted: tu
         assert torch.equal(model(x_adv).argmax(1) == y, was_left & (model(x).argmax(1) == y))
 
 
-@needs_library
 def test_a_debuggers_trace_survives(fitted: tuple[nn.Module, Tensor, Tensor]) -> None:
     model, x, y = fitted
 
@@ -158,7 +149,6 @@ def test_a_debuggers_trace_survives(fitted: tuple[nn.Module, Tensor, Tensor]) ->
         sys.settrace(before)
 
 
-@needs_library
 def test_fewer_than_four_classes_are_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     with pytest.raises(ValueError, match="at least 4 classes, got 3"):

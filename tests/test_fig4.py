@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fig4_diffusion
 import numpy as np
 import pytest
+import typer
 import xarray as xr
+from typer.testing import CliRunner
 
 STUDY = Path(__file__).resolve().parent.parent / "studies" / "fig4_diffusion.py"
 
@@ -50,8 +53,10 @@ def test_it_leaves_the_picture_the_fields_and_the_checks(tmp_path, velocity):
     ],
 )
 def test_bad_input_is_met_with_one_line(args, message, tmp_path):
-    done = run(*args, "--out", str(tmp_path))
-    assert done.returncode == 2
+    command = typer.Typer()
+    command.command()(fig4_diffusion.main)
+    done = CliRunner().invoke(command, [*args, "--out", str(tmp_path)])
+    assert done.exit_code == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())

@@ -141,7 +141,6 @@ def test_bad_arguments_get_one_clear_line(arguments, options, message):
 
 
 def test_four_panels_are_drawn():
-    pytest.importorskip("matplotlib")
     runs = [multilevel(geometric_brownian_call(1, milstein=True), rmse=rmse) for rmse in (4e-3, 2e-3)]
     figure = plot_multilevel(runs)
     assert len(figure.axes) == 4

@@ -10,7 +10,9 @@ from pathlib import Path
 import neural_pde
 import numpy as np
 import pytest
+import typer
 import xarray as xr
+from typer.testing import CliRunner
 
 STUDY = Path(__file__).resolve().parent.parent / "studies" / "neural_pde.py"
 
@@ -83,8 +85,10 @@ def test_multilevel_is_said_to_lose_only_where_it_does():
     ],
 )
 def test_bad_input_is_met_with_one_line(args, message, tmp_path):
-    done = run(*args, "--out", str(tmp_path))
-    assert done.returncode == 2
+    command = typer.Typer()
+    command.command()(neural_pde.main)
+    done = CliRunner().invoke(command, [*args, "--out", str(tmp_path)])
+    assert done.exit_code == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())

@@ -13,8 +13,6 @@ from test_data import fake_cifar, tiny_cifar
 from netkit import data, packed
 from netkit.data import DataError
 
-pytest.importorskip("PIL", reason="packed images need Pillow")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -239,7 +239,6 @@ def test_figure_6_takes_colour_images(tmp_path: Path) -> None:
 
 
 def test_todays_attacks_are_columns_like_the_papers(runs: Any) -> None:
-    pytest.importorskip("pyautoattack", reason="pyautoattack is not installed (extra autoattack)")
     out, _ = runs
     columns = "nat,ifgsm20,pgd20,transfer,ifgsm20-eot20,autoattack"
     result = run("table2", *SMOKE, *SMALL, "--out", out, "--columns", columns, "--rows", "En2ResNet20")

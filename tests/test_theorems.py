@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import theorems
+import typer
 from scipy.special import erf
 from theorems import Bump, disc, images_reached, jumping_line, random_field
 from theorems_verdicts import judge_gradients, judge_ramp
+from typer.testing import CliRunner
 
 STUDY = Path(__file__).resolve().parent.parent / "studies" / "theorems.py"
 
@@ -52,8 +55,10 @@ def test_it_leaves_the_picture_the_numbers_and_the_verdicts(tmp_path):
     [(("--device", "tpu"), "--device: expected cpu"), (("--seed", "-1"), "--seed: expected a number >= 0, got -1")],
 )
 def test_bad_input_is_met_with_one_line(args, message, tmp_path):
-    done = run(*args, "--out", str(tmp_path))
-    assert done.returncode == 2
+    command = typer.Typer()
+    command.command()(theorems.main)
+    done = CliRunner().invoke(command, [*args, "--out", str(tmp_path)])
+    assert done.exit_code == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())

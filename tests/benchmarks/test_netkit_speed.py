@@ -13,6 +13,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+import torchattacks
 from torch import Tensor, nn
 
 from netkit import attacks
@@ -107,7 +108,6 @@ def test_drawing_noise():
 
 
 def test_pgd_20_without_noise():
-    torchattacks = pytest.importorskip("torchattacks", reason="the extra 'oracles' is not installed")
     model, permuted = resnet(20, seed=0).eval(), channels_last(resnet(20, seed=0)).eval()
     (x, y), (x_permuted, _) = batch(), batch(channels_last=True)
     library = torchattacks.PGD(model, eps=EPS, alpha=STEP, steps=20)
