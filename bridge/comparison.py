@@ -20,7 +20,6 @@ from scipy import stats
 
 from bridge.flow import FlowNetwork, ProblemNetwork, as_points, boxed_velocity
 from bridge.levels import coarsened
-from bridge.threads import keeping_torch_threads
 from pdekit.problem import ConvectionDiffusion
 from pdekit.solver import solve
 from pdekit.splines import spline_table
@@ -57,8 +56,7 @@ def solution_at(
     second = replace(problem, terminal=squared, dim=problem.dim)
     values = []
     for case, n, step in ((problem, num_points, dt), (problem, 3 * num_points // 4, 2 * dt), (second, num_points, dt)):
-        with keeping_torch_threads():
-            u = solve(case, num_points=n, dt=step, method=method, progress=False).u[0].values
+        u = solve(case, num_points=n, dt=step, method=method, progress=False).u[0].values
         values.append(spline_table(u[None], "trigonometric")(points)[..., 0])
     fine, coarse, square = values
     return PointValues(fine, np.abs(fine - coarse), np.maximum(square - fine**2, 0.0))

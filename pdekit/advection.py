@@ -20,11 +20,11 @@ from importlib.util import find_spec
 from typing import Protocol
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from scipy import fft
 from scipy.fft import next_fast_len
 
+from pdekit.kernels import kernel
 from pdekit.spectral import resample
 
 _HAVE_ROCKET = find_spec("rocket_fft") is not None  # without it the transforms go through scipy.fft
@@ -201,7 +201,7 @@ class SpectralAdvection:
         return evaluate
 
 
-@njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract"})  # NaN must stay NaN: no other flag
+@kernel(fastmath={"reassoc", "contract"})  # NaN must stay NaN: no other flag
 def _mean_square(u_hat: NDArray) -> float:
     total = 0.0
     for i in range(u_hat.shape[0]):
@@ -213,7 +213,7 @@ def _mean_square(u_hat: NDArray) -> float:
 
 if _HAVE_ROCKET:
 
-    @njit(cache=True, error_model="numpy", fastmath={"contract"})
+    @kernel(fastmath={"contract"})
     def _product_rows(spec: NDArray, velocity: NDArray, line_hat: NDArray, lines: NDArray) -> None:
         """Last axis: spec (d, R, K+1) to nodes, times velocity (d, R, N), summed, back into spec[0]."""
         d, num_rows, kept = spec.shape
@@ -236,7 +236,7 @@ if _HAVE_ROCKET:
             for i in range(count):
                 spec[0, start + i] = line_hat[i, :kept]
 
-    @njit(cache=True, error_model="numpy", fastmath={"contract"})
+    @kernel(fastmath={"contract"})
     def _advect_1d(u: NDArray, f: NDArray, ks: NDArray, kl: NDArray, spec: NDArray, line_hat: NDArray,
                    lines: NDArray, out: NDArray) -> None:  # fmt: skip
         for j in range(u.shape[0]):
@@ -245,7 +245,7 @@ if _HAVE_ROCKET:
         _product_rows(spec.reshape(1, 1, -1), f.reshape(1, 1, n), line_hat, lines)
         out[:] = spec[0]
 
-    @njit(cache=True, error_model="numpy", fastmath={"contract"})
+    @kernel(fastmath={"contract"})
     def _advect_2d(u: NDArray, f: NDArray, ks: NDArray, kl: NDArray, spec: NDArray, line_hat: NDArray,
                    lines: NDArray, out: NDArray) -> None:  # fmt: skip
         n, kept = f.shape[1], u.shape[1]
@@ -265,7 +265,7 @@ if _HAVE_ROCKET:
             row = i if i < kept else n - u.shape[0] + i
             out[i] = spec[0, row]
 
-    @njit(cache=True, error_model="numpy", fastmath={"contract"})
+    @kernel(fastmath={"contract"})
     def _advect_3d(u: NDArray, f: NDArray, ks: NDArray, kl: NDArray, spec: NDArray, line_hat: NDArray,
                    lines: NDArray, out: NDArray) -> None:  # fmt: skip
         n, kept, m = f.shape[1], u.shape[2], u.shape[0]

@@ -11,10 +11,12 @@ n m .. n m + m - 1 of the very same Brownian path.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange, types, uint64
+from numba import types, uint64
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from pdekit.kernels import kernel
+from pdekit.threads import spread
 from pdekit.threefry import LANES, fill_words, normals32, normals64
 
 GAUSSIAN, TWO_POINT, GIVEN = 0, 1, 2
@@ -49,7 +51,7 @@ def _gaussian_rows_of_type(key0, key1, path, first, last, z, words):
     return rows32 if z.dtype == types.float32 else rows64
 
 
-@njit(cache=True, error_model="numpy")
+@kernel()
 def _two_point_rows(key0, key1, path, first, last, z, words):
     """Signs first..last-1: weak order one needs no more of an increment than its moments up to the third."""
     for draw in range(first // 128, (last + 127) // 128):
@@ -61,7 +63,7 @@ def _two_point_rows(key0, key1, path, first, last, z, words):
     return 0
 
 
-@njit(cache=True, error_model="numpy", fastmath={"contract"})
+@kernel(fastmath={"contract"})
 def fill_increments(kind, key0, key1, path, first, steps, substeps, scale, dw, z, words):
     """Increments of steps first..first+steps-1 of the block of paths from `path` on, into dw (steps, d, LANES).
 
@@ -87,14 +89,28 @@ def fill_increments(kind, key0, key1, path, first, steps, substeps, scale, dw, z
                     total[i] += s * part[i]
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
-def increments_of_blocks(kind, key0, streams, paths, first, substeps, scale, dw):
-    """Increments of many blocks at once: dw (blocks, steps, d, LANES), block b at (streams[b], paths[b])."""
-    for b in prange(len(dw)):
+@kernel()
+def _increments_of_blocks(begin, end, kind, key0, streams, paths, first, substeps, scale, dw):
+    for b in range(begin, end):
         steps, d = dw.shape[1], dw.shape[2]
         z = np.empty((steps * substeps * d + 6, LANES), dw.dtype)
         words = np.empty((2, LANES), np.uint64)
         fill_increments(kind, key0, streams[b], paths[b], first, steps, substeps, scale, dw[b], z, words)
+
+
+def increments_of_blocks(
+    kind: int,
+    key0: np.uint64,
+    streams: NDArray[np.uint64],
+    paths: NDArray[np.int64],
+    first: int,
+    substeps: int,
+    scale: float,
+    dw: NDArray[np.floating],
+) -> None:
+    """Increments of many blocks at once: dw (blocks, steps, d, LANES), block b at (streams[b], paths[b])."""
+    args = (kind, key0, streams, paths, first, substeps, scale, dw)
+    spread(_increments_of_blocks, len(dw), *args, items=dw.size * substeps)
 
 
 def brownian_increments(

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from pdekit import paths
 from pdekit.problem import ConvectionDiffusion
 from pdekit.simulation import velocity_pieces
+from pdekit.threads import spread
 from pdekit.threefry import LANES
 from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity
 
@@ -34,11 +35,13 @@ def characteristics(
     lanes[: len(x)] = x
     state = np.ascontiguousarray(np.moveaxis(lanes.reshape(blocks, LANES, -1), -1, 1))
     for first, last, velocity in velocity_pieces(problem.velocity, t0, dt, num_steps):
+        work = len(x) * (last - first)
         if isinstance(velocity, GridVelocity):
             table = (velocity.table.coefficients, velocity.table.degree)
-            paths.characteristics_table(table, t0, dt, first, last, state)
+            spread(paths.characteristics_table, blocks, table, t0, dt, first, last, state, items=work)
         else:
-            paths.characteristics_user(velocity.on_lanes, t0, dt, first, last, state)
+            args = (velocity.on_lanes, t0, dt, first, last, state)
+            spread(paths.characteristics_user, blocks, *args, items=work)
     return np.moveaxis(state, 1, -1).reshape(-1, x.shape[1])[: len(x)].copy()
 
 

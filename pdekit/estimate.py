@@ -8,11 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
 from numpy.typing import NDArray
 from scipy import special
 
+from pdekit.kernels import kernel
+from pdekit.threads import spread
 from pdekit.threefry import LANES
+
+_CHEAP = 16  # samples summed in the time of one item of `spread`
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +101,8 @@ class Moments:
 
     def add(self, samples: NDArray[np.float64], where: slice = slice(None)) -> None:
         """Add samples (P, n) at the points `where`; n a multiple of `LANES` but for the last call."""
-        _merge(np.ascontiguousarray(samples), self.counts[where], self.mean[where], self.squares[where])
+        args = (np.ascontiguousarray(samples), self.counts[where], self.mean[where], self.squares[where])
+        spread(_merge, len(samples), *args, items=samples.size // _CHEAP)
 
     @property
     def variance(self) -> NDArray[np.float64]:
@@ -118,9 +122,9 @@ class Moments:
         return self.mean.reshape(-1, self.replicates).std(axis=1, ddof=1) / np.sqrt(self.replicates)
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
-def _merge(samples, counts, mean, squares):
-    for p in prange(len(samples)):
+@kernel()
+def _merge(begin, end, samples, counts, mean, squares):
+    for p in range(begin, end):
         for start in range(0, samples.shape[1], LANES):
             block = samples[p, start : start + LANES]
             n, m = counts[p], len(block)

@@ -17,21 +17,22 @@ NaN in gives NaN out. Coefficients: fdlibm (Sun Microsystems, 1993) in float64, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import nan
 from typing import Any
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import extending, float32, int32, int64, njit, types, uint64
+from numba import extending, float32, int32, int64, types, uint64
 from numba.extending import overload
+
+from pdekit.kernels import kernel
 
 __all__ = ["cos", "cos2pi", "exp", "log", "sin", "sin2pi"]
 
 # Contraction to fused multiply-add is the only relaxed rule: reassociation or nnan would break the range
 # reductions and the detection of NaN.
-lane: Callable[..., Any] = njit(cache=True, forceinline=True, fastmath={"contract"}, error_model="numpy")
-intrinsic: Callable[..., Any] = extending.intrinsic
+lane = kernel(forceinline=True, fastmath={"contract"})
+intrinsic: Any = extending.intrinsic
 
 
 @intrinsic

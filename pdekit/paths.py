@@ -10,14 +10,12 @@ in R^d and are never wrapped; only look-ups in tables on the unit box wrap.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numba import int32, njit, prange, types
+from numba import int32, types
 from numba.extending import overload
 
 from pdekit.brownian import GIVEN, fill_increments
+from pdekit.kernels import kernel
 from pdekit.splines import gather, load, store, table_on_lanes
 from pdekit.threefry import LANES
 
@@ -57,7 +55,7 @@ def _control_on_lanes(control, n, x, dw, offset, node, total):
     return add
 
 
-@njit(cache=True, error_model="numpy", fastmath={"contract"})
+@kernel(fastmath={"contract"})
 def _add_martingale(table, variance, x, dw, offset, node, total):
     """∇u·dW + ½ Σ ∂ᵢ∂ⱼu (dWᵢ dWⱼ - δᵢⱼ σ²dt), dW = σ dB: mean zero given x, whatever the table holds.
 
@@ -101,7 +99,7 @@ def _add_martingale(table, variance, x, dw, offset, node, total):
                 row += 1
 
 
-@njit(cache=True, error_model="numpy", fastmath={"contract"})
+@kernel(fastmath={"contract"})
 def _add_scaled(x, a, f, y):
     """y = x + a f."""
     s = x.dtype.type(a)
@@ -112,13 +110,30 @@ def _add_scaled(x, a, f, y):
 
 
 def _advance(
-    velocity, control, scheme, kind, key0, streams, paths, t0, dt, first, last, substeps, scale, given, x, total
+    begin,
+    end,
+    velocity,
+    control,
+    scheme,
+    kind,
+    key0,
+    streams,
+    paths,
+    t0,
+    dt,
+    first,
+    last,
+    substeps,
+    scale,
+    given,
+    x,
+    total,
 ):
     """Steps first..last-1 of all blocks. x (blocks, d, LANES), total (blocks, LANES): the control's martingale.
 
     given: (blocks, steps, d, LANES) increments for kind GIVEN; they are drawn here for every other kind.
     """
-    for block in prange(len(x)):
+    for block in range(begin, end):
         xb, sum_b = x[block], total[block]
         d = len(xb)
         chunk = max(1, _ROWS // (d * substeps))
@@ -146,9 +161,9 @@ def _advance(
                 _add_scaled(y, 1.0, dw, xb)
 
 
-def _characteristics(velocity, t0, dt, first, last, x):
+def _characteristics(begin, end, velocity, t0, dt, first, last, x):
     """Classical Runge-Kutta steps of dX/dt = F(X, t), every lane its own starting point."""
-    for block in prange(len(x)):
+    for block in range(begin, end):
         xb = x[block]
         k1, k2, k3, k4 = np.empty_like(xb), np.empty_like(xb), np.empty_like(xb), np.empty_like(xb)
         y = np.empty_like(xb)
@@ -169,16 +184,13 @@ def _characteristics(velocity, t0, dt, first, last, x):
 
 # numba cannot find a kernel again in a later process once a user's function is among its arguments, so only the
 # kernels for tables go to the disk cache.
-_OPTIONS: dict[str, Any] = {"parallel": True, "error_model": "numpy"}
-advance_table: Callable[..., None] = njit(cache=True, **_OPTIONS)(_advance)
-advance_user: Callable[..., None] = njit(**_OPTIONS)(_advance)
-characteristics_table: Callable[..., None] = njit(cache=True, **_OPTIONS)(_characteristics)
-characteristics_user: Callable[..., None] = njit(**_OPTIONS)(_characteristics)
+advance_table, advance_user = kernel()(_advance), kernel(cache=False)(_advance)
+characteristics_table, characteristics_user = kernel()(_characteristics), kernel(cache=False)(_characteristics)
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
-def control_of_blocks(control, n, x, dw, total):
+@kernel()
+def control_of_blocks(begin, end, control, n, x, dw, total):
     """The control's increment of step n for paths stepped in NumPy: x, dw (blocks, d, LANES), total (blocks, LANES)."""
-    for block in prange(len(x)):
+    for block in range(begin, end):
         offset, node = np.empty_like(x[block]), np.zeros(LANES, np.intp)
         control_on_lanes(control, n, x[block], dw[block], offset, node, total[block])

@@ -13,15 +13,15 @@ step costs two real transforms and one gather. Second order in dt (Strang splitt
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
 from numpy.typing import NDArray
 from scipy import fft
 
 from pdekit.characteristics import characteristics
+from pdekit.kernels import kernel
 from pdekit.problem import ConvectionDiffusion
 from pdekit.spectral import five_point_symbol, resample
 from pdekit.splines import cubic_symbol, cubic_weights, locate
-from pdekit.threads import threads_for
+from pdekit.threads import spread, threads_for
 from pdekit.velocity import node_points
 
 
@@ -71,23 +71,22 @@ class SemiLagrangian:
         return float(np.sqrt(np.mean(u**2)))
 
     def step(self, u: NDArray, s: float) -> float:
-        with threads_for(u.size):
-            if self._departure is None or not self._problem.autonomous:
-                # a steady flow does not know the time: the same bits wherever a solve was restarted
-                t = self.dt if self._problem.autonomous else self._problem.horizon - s
-                x = characteristics(self._problem, self._nodes, num_steps=self._substeps, t0=t - self.dt, t1=t)
-                self._departure = np.ascontiguousarray(x)
-            first = self._prefilter if self._half is None else self._prefilter * self._half
-            coefficients = self._filter(u, self._full if self._started else first)
-            _GATHER[self._dim](coefficients, self._departure, u.reshape(-1))
+        if self._departure is None or not self._problem.autonomous:
+            # a steady flow does not know the time: the same bits wherever a solve was restarted
+            t = self.dt if self._problem.autonomous else self._problem.horizon - s
+            x = characteristics(self._problem, self._nodes, num_steps=self._substeps, t0=t - self.dt, t1=t)
+            self._departure = np.ascontiguousarray(x)
+        first = self._prefilter if self._half is None else self._prefilter * self._half
+        coefficients = self._filter(u, self._full if self._started else first)
+        spread(_GATHER[self._dim], u.size, coefficients, self._departure, u.reshape(-1))
         self._started = True
         return self.dt
 
     def _filter(self, u: NDArray, symbol: NDArray) -> NDArray[np.float64]:
-        with threads_for(u.size) as workers:
-            u_hat = fft.rfftn(u, workers=workers)
-            u_hat *= symbol
-            return fft.irfftn(u_hat, s=self._shape, overwrite_x=True, workers=workers)
+        workers = threads_for(u.size)
+        u_hat = fft.rfftn(u, workers=workers)
+        u_hat *= symbol
+        return fft.irfftn(u_hat, s=self._shape, overwrite_x=True, workers=workers)
 
     def convert(self, field: NDArray, num_points: int) -> NDArray:
         """A field from another grid, kept within its own bounds."""
@@ -104,17 +103,17 @@ class SemiLagrangian:
 # from the coefficients by the sampling stencil (1, 4, 1)/6, which the interpolation's own stencil contains.
 
 
-@njit(inline="always")
+@kernel(inline="always")
 def _wrap(i: int, n: int) -> int:
     if i >= n:
         return i - n
     return i + n if i < 0 else i
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
-def _gather_1d(c: NDArray, x: NDArray, out: NDArray) -> None:
+@kernel()
+def _gather_1d(begin: int, end: int, c: NDArray, x: NDArray, out: NDArray) -> None:
     n = c.shape[0]
-    for p in prange(x.shape[0]):
+    for p in range(begin, end):
         i, r = locate(x[p, 0], n)
         c0, c1, c2, c3 = c[_wrap(i - 1, n)], c[i], c[_wrap(i + 1, n)], c[_wrap(i + 2, n)]
         w = cubic_weights(r)
@@ -123,10 +122,10 @@ def _gather_1d(c: NDArray, x: NDArray, out: NDArray) -> None:
         out[p] = min(max(value, min(left, right)), max(left, right))
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
-def _gather_2d(c: NDArray, x: NDArray, out: NDArray) -> None:
+@kernel()
+def _gather_2d(begin: int, end: int, c: NDArray, x: NDArray, out: NDArray) -> None:
     n, m = c.shape
-    for p in prange(x.shape[0]):
+    for p in range(begin, end):
         i, r = locate(x[p, 0], n)
         j, s = locate(x[p, 1], m)
         wi, wj = cubic_weights(r), cubic_weights(s)
@@ -148,10 +147,10 @@ def _gather_2d(c: NDArray, x: NDArray, out: NDArray) -> None:
         out[p] = min(max(value, smallest), largest)
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
-def _gather_3d(c: NDArray, x: NDArray, out: NDArray) -> None:
+@kernel()
+def _gather_3d(begin: int, end: int, c: NDArray, x: NDArray, out: NDArray) -> None:
     n, m, q = c.shape
-    for p in prange(x.shape[0]):
+    for p in range(begin, end):
         i, r = locate(x[p, 0], n)
         j, s = locate(x[p, 1], m)
         k, t = locate(x[p, 2], q)

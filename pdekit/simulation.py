@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,13 +15,12 @@ from numpy.typing import NDArray
 from pdekit import paths
 from pdekit.brownian import GIVEN, INCREMENTS, increments_of_blocks
 from pdekit.control import Control
+from pdekit.log import say_once
 from pdekit.problem import ConvectionDiffusion
 from pdekit.sobol import SobolPaths
+from pdekit.threads import spread
 from pdekit.threefry import LANES
 from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity
-
-_log = logging.getLogger("pdekit")
-_told: set[str] = set()
 
 _STEPS_PER_CALL = 2**22  # path-steps between two chances to interrupt: a fraction of a second
 _STATE_PER_CALL = 2**21  # coordinates held at a time
@@ -159,7 +157,10 @@ class _Run:
         sim = self.simulation
         each = max(1, _STEPS_PER_CALL // (len(self.x) * LANES))
         for n in range(first, last, each):
-            kernel(
+            stop = min(n + each, last)
+            spread(
+                kernel,
+                len(self.x),
                 velocity,
                 self.control,
                 paths.SCHEMES[sim.scheme],
@@ -170,12 +171,13 @@ class _Run:
                 sim.t0,
                 self.dt,
                 n,
-                min(n + each, last),
+                stop,
                 self.substeps,
                 self.scale,
                 self.given,
                 self.x,
                 self.total,
+                items=len(self.x) * LANES * (stop - n) * self.substeps,
             )
 
     def _in_numpy(self, velocity: Any, first: int, last: int) -> None:
@@ -196,7 +198,7 @@ class _Run:
             f = self._on_points(x, t)
             drifted = x + dt * f
             if self.control:
-                paths.control_of_blocks(self.control, n, drifted, dw, self.total)
+                spread(paths.control_of_blocks, len(x), self.control, n, drifted, dw, self.total, items=x.size)
             if sim.scheme == "heun":
                 drifted = x + 0.5 * dt * (f + self._on_points(drifted + dw, t + dt))
             x[...] = drifted + dw
@@ -228,10 +230,3 @@ def velocity_pieces(velocity: Any, t0: float, dt: float, num_steps: int) -> Iter
         last = min((n + 1) * per_interval - offset, num_steps)
         yield first, last, velocity.field(n)
         first = last
-
-
-def say_once(message: str) -> None:
-    """A log line for what costs speed but is no error."""
-    if message not in _told:
-        _told.add(message)
-        _log.warning(message)

@@ -16,10 +16,12 @@ from functools import cached_property, lru_cache
 from math import sqrt
 
 import numpy as np
-from numba import njit, prange, uint32, uint64
+from numba import uint32, uint64
 from numpy.typing import NDArray
 
 from pdekit.fastmath import lane, log_kernel
+from pdekit.kernels import kernel
+from pdekit.threads import spread
 from pdekit.threefry import LANES, threefry
 
 _BITS = 32
@@ -45,7 +47,8 @@ class SobolPaths:
         plan, weights = bridge_plan(self.num_steps)
         dw = np.empty((len(paths), self.num_steps, self.dim, LANES), dtype=dtype)
         which = (streams % np.uint64(self.replicates)).astype(np.int64)
-        _increments(self._directions, self.seed, streams, which, paths, plan, weights, scale, dw)
+        args = (self._directions, self.seed, streams, which, paths, plan, weights, scale, dw)
+        spread(_increments, len(dw), *args, items=dw.size)
         return dw
 
     @cached_property
@@ -102,7 +105,7 @@ def bridge_plan(num_steps: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]
     return np.array(rows), np.array(weights)
 
 
-@njit(cache=True)
+@kernel()
 def _scramble(plain, rows, out):
     for j in range(plain.shape[0]):
         for k in range(plain.shape[1]):
@@ -141,7 +144,7 @@ def inverse_normal(u):
     return central if abs(q) <= 0.425 else signed
 
 
-@njit(cache=True, error_model="numpy", fastmath={"contract"})
+@kernel(fastmath={"contract"})
 def _normals(directions, shift, first_path, words, z):
     """Coordinate of the points first_path .. first_path + LANES - 1, as normals; first_path a multiple of LANES."""
     start = shift
@@ -159,9 +162,9 @@ def _normals(directions, shift, first_path, words, z):
         z[i] = inverse_normal((float(words[i]) + 0.5) * 2.0**-32)
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath={"contract"})
-def _increments(directions, seed, streams, which, paths, plan, weights, scale, dw):
-    for block in prange(len(dw)):
+@kernel(fastmath={"contract"})
+def _increments(begin, end, directions, seed, streams, which, paths, plan, weights, scale, dw):
+    for block in range(begin, end):
         num_steps, d = dw.shape[1], dw.shape[2]
         w = np.zeros((num_steps + 1, d, LANES))
         z = np.empty(LANES)

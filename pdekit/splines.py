@@ -20,13 +20,15 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from numba import int32, njit, prange, types
+from numba import int32, types
 from numba.extending import overload
 from numba.np.arrayobj import make_array
 from numpy.typing import ArrayLike, NDArray
 
 from pdekit.fastmath import intrinsic, lane
+from pdekit.kernels import kernel
 from pdekit.spectral import resample
+from pdekit.threads import spread
 
 Continuation = Literal["trigonometric", "bicubic", "bilinear"]
 CONTINUATIONS: tuple[str, ...] = get_args(Continuation)
@@ -58,7 +60,7 @@ class SplineTable:
             raise ValueError(f"points: expected shape (..., {self.dim}), got {points.shape}")
         flat = points.reshape(-1, self.dim)
         out = np.empty((len(flat), self.coefficients.shape[-1]))
-        _evaluate(self.coefficients, self.degree, flat, out)
+        spread(_evaluate, len(flat), self.coefficients, self.degree, flat, out)
         return out.reshape((*points.shape[:-1], -1))
 
 
@@ -206,7 +208,7 @@ def _cubic_patch(flat, k, row, step, w, v):
     )
 
 
-_kernel = njit(cache=True, error_model="numpy", fastmath={"contract"})
+_kernel = kernel(fastmath={"contract"})
 
 
 @_kernel
@@ -295,10 +297,10 @@ def _table_on_lanes(table, degree, x, out):
     return lambda table, degree, x, out: kernel(table, degree, x, out)
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
-def _evaluate(table: NDArray, degree: int, x: NDArray, out: NDArray) -> None:
-    for b in prange((len(x) + _BLOCK - 1) // _BLOCK):
-        first, last = b * _BLOCK, min((b + 1) * _BLOCK, len(x))
+@kernel()
+def _evaluate(begin: int, end: int, table: NDArray, degree: int, x: NDArray, out: NDArray) -> None:
+    for first in range(begin, end, _BLOCK):
+        last = min(first + _BLOCK, end)
         on_lanes = np.empty((out.shape[1], last - first))
         table_on_lanes(table, degree, x[first:last].T.copy(), on_lanes)
         out[first:last] = on_lanes.T

@@ -16,13 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from pdekit.kernels import kernel
 
 Advance = Callable[[NDArray, float, NDArray], None]  # (u_hat, s, out): out = N(u_hat, s)
 
 
-@njit(cache=True, error_model="numpy", fastmath={"contract"})
+@kernel(fastmath={"contract"})
 def _combine(u: NDArray, factor: NDArray, weights: NDArray, stages: NDArray, out: NDArray) -> None:
     """out = factor * u + Σ_j weights[j] * stages[j], elementwise; out may be u."""
     num_stages, m = stages.shape

@@ -14,7 +14,7 @@ from __future__ import annotations
 from math import sqrt
 
 import numpy as np
-from numba import float32, int32, njit, uint32, uint64
+from numba import float32, int32, uint32, uint64
 from numpy.typing import NDArray
 
 from pdekit.fastmath import (
@@ -27,6 +27,7 @@ from pdekit.fastmath import (
     sin_kernel,
     sin_kernel32,
 )
+from pdekit.kernels import kernel
 
 LANES = 256  # paths in a block: their working set stays in the first-level cache
 
@@ -92,7 +93,7 @@ def box_muller32(word0, word1):
     return (-a if word1 & uint32(2) else a), (-b if word1 & uint32(4) else b)
 
 
-@njit(cache=True, error_model="numpy")
+@kernel()
 def fill_words(key0, key1, first_path, draw, words) -> None:
     """128 random bits for each lane: words (2, LANES) of uint64 at counter (first_path + lane, draw)."""
     counter1 = uint64(draw)
@@ -102,14 +103,14 @@ def fill_words(key0, key1, first_path, draw, words) -> None:
         words[1, i] = b
 
 
-@njit(cache=True, error_model="numpy", fastmath={"contract"})
+@kernel(fastmath={"contract"})
 def normals64(word0, word1, z0, z1) -> None:
     """Two rows of float64 normals from two rows of uint64 words."""
     for i in range(len(z0)):
         z0[i], z1[i] = box_muller(word0[i], word1[i])
 
 
-@njit(cache=True, error_model="numpy", fastmath={"contract"})
+@kernel(fastmath={"contract"})
 def normals32(word0, word1, z0, z1) -> None:
     """Two rows of float32 normals from two rows of uint32 words."""
     for i in range(len(z0)):

@@ -13,9 +13,9 @@ from math import floor
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from pdekit.kernels import kernel
 from pdekit.splines import SplineTable, check_continuation, spline_table
 
 
@@ -151,19 +151,22 @@ class CompiledVelocity:
         return np.ascontiguousarray(out.T).reshape(points.shape)
 
 
+_scalar = kernel(cache=False, fastmath={"contract"}, forceinline=True)
+
+
 def compiled(dim: int) -> Callable[[Callable[..., tuple[float, ...]]], CompiledVelocity]:
     """Decorator: compile a scalar velocity `f(x_1, ..., x_d, t) -> (F_1, ..., F_d)`, d = 1, 2 or 3."""
     if dim not in _ON_LANES:
         raise ValueError(f"dim: expected 1, 2 or 3, got {dim}")
 
     def wrap(function: Callable[..., tuple[float, ...]]) -> CompiledVelocity:
-        return CompiledVelocity(njit(function, fastmath={"contract"}, error_model="numpy", forceinline=True), dim)
+        return CompiledVelocity(_scalar(function), dim)
 
     return wrap
 
 
 # Rows are taken out before the loops: LLVM then sees d separate streams and vectorises.
-_lanes = njit(fastmath={"contract"}, error_model="numpy")
+_lanes = kernel(cache=False, fastmath={"contract"})
 
 
 def _on_lanes_1d(kernel: Any) -> Any:

@@ -129,7 +129,7 @@ def main(
             raise InputError(f"--draws: expected at least 256, got {draws}")
         config = replace(SMOKE if smoke else FULL, shape=shape, sigma=sigma, seed=seed)
         config = replace(config, draws=min(draws, 256) if smoke else draws)
-        # passes and grids this small only lose by more; numba's number becomes torch's (see bridge.threads)
+        # passes and grids this small only lose by more; numba may set torch's number too, so torch's comes last
         numba.set_num_threads(1)
         torch.set_num_threads(1)
         began = time.perf_counter()
