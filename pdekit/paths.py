@@ -101,12 +101,25 @@ def _add_martingale(table, variance, x, dw, offset, node, total):
 
 @kernel(fastmath={"contract"})
 def _add_scaled(x, a, f, y):
-    """y = x + a f."""
+    """y = x + a f; quickest where y is an array of its own."""
     s = x.dtype.type(a)
     for c in range(len(x)):
         xc, fc, yc = x[c], f[c], y[c]
         for i in range(len(xc)):
             yc[i] = xc[i] + s * fc[i]
+
+
+@kernel(fastmath={"contract"})
+def _move(x, carry, a, f, dw):
+    """x += a f + dw, where carry holds what rounding has kept out of x so far (Kahan 1965): no error piles up."""
+    s = x.dtype.type(a)
+    for c in range(len(x)):
+        xc, lost, fc, wc = x[c], carry[c], f[c], dw[c]
+        for i in range(len(xc)):
+            step = s * fc[i] + wc[i] + lost[i]
+            moved = xc[i] + step
+            lost[i] = step - (moved - xc[i])
+            xc[i] = moved
 
 
 def _advance(
@@ -127,9 +140,12 @@ def _advance(
     scale,
     given,
     x,
+    carry,
     total,
 ):
     """Steps first..last-1 of all blocks. x (blocks, d, LANES), total (blocks, LANES): the control's martingale.
+
+    carry: what rounding has kept out of x, of x's shape; without blocks where it is not kept.
 
     given: (blocks, steps, d, LANES) increments for kind GIVEN; they are drawn here for every other kind.
     """
@@ -151,14 +167,19 @@ def _advance(
                 dw = given[block, n] if kind == GIVEN else dws[k]
                 t = t0 + n * dt
                 velocity_on_lanes(velocity, xb, t, f)
-                _add_scaled(xb, dt, f, y)
-                control_on_lanes(control, n, y, dw, h, node, sum_b)
+                if scheme == HEUN or len(control):
+                    _add_scaled(xb, dt, f, y)
+                    control_on_lanes(control, n, y, dw, h, node, sum_b)
                 if scheme == HEUN:
                     _add_scaled(y, 1.0, dw, y)
                     velocity_on_lanes(velocity, y, t + dt, h)
-                    _add_scaled(xb, 0.5 * dt, f, y)
-                    _add_scaled(y, 0.5 * dt, h, y)
-                _add_scaled(y, 1.0, dw, xb)
+                    _add_scaled(f, 1.0, h, y)
+                slope, moved, a = (y, f, 0.5 * dt) if scheme == HEUN else (f, y, dt)
+                if len(carry):
+                    _move(xb, carry[block], a, slope, dw)
+                else:
+                    _add_scaled(xb, a, slope, moved)
+                    _add_scaled(moved, 1.0, dw, xb)
 
 
 def _characteristics(begin, end, velocity, t0, dt, first, last, x):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity
 
 _STEPS_PER_CALL = 2**22  # path-steps between two chances to interrupt: a fraction of a second
 _STATE_PER_CALL = 2**21  # coordinates held at a time
+_COARSEST = 1e-3  # box lengths by which rounding may move a path
 
 
 @dataclass(eq=False)
@@ -43,6 +45,7 @@ class Simulation:
     quasi: SobolPaths | None = None
     path_steps: int = field(default=0, init=False)
     tables: dict[GridVelocity, NDArray[Any]] = field(default_factory=dict, init=False, repr=False)
+    _coarse: bool = field(default=False, init=False, repr=False)
 
     @property
     def duration(self) -> float:
@@ -82,14 +85,17 @@ class Simulation:
         one step; sign: -1 for the antithetic paths.
         """
         per_point = -(-num_paths // LANES)
-        starts = np.repeat(points.astype(self.dtype), per_point, axis=0)[:, :, None]
-        x = np.repeat(starts, LANES, axis=2)
+        starts = np.repeat(points, per_point, axis=0)[:, :, None]
+        x = np.repeat(starts.astype(self.dtype), LANES, axis=2)
+        # Rounding of single steps would pile up in float32; in float64 it matters for coordinates of a billion only.
+        kept = len(x) if self.dtype == "float32" else 0
+        carry = np.repeat((starts - x[:, :, :1])[:kept].astype(self.dtype), LANES, axis=2)
         total = np.zeros((len(x), LANES), dtype=self.dtype)
         firsts = np.tile(first_path + LANES * np.arange(per_point, dtype=np.int64), len(points))
         dt = self.duration / num_steps
         scale = sign * self.problem.sigma * np.sqrt(dt / substeps)
         tables: tuple[Any, ...] = () if control is None else control.tables(self, num_steps)
-        run = _Run(self, np.repeat(streams, per_point), firsts, dt, substeps, scale, tables, x, total)
+        run = _Run(self, np.repeat(streams, per_point), firsts, dt, substeps, scale, tables, x, carry, total)
         if self.quasi is not None:
             run.take_given(self.quasi)
         for first, last, velocity in velocity_pieces(self.problem.velocity, self.t0, dt, num_steps):
@@ -100,14 +106,33 @@ class Simulation:
                 f"paths: a position became {x[~np.isfinite(x)][0]}; the velocity is not finite on the way, "
                 f"or {num_steps} steps are too few for it"
             )
-        values = self.problem.evaluate_terminal(np.moveaxis(x.astype(np.float64, copy=False), 1, -1))
+        self._check_resolution(x, 1 if kept else num_steps)
+        ends = np.add(x, carry, dtype=np.float64) if kept else x
+        values = self.problem.evaluate_terminal(np.moveaxis(ends, 1, -1))
         values -= total
         return values.reshape(len(points), -1)[:, :num_paths]
+
+    def _check_resolution(self, x: NDArray[Any], roundings: int) -> None:
+        """Warn, once, where so many roundings of coordinates as large as these blur places of the box."""
+        farthest = max(x.max(), -x.min())
+        blur = roundings * np.spacing(farthest)
+        if blur > _COARSEST and not self._coarse:
+            self._coarse = True
+            warnings.warn(
+                f"paths: coordinates reach {farthest:.3g}, where rounding in {self.dtype} moves them by up to "
+                f"{blur:.1g} box lengths; "
+                + ("use dtype='float64'" if self.dtype == "float32" else "take whole box lengths off the points"),
+                RuntimeWarning,
+                stacklevel=7,
+            )
 
 
 @dataclass(eq=False)
 class _Run:
-    """A batch on its way: x (blocks, d, LANES) and the control's martingale (blocks, LANES) are advanced in place."""
+    """A batch on its way: x (blocks, d, LANES) and the control's martingale (blocks, LANES) are advanced in place.
+
+    carry: what rounding has kept out of x, of x's shape; without blocks where it is not kept.
+    """
 
     simulation: Simulation
     streams: NDArray[np.uint64]
@@ -117,6 +142,7 @@ class _Run:
     scale: float
     control: tuple[Any, ...]
     x: NDArray[Any]
+    carry: NDArray[Any]
     total: NDArray[Any]
     given: NDArray[Any] = field(init=False)
 
@@ -176,6 +202,7 @@ class _Run:
                 self.scale,
                 self.given,
                 self.x,
+                self.carry,
                 self.total,
                 items=len(self.x) * LANES * (stop - n) * self.substeps,
             )
@@ -200,8 +227,15 @@ class _Run:
             if self.control:
                 spread(paths.control_of_blocks, len(x), self.control, n, drifted, dw, self.total, items=x.size)
             if sim.scheme == "heun":
-                drifted = x + 0.5 * dt * (f + self._on_points(drifted + dw, t + dt))
-            x[...] = drifted + dw
+                f = 0.5 * (f + self._on_points(drifted + dw, t + dt))
+            step = dw + dt * f
+            if len(self.carry):
+                step += self.carry
+                before = x.copy()
+                x += step
+                self.carry[...] = step - (x - before)
+            else:
+                x += step
 
     def _on_points(self, x: NDArray[Any], t: float) -> NDArray[np.float64]:
         points = np.ascontiguousarray(np.moveaxis(x, 1, -1), dtype=np.float64)
