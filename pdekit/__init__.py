@@ -4,6 +4,7 @@ from pdekit.characteristics import characteristics
 from pdekit.estimate import Estimate
 from pdekit.multilevel import MultilevelEstimate, multilevel
 from pdekit.problem import ConvectionDiffusion
+from pdekit.resolution import ResolutionWarning
 from pdekit.sampler import feynman_kac
 from pdekit.solver import UnstableError, choose_method, solve
 from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity, compiled
@@ -16,6 +17,7 @@ __all__ = [
     "GridVelocity",
     "MultilevelEstimate",
     "RedrawnVelocity",
+    "ResolutionWarning",
     "UnstableError",
     "Verification",
     "characteristics",

@@ -1,9 +1,10 @@
 """The spatial part of the pseudo-spectral method: u_hat -> the transform of F·∇u, free of aliasing.
 
-A field on N nodes an axis keeps the modes |k| <= K = (N - 1) // 3 (Orszag's 2/3 rule). F is kept up to
-|k| <= N - 1 - 2K, so that no product can alias onto a kept mode; a grid of twice the velocity's nodes keeps all of F.
-Products of a smooth F with modes |k| <= B alone need no more than 2K + B + 1 nodes: a steady velocity gets the smallest
-such grid, and the same result.
+A field on N nodes an axis keeps the modes |k| <= K. Products with a velocity of modes |k| <= B need 2K + B + 1 nodes,
+so that none can alias onto a kept mode. By Orszag's 2/3 rule K = (N - 1) // 3 and B = N - 1 - 2K, so that the nodes
+themselves suffice; a grid of twice the velocity's nodes keeps all of F. *Padded*, K = (N - 1) // 2 and B = N // 2: all
+that the nodes hold, for products on 3/2 as many nodes. A steady velocity of fewer modes gets a smaller grid, and the
+same result.
 
 The state is *compact*: only the kept modes, of shape (2K+1,)*(d-1) + (K+1,), frequencies in the order 0..K, -K..-1
 along all axes but the last, scaled so that mode 0 is the mean.
@@ -99,17 +100,34 @@ def bandlimit(values: NDArray) -> int:
     return int(np.minimum(present, n - present).max()) if len(present) else 0
 
 
+def cutoffs(num_points: int, *, padded: bool) -> tuple[int, int]:
+    """Highest |k| that is kept, of u and of F."""
+    if padded:
+        return (num_points - 1) // 2, num_points // 2
+    cutoff = (num_points - 1) // 3
+    return cutoff, num_points - 1 - 2 * cutoff
+
+
 class SpectralAdvection:
     """Kept modes, their Laplacian, and the map u_hat -> (F·∇u)_hat on a grid of N nodes an axis.
 
     velocity_cutoff: highest |k| of F, where it is known: products then need as few as 2K + velocity_cutoff + 1 nodes
         an axis, which for a smooth F saves half of the work in two dimensions and changes nothing else.
+    padded: keep all modes that the nodes hold, in place of two thirds of them.
     fft: "auto", "rocket" (inside numba), "scipy" or "fftw" (pyFFTW, GPL; only where installed).
 
     Raises ValueError for an unknown or missing FFT library, or fewer than 4 nodes.
     """
 
-    def __init__(self, num_points: int, dim: int, *, velocity_cutoff: int | None = None, fft: str = "auto") -> None:
+    def __init__(
+        self,
+        num_points: int,
+        dim: int,
+        *,
+        velocity_cutoff: int | None = None,
+        padded: bool = False,
+        fft: str = "auto",
+    ) -> None:
         if num_points < 4:
             raise ValueError(f"num_points: expected at least 4, got {num_points}")
         backends = available_backends()
@@ -118,17 +136,21 @@ class SpectralAdvection:
         if fft not in backends:
             raise ValueError(f"fft: expected one of {', '.join(('auto', *backends))} here, got {fft!r}")
         self.num_points, self.dim, self.fft = num_points, dim, fft
-        self.cutoff = k = (num_points - 1) // 3
-        self.velocity_cutoff = num_points - 1 - 2 * k
+        self.cutoff, self.velocity_cutoff = cutoffs(num_points, padded=padded)
+        k = self.cutoff
         if velocity_cutoff is not None:
             self.velocity_cutoff = min(self.velocity_cutoff, velocity_cutoff)
-        self.product_points = min(next_fast_len(2 * k + self.velocity_cutoff + 1, real=True), num_points)
+        self.product_points = next_fast_len(2 * k + self.velocity_cutoff + 1, real=True)
+        if not padded:
+            self.product_points = min(self.product_points, num_points)
         self.shape = (2 * k + 1,) * (dim - 1) + (k + 1,)
         self._all = 2.0 * np.pi * np.concatenate([np.arange(k + 1.0), np.arange(-k, 0.0)])
         self._half = self._all[: k + 1].copy()
         axes = np.meshgrid(*[self._all] * (dim - 1), self._half, indexing="ij", sparse=True)
         self.laplacian = np.asarray(-sum(a**2 for a in axes), dtype=np.float64)
         self._wavenumbers = axes
+        highest = np.max(np.broadcast_arrays(*[np.abs(a) for a in axes]), axis=0)
+        self._upper_third = highest > 2.0 * np.pi * (2.0 * k / 3.0)
         # a mode of the half-plane stands for itself and its conjugate, unless its last frequency is 0
         self.multiplicity = np.broadcast_to(np.where(np.arange(k + 1) == 0, 1.0, 2.0), self.shape)
         self.evaluate = self._rocket() if fft == "rocket" else self._library(_FFTW() if fft == "fftw" else _SciPy())
@@ -167,6 +189,12 @@ class SpectralAdvection:
     def mean_square(self, u_hat: NDArray) -> float:
         """∫u² over the box (Parseval)."""
         return _mean_square(u_hat.reshape(-1, u_hat.shape[-1]))
+
+    def energies(self, u_hat: NDArray) -> tuple[float, float]:
+        """∫u² of the modes of the upper third, max|k_i| > 2K/3, and of all but the mean."""
+        energy = (u_hat.real**2 + u_hat.imag**2) * self.multiplicity
+        total = float(energy.sum() - energy[(0,) * self.dim])
+        return float(energy[self._upper_third].sum()), total
 
     # u_hat, F -> (F·∇u)_hat
 

@@ -19,7 +19,7 @@ from scipy import fft
 from pdekit.characteristics import characteristics
 from pdekit.kernels import kernel
 from pdekit.problem import ConvectionDiffusion
-from pdekit.spectral import five_point_symbol, resample
+from pdekit.spectral import five_point_symbol, resample, wavenumbers
 from pdekit.splines import cubic_symbol, cubic_weights, locate
 from pdekit.threads import spread, threads_for
 from pdekit.velocity import node_points
@@ -56,8 +56,11 @@ class SemiLagrangian:
             prefilter = prefilter / cubic_symbol(num_points, k).reshape(shape)
         self._prefilter = prefilter
         self._full = prefilter if self._half is None else prefilter * self._half**2
+        highest = np.max(np.broadcast_arrays(*[np.abs(k) for k in wavenumbers(num_points, dim)]), axis=0)
+        self._upper_third = highest > 2.0 * np.pi * (2.0 * num_points / 9.0)
         self._nodes = node_points(num_points, dim).reshape(-1, dim)
         self._departure: NDArray | None = None
+        self.speed_met = 0.0  # the largest mean speed on the way of a node, for an F that changes
         self._started = False
 
     def start(self, field: NDArray) -> NDArray:
@@ -70,12 +73,22 @@ class SemiLagrangian:
     def norm(self, u: NDArray) -> float:
         return float(np.sqrt(np.mean(u**2)))
 
+    def energies(self, u: NDArray) -> tuple[float, float]:
+        """∫u² of the modes max|k_i| > 2N/9, of which a step damps the highest by itself, and of all but the mean."""
+        energy = np.abs(fft.rfftn(u, norm="forward")) ** 2
+        energy[..., 1 : (u.shape[-1] + 1) // 2] *= 2.0
+        total = float(energy.sum() - energy[(0,) * self._dim])
+        return float(energy[self._upper_third].sum()), total
+
     def step(self, u: NDArray, s: float) -> float:
         if self._departure is None or not self._problem.autonomous:
             # a steady flow does not know the time: the same bits wherever a solve was restarted
             t = self.dt if self._problem.autonomous else self._problem.horizon - s
             x = characteristics(self._problem, self._nodes, num_steps=self._substeps, t0=t - self.dt, t1=t)
             self._departure = np.ascontiguousarray(x)
+        if not self._problem.autonomous:
+            ways = np.sqrt(((self._departure - self._nodes) ** 2).sum(axis=1))
+            self.speed_met = max(self.speed_met, float(ways.max()) / self.dt)
         first = self._prefilter if self._half is None else self._prefilter * self._half
         coefficients = self._filter(u, self._full if self._started else first)
         spread(_GATHER[self._dim], u.size, coefficients, self._departure, u.reshape(-1))
@@ -88,8 +101,10 @@ class SemiLagrangian:
         u_hat *= symbol
         return fft.irfftn(u_hat, s=self._shape, overwrite_x=True, workers=workers)
 
-    def convert(self, field: NDArray, num_points: int) -> NDArray:
+    def convert(self, field: NDArray) -> NDArray:
         """A field from another grid, kept within its own bounds."""
+        if field.shape == self._shape:
+            return field
         return resample(field, self._shape[0]).clip(field.min(), field.max())
 
     def history(self) -> dict[str, NDArray]:

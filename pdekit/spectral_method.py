@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdekit.advection import SpectralAdvection, bandlimit
+from pdekit.diagnostics import max_speed
 from pdekit.problem import ConvectionDiffusion
 from pdekit.steppers import StepperAB4, StepperDP5, StepperRK4
 from pdekit.velocity import RedrawnVelocity
@@ -24,14 +25,16 @@ class SpectralMethod:
         num_points: int,
         dt: float,
         kind: str,
+        padded: bool = False,
         fft: str = "auto",
         rtol: float | None = None,
     ) -> None:
         self.problem = problem
         cutoff = bandlimit(problem.velocity_nodes(num_points, 0.0)) if problem.autonomous else None
-        self.advection = SpectralAdvection(num_points, problem.dim, velocity_cutoff=cutoff, fft=fft)
+        self.advection = SpectralAdvection(num_points, problem.dim, velocity_cutoff=cutoff, padded=padded, fft=fft)
         self._velocity: NDArray | None = None
         self._velocity_key: float | int | None = None
+        self.speed_met = 0.0  # the largest |F| that was used, for an F that changes
         symbol = problem.diffusivity * self.advection.laplacian
         if kind == "spectral_rk4":
             self.stepper: Any = StepperRK4(symbol, self._advance, dt)
@@ -58,6 +61,8 @@ class SpectralMethod:
             key = velocity.index(t)
         if key != self._velocity_key:
             nodes = self.problem.velocity_nodes(self.advection.num_points, t)
+            if not self.problem.autonomous:
+                self.speed_met = max(self.speed_met, max_speed(nodes))
             self._velocity = self.advection.prepare_velocity(nodes)
             self._velocity_key = key
         assert self._velocity is not None
@@ -78,10 +83,15 @@ class SpectralMethod:
         self._step_start = self.problem.horizon - s - self.stepper.dt
         return self.stepper.step(u_hat, s)
 
-    def convert(self, modes: NDArray, num_points: int) -> NDArray:
+    def energies(self, u_hat: NDArray) -> tuple[float, float]:
+        return self.advection.energies(u_hat)
+
+    def convert(self, modes: NDArray) -> NDArray:
         """Modes kept on another grid (trailing axes), as modes of this one: cut off or filled up with zeros."""
         lead = modes.ndim - len(self.advection.shape)
-        other, here = (num_points - 1) // 3, self.advection.cutoff
+        other, here = modes.shape[-1] - 1, self.advection.cutoff
+        if other == here:
+            return modes
         keep = min(other, here)
         out = np.zeros((*modes.shape[:lead], *self.advection.shape), dtype=complex)
         both = [np.r_[0 : keep + 1, -keep:0]] * (len(self.advection.shape) - 1) + [np.arange(keep + 1)]

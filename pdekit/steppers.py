@@ -68,6 +68,11 @@ class StepperRK4:
         self.slopes = np.empty((4, *symbol.shape), dtype=complex)
         self._stage = np.empty(symbol.shape, dtype=complex)
 
+    @staticmethod
+    def amplification(w: NDArray) -> NDArray[np.float64]:
+        """Growth in a step of v' = λv where w = λ dt; at most 1 on the imaginary axis up to |w| = 2√2."""
+        return np.abs(1.0 + w * (1.0 + w / 2.0 * (1.0 + w / 3.0 * (1.0 + w / 4.0))))
+
     def step(self, u: NDArray, s: float) -> float:
         flat, stage = u.reshape(-1), self._stage.reshape(-1)
         slopes = self.slopes.reshape(4, -1)
@@ -103,6 +108,15 @@ class StepperAB4:
         self._slopes = np.zeros((4, *symbol.shape), dtype=complex)
         self._taken = 0
         self._starter: StepperRK4 | None = StepperRK4(symbol, advance, dt)
+
+    @classmethod
+    def amplification(cls, w: NDArray) -> NDArray[np.float64]:
+        """Growth in a step of v' = λv where w = λ dt; at most 1 on the imaginary axis up to |w| = 0.43."""
+        companion = np.zeros((*w.shape, 4, 4), dtype=complex)
+        companion[..., 0, :] = w[..., None] * np.array(cls._B)
+        companion[..., 0, 0] += 1.0
+        companion[..., [1, 2, 3], [0, 1, 2]] = 1.0
+        return np.abs(np.linalg.eigvals(companion)).max(axis=-1)
 
     def step(self, u: NDArray, s: float) -> float:
         newest = self._taken % 4

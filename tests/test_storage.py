@@ -21,7 +21,7 @@ TAU = 2.0 * np.pi
 
 
 def problem(sigma: float = 0.15) -> ConvectionDiffusion:
-    nodes = np.random.default_rng(2).uniform(-0.5, 0.5, (2, 8, 8))
+    nodes = np.random.default_rng(2).uniform(-0.2, 0.2, (2, 8, 8))
     terminal = np.random.default_rng(3).uniform(-1, 1, (8, 8))
     return ConvectionDiffusion(nodes, terminal, sigma)
 

@@ -1,0 +1,190 @@
+"""What a grid and a step can hold of a problem: measured before the first step, and watched while it is solved.
+
+Shares are root mean squares: the part of a field in some of its modes, relative to the whole field. The frequency of a
+mode is max|k_i|, the one along the axis where it is highest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdekit.diagnostics import max_speed, strain_rates
+from pdekit.problem import ConvectionDiffusion
+from pdekit.velocity import GridVelocity, RedrawnVelocity
+
+LARGEST_TAIL = 0.01  # of u in the upper third of its modes: above it, errors of some per cent were measured
+LARGEST_SMOOTHED_TAIL = 0.002  # the same where a step interpolates, and damps that third itself
+LARGEST_LOSS = 0.01  # of f, as far as diffusion leaves it
+LARGEST_VELOCITY_LOSS = 0.05  # of F: a resolved u averages over what oscillates faster than it does
+LARGEST_OVERSHOOT = 0.05  # Gibbs' overshoot is 0.09 of a jump
+
+_LINES = 8  # along each axis, for the spectrum of a callable
+_INSTANTS = 8  # at which all nodes of a time-dependent F are looked at
+_GLANCES = 32  # at each of which a few points are, to find that one
+
+
+class ResolutionWarning(UserWarning):
+    """The grid or the step may not resolve the solution that is returned; the message says what would."""
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Energy of a field by frequency along each axis.
+
+    energy: (d, M), energy[a, k] of the modes of frequency ±k along axis a; size: the root mean square that shares
+    relate to.
+    """
+
+    energy: NDArray[np.float64]
+    size: float
+
+    def beyond(self, cutoff: int, damping: float = 0.0) -> float:
+        """Share of the modes above `cutoff`, each times exp(-damping (2πk)²); ν times the time is diffusion's."""
+        if self.size == 0.0:
+            return 0.0
+        k = np.arange(cutoff + 1, self.energy.shape[1])
+        lost = self.energy[:, cutoff + 1 :] * np.exp(-2.0 * damping * (2.0 * np.pi * k) ** 2)
+        return min(math.sqrt(float(lost.sum())) / self.size, 1.0)
+
+    def cutoff_for(self, share: float, damping: float = 0.0) -> int:
+        """The lowest cutoff beyond which at most `share` lies."""
+        return next(k for k in range(self.energy.shape[1] + 1) if self.beyond(k, damping) <= share)
+
+
+def _spectrum(along: Sequence[NDArray], *, components: int = 1, centred: bool = False) -> Spectrum:
+    """From values along the last axis of along[a] for each axis a, mean over all other axes but a sum over components.
+
+    centred: shares relate to the field's variation about its mean.
+    """
+    rows = []
+    for values in along:
+        m = values.shape[-1]
+        power = np.abs(np.fft.rfft(values) / m) ** 2
+        power[..., 1 : (m + 1) // 2] *= 2.0  # a frequency and its negative
+        rows.append(power.reshape(-1, power.shape[-1]).mean(axis=0) * components)
+    square = float(np.mean([np.mean(values**2) for values in along]))
+    mean = float(np.mean([values.mean() for values in along])) if centred else 0.0
+    return Spectrum(np.stack(rows), math.sqrt(max(square - mean**2, 0.0) * components))
+
+
+def _lines(num_points: int, dim: int) -> list[NDArray[np.float64]]:
+    """Points (lines, M, d) along each axis, finer than the grid: what it would take for a slow mode is seen as fast."""
+    fine = np.arange(4 * num_points + 1) / (4 * num_points + 1)
+    offsets = np.random.default_rng(0).random((1 if dim == 1 else _LINES, 1, dim))
+    lines = []
+    for axis in range(dim):
+        points = np.repeat(offsets, len(fine), axis=1)
+        points[..., axis] = fine
+        lines.append(points)
+    return lines
+
+
+def terminal_spectrum(problem: ConvectionDiffusion, num_points: int) -> Spectrum:
+    """Of f, from its own nodes, or along lines finer than a grid of `num_points` nodes."""
+    if callable(problem.terminal):
+        along = [problem.evaluate_terminal(points) for points in _lines(num_points, problem.dim)]
+    else:
+        along = [np.moveaxis(np.asarray(problem.terminal), axis, -1) for axis in range(problem.dim)]
+    return _spectrum(along, centred=True)
+
+
+def velocity_spectra(problem: ConvectionDiffusion, num_points: int, times: Sequence[float]) -> list[Spectrum]:
+    """Of F at some times, from its own nodes, or along lines finer than a grid of `num_points` nodes."""
+    dim, spectra = problem.dim, []
+    for t in times:
+        velocity = problem.velocity
+        if isinstance(velocity, RedrawnVelocity):
+            velocity = velocity.field(velocity.index(t))
+        if isinstance(velocity, GridVelocity):
+            along = [np.moveaxis(velocity.values, axis + 1, -1) for axis in range(dim)]
+        else:
+            lines = _lines(num_points, dim)
+            along = [np.moveaxis(problem.evaluate_velocity(points, t), -1, 0) for points in lines]
+        spectra.append(_spectrum(along, components=dim))
+    return spectra
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """Scales of F, each the largest that was met over the horizon.
+
+    times: the instants looked at; speed: max|F|; steepening: the rate at which gradients of u grow; strain: the same in
+    either direction of time. Rates nobody asked for are NaN: they cost as much as some time steps.
+    directions: (D, d), of wave vectors with max|k_i| = 1; fastest, typical: (D,), Σ|F_i k_i| for each, at its largest
+    and in the root mean square over nodes and instants.
+    """
+
+    times: tuple[float, ...]
+    speed: float
+    steepening: float
+    strain: float
+    directions: NDArray[np.float64]
+    fastest: NDArray[np.float64]
+    typical: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, problem: ConvectionDiffusion, num_points: int, *, with_strain: bool) -> Flow:
+        grid = np.array(list(product(np.linspace(0.0, 1.0, 5 if problem.dim < 3 else 3), repeat=problem.dim)))
+        directions = grid[grid.max(axis=1) == 1.0]
+        nodes = problem.velocity_nodes(num_points, 0.0)  # first, so that a wrong F is met in the shape of the grid
+        times = _instants(problem)
+        scales, fastest, squares = [], [], []
+        for t in times:
+            nodes = nodes if t == 0.0 else problem.velocity_nodes(num_points, t)
+            # Eq. 10 runs from T back to 0, so what steepens gradients is -F (Remark 1)
+            low, high = strain_rates(nodes) if with_strain else (math.nan, math.nan)
+            scales.append((max_speed(nodes), high, max(high, -low)))
+            rates = directions @ np.abs(nodes).reshape(problem.dim, -1)
+            fastest.append(rates.max(axis=1))
+            squares.append((rates**2).mean(axis=1))
+        speed, steepening, strain = (max(column) for column in zip(*scales, strict=True))
+        typical = np.sqrt(np.mean(squares, axis=0))
+        return cls(times, speed, steepening, strain, directions, np.max(fastest, axis=0), typical)
+
+
+def _instants(problem: ConvectionDiffusion) -> tuple[float, ...]:
+    """Times at which F is looked at: in each of some equal parts of the horizon, the one where it is largest.
+
+    That one is found from a few points at irregular times, so that pulses and periodic factors do not hide.
+    """
+    horizon = problem.horizon
+    if problem.autonomous:
+        return (0.0,)
+    if isinstance(problem.velocity, RedrawnVelocity):
+        return tuple(float(t) for t in np.linspace(0.0, horizon, _INSTANTS, endpoint=False))
+    rng = np.random.default_rng(0)
+    points = rng.random((64, problem.dim))
+    chosen = []
+    for part in range(_INSTANTS):
+        glances = horizon * (part + rng.random(_GLANCES)) / _INSTANTS
+        sizes = [float(np.abs(problem.evaluate_velocity(points, float(t))).max()) for t in glances]
+        chosen.append(float(glances[int(np.argmax(sizes))]))
+    return (0.0, *chosen, horizon)
+
+
+def growth(
+    amplification: Callable[[NDArray], NDArray],
+    rates: NDArray,
+    flow: Flow,
+    *,
+    cutoff: int,
+    diffusivity: float,
+    dt: float,
+    num_steps: int,
+) -> float:
+    """log of the factor by which the step lets the worst mode grow over the whole march; <= 0 for a stable one.
+
+    A mode of wave vector 2πr k turns at the rate 2πr Σ|F_i k_i|, `rates` (D,) times 2πr, and diffusion, exact in the
+    step, damps it. F is frozen at a point here, which is exact for a constant F.
+    """
+    r = 2.0 * np.pi * np.linspace(0.0, cutoff, 65)[1:]
+    turned = amplification(1j * dt * rates[:, None] * r)
+    damped = diffusivity * dt * (flow.directions**2).sum(axis=1)[:, None] * r**2
+    with np.errstate(divide="ignore"):
+        return float((np.log(turned) - damped).max() * num_steps)
