@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pdekit import paths
+from pdekit.checks import check_whole, real_values
 from pdekit.problem import ConvectionDiffusion
 from pdekit.simulation import velocity_pieces
 from pdekit.threads import spread
@@ -25,8 +26,9 @@ def characteristics(
     velocity.
     """
     x = check_points(points, problem)
-    if num_steps < 1:
-        raise ValueError(f"num_steps: expected at least 1, got {num_steps}")
+    num_steps = check_whole("num_steps", num_steps, 1)
+    if not np.isfinite([t0, problem.horizon if t1 is None else t1]).all():
+        raise ValueError(f"t0, t1: expected finite times, got {t0} and {t1}")
     dt = ((problem.horizon if t1 is None else t1) - t0) / num_steps
     if not isinstance(problem.velocity, GridVelocity | RedrawnVelocity | CompiledVelocity):
         return _in_numpy(problem, x, t0, dt, num_steps)
@@ -61,7 +63,7 @@ def _in_numpy(
 
 def check_points(points: ArrayLike, problem: ConvectionDiffusion) -> NDArray[np.float64]:
     """Points as a new contiguous float64 array (P, d), or a ValueError."""
-    x = np.array(points, dtype=np.float64, order="C")
+    x = np.ascontiguousarray(real_values("points", points))
     if x.ndim != 2 or x.shape[1] != problem.dim or len(x) == 0:
         raise ValueError(f"points: expected shape (P, {problem.dim}) with P >= 1, got {x.shape}")
     if not np.isfinite(x).all():

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pdekit.checks import check_real, check_whole, real_values
 from pdekit.spectral import resample
 from pdekit.splines import SplineTable, spline_table
 from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity, check_nodes, node_points
@@ -34,8 +34,8 @@ class ConvectionDiffusion:
         by them otherwise.
     horizon: the final time T.
 
-    Raises ValueError for a negative or non-finite sigma, a non-positive horizon, wrong shapes, non-finite
-    values, or a dimension that cannot be told or does not agree.
+    Raises ValueError for a negative or non-finite sigma, a non-positive horizon, wrong shapes, complex or non-finite
+    values, or a dimension that is no whole number, cannot be told or does not agree.
     """
 
     velocity: Velocity | ArrayLike
@@ -45,10 +45,9 @@ class ConvectionDiffusion:
     horizon: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.sigma, Real) and math.isfinite(self.sigma) and self.sigma >= 0):
-            raise ValueError(f"sigma: expected a finite number >= 0, got {self.sigma!r}")
-        if not (math.isfinite(self.horizon) and self.horizon > 0):
-            raise ValueError(f"horizon: expected a positive time, got {self.horizon}")
+        sigma = check_real("sigma", self.sigma, "a finite number >= 0", positive=False)
+        horizon = check_real("horizon", self.horizon, "a positive time")
+        dim = check_whole("dim", self.dim, 0)
         velocity = self.velocity if callable(self.velocity) else GridVelocity(np.asarray(self.velocity))
         terminal = self.terminal
         if not callable(terminal):
@@ -58,7 +57,7 @@ class ConvectionDiffusion:
         known = {
             "velocity": getattr(velocity, "dim", None),
             "terminal": None if callable(terminal) else terminal.ndim,
-            "dim": self.dim or None,
+            "dim": dim or None,
         }
         dims = {name: d for name, d in known.items() if d is not None}
         if not dims:
@@ -67,7 +66,8 @@ class ConvectionDiffusion:
             raise ValueError(f"dimensions do not agree: {', '.join(f'{n} has {d}' for n, d in dims.items())}")
         object.__setattr__(self, "velocity", velocity)
         object.__setattr__(self, "terminal", terminal)
-        object.__setattr__(self, "sigma", float(self.sigma))
+        object.__setattr__(self, "sigma", sigma)
+        object.__setattr__(self, "horizon", horizon)
         object.__setattr__(self, "dim", next(iter(dims.values())))
 
     @property
@@ -90,8 +90,11 @@ class ConvectionDiffusion:
         return spline_table(np.asarray(self.terminal)[None], "trigonometric")
 
     def evaluate_velocity(self, x: NDArray, t: float) -> NDArray[np.float64]:
-        """F at points (..., d), checked for shape and finiteness."""
-        out = np.asarray(self.velocity(x, t), dtype=np.float64)  # type: ignore[operator]
+        """F at points (..., d), checked for shape, finiteness and real values.
+
+        A callable gets points of its own and its result is copied: it may change either afterwards.
+        """
+        out = real_values("velocity(x, t)", self.velocity(x.copy(), t))  # type: ignore[operator]
         if out.shape != x.shape:
             raise ValueError(f"velocity(x, t): expected shape {x.shape} for points of that shape, got {out.shape}")
         if not np.isfinite(out).all():
@@ -99,9 +102,9 @@ class ConvectionDiffusion:
         return out
 
     def evaluate_terminal(self, x: NDArray) -> NDArray[np.float64]:
-        """f at points (..., d), checked for shape and finiteness."""
+        """f at points (..., d), checked like the velocity."""
         if callable(self.terminal):
-            out = np.asarray(self.terminal(x), dtype=np.float64)
+            out = real_values("terminal(x)", self.terminal(x.copy()))
         else:
             out = self._terminal_table(x)[..., 0]
         if out.shape != x.shape[:-1]:
@@ -109,6 +112,51 @@ class ConvectionDiffusion:
         if not np.isfinite(out).all():
             raise ValueError(f"terminal(x): expected finite values, got {out[~np.isfinite(out)][0]}")
         return out
+
+    def check_periodic(self) -> list[str]:
+        """Whether F and f have the period 1 along each axis, where they are given as functions.
+
+        Compared at fixed irregular points x and times: F(x + e) with F(x), relative to max|F|, and f(x + e) with f(x),
+        relative to its range. Up to 1e-5, the rounding of single precision, is taken for equal. Returns one line for
+        each function that is not: what stands in the box is continued periodically on a grid, while paths that leave it
+        see the function as it is there, so that the two answer different questions. Within a few per cent of a box at
+        its edges a difference above 0.05 is no such question but a jump that no grid resolves, F = -x or f = x² among
+        them.
+
+        Raises ValueError there, with the cure.
+        """
+        rng = np.random.default_rng(0)
+        times = [self.horizon * t for t in (0.1234, 0.5719, 0.9183)]
+        found = []
+        if not isinstance(self.velocity, GridVelocity | RedrawnVelocity):
+            found.append(("velocity", "F", lambda x: [self.evaluate_velocity(x, t) for t in times]))
+        if callable(self.terminal):
+            found.append(("terminal", "f", lambda x: [self.evaluate_terminal(x)]))
+        cure = "wrap the coordinates, x - np.floor(x)"
+        messages = []
+        for name, letter, function in found:
+            edge = within = 0.0
+            inside = np.stack(function(rng.random((64, self.dim))))
+            size = float(np.abs(inside).max() if letter == "F" else np.ptp(inside))
+            rounding = 1e-12 * float(np.abs(inside).max())
+            for axis in range(self.dim):
+                x = rng.random((32, self.dim))
+                x[:24, axis] = np.repeat([-0.0173, 0.0, 0.0119], 8)
+                try:
+                    far = np.stack(function(x + np.eye(self.dim)[axis]))
+                    near = np.stack(function(x))
+                except ValueError as error:
+                    messages.append(f"{name}: cannot be evaluated outside the box, where paths lead ({error}); {cure}")
+                    break
+                gap = np.abs(far - near) - rounding
+                edge = max(edge, float(gap[:, :24].max()))
+                within = max(within, float(gap.max()))
+            difference = f"{name}: expected {letter}(x + e) = {letter}(x) on the periodic box, got a difference of"
+            if edge > 0.05 * size:
+                raise ValueError(f"{difference} {edge:.3g} at its edge; {cure}, or let it be constant near the edge")
+            if within > 1e-5 * size:
+                messages.append(f"{difference} {within:.3g}, so that paths which leave it see another {letter}; {cure}")
+        return messages
 
     def terminal_nodes(self, num_points: int) -> NDArray[np.float64]:
         """f on the nodes of a grid, (N,)*d; node values given on another grid are resampled."""
@@ -152,10 +200,10 @@ class ConvectionDiffusion:
 
         With u(x, t) = v(x, T - t) the velocity becomes F(x, t) = -G(x, T - t), and f = v_0.
         """
+        if not callable(velocity):
+            velocity = GridVelocity(np.asarray(velocity))
         if isinstance(velocity, GridVelocity):
             return cls(GridVelocity(-velocity.values, velocity.continuation), initial, sigma, dim, horizon)
-        if not callable(velocity):
-            return cls(-np.asarray(velocity, dtype=float), initial, sigma, dim, horizon)
         if isinstance(velocity, RedrawnVelocity):
             raise ValueError("from_initial_value: expected a velocity that does not jump in time, got a redrawn one")
         forward = velocity

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pdekit.problem import ConvectionDiffusion
-from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity
+from pdekit.velocity import GridVelocity, RedrawnVelocity
 
 
 class CheckpointError(ValueError):
@@ -22,19 +23,26 @@ class CheckpointError(ValueError):
 
 
 def fingerprint(problem: ConvectionDiffusion) -> dict[str, Any]:
-    """What identifies a problem; node values by their hash. Plain callables cannot be told apart and are named so."""
+    """What identifies a problem: node values by their hash, functions by their values at fixed irregular points."""
 
     def digest(values: NDArray) -> str:
         return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
 
+    rng = np.random.default_rng(0)
+    points = rng.random((128, problem.dim))
     velocity = problem.velocity
+    flow: Any
     if isinstance(velocity, GridVelocity):
         flow = f"nodes {digest(velocity.values)} {velocity.continuation}"
     elif isinstance(velocity, RedrawnVelocity):
         flow = repr(velocity)
     else:
-        flow = "compiled" if isinstance(velocity, CompiledVelocity) else "callable"
-    terminal = "callable" if callable(problem.terminal) else f"nodes {digest(np.asarray(problem.terminal))}"
+        flow = [problem.evaluate_velocity(points, problem.horizon * t).ravel().tolist() for t in rng.random(4)]
+    terminal: Any
+    if callable(problem.terminal):
+        terminal = problem.evaluate_terminal(points).tolist()
+    else:
+        terminal = f"nodes {digest(np.asarray(problem.terminal))}"
     return {
         "sigma": problem.sigma,
         "horizon": problem.horizon,
@@ -42,6 +50,14 @@ def fingerprint(problem: ConvectionDiffusion) -> dict[str, Any]:
         "velocity": flow,
         "terminal": terminal,
     }
+
+
+def _same(found: Any, expected: Any) -> bool:
+    """Whether two descriptions agree; numbers up to what another order of summation may change."""
+    if isinstance(found, list) and isinstance(expected, list):
+        a, b = np.array(found, dtype=float), np.array(expected, dtype=float)
+        return a.shape == b.shape and np.allclose(a, b, rtol=1e-6, atol=1e-6 * float(np.abs(b).max(initial=0.0)))
+    return bool(found == expected)
 
 
 def _replace(path: Path, write: Any) -> None:
@@ -86,8 +102,9 @@ class Checkpoint:
                 f"{self.path}: expected a checkpoint of solve(), got a file that does not read"
             ) from error
         for key, expected in self._description.items():
-            if found.get(key) != expected:
-                raise CheckpointError(f"{self.path}: made for {key} = {found.get(key)!r}, not {expected!r}")
+            if not _same(found.get(key), expected):
+                was, now = (reprlib.repr(value) for value in (found.get(key), expected))
+                raise CheckpointError(f"{self.path}: made for {key} = {was}, not {now}")
         return arrays, numbers
 
     def discard(self) -> None:

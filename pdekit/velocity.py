@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pdekit.checks import check_real, check_whole
 from pdekit.kernels import kernel
 from pdekit.splines import SplineTable, check_continuation, spline_table
 
@@ -97,14 +98,11 @@ class RedrawnVelocity:
     continuation: str = "trigonometric"
 
     def __post_init__(self) -> None:
-        if not self.interval > 0:
-            raise ValueError(f"interval: expected a positive duration, got {self.interval}")
-        if self.num_points < 2:
-            raise ValueError(f"num_points: expected at least 2 nodes, got {self.num_points}")
-        if self.dim not in (1, 2, 3):
+        check_real("interval", self.interval, "a positive duration")
+        check_whole("num_points", self.num_points, 2)
+        check_whole("seed", self.seed, 0)
+        if check_whole("dim", self.dim, 1) > 3:
             raise ValueError(f"dim: expected 1, 2 or 3, got {self.dim}")
-        if self.seed < 0:
-            raise ValueError(f"seed: expected an integer >= 0, got {self.seed}")
         check_continuation(self.continuation)
 
     def field(self, n: int) -> GridVelocity:
@@ -156,7 +154,7 @@ _scalar = kernel(cache=False, fastmath={"contract"}, forceinline=True)
 
 def compiled(dim: int) -> Callable[[Callable[..., tuple[float, ...]]], CompiledVelocity]:
     """Decorator: compile a scalar velocity `f(x_1, ..., x_d, t) -> (F_1, ..., F_d)`, d = 1, 2 or 3."""
-    if dim not in _ON_LANES:
+    if check_whole("dim", dim, 1) not in _ON_LANES:
         raise ValueError(f"dim: expected 1, 2 or 3, got {dim}")
 
     def wrap(function: Callable[..., tuple[float, ...]]) -> CompiledVelocity:
