@@ -1,8 +1,10 @@
-"""Does a solution of the PDE agree with the paths of its own process? z-scores with every error in them."""
+"""Does a solution of the PDE agree with the paths of its own process? A verdict with every error in it."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import xarray as xr
@@ -12,10 +14,13 @@ from scipy import special
 from pdekit.estimate import Estimate
 from pdekit.problem import ConvectionDiffusion
 from pdekit.sampler import Rng, feynman_kac
-from pdekit.solver import solve
+from pdekit.solver import UnstableError, solve
 from pdekit.spectral import resample
 from pdekit.splines import spline_table
 from pdekit.velocity import RedrawnVelocity
+
+_MOST_WORK = 1e9  # nodes times steps of the solve on a doubled grid: half a minute in 2-D
+_SLOWEST = 0.75  # differences of doubled grids that fall more slowly than this are not extrapolated any further
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,35 +32,109 @@ class Verification:
     p_value: probability that χ² with P degrees of freedom exceeds Σz², were the solution right and all errors
         standard deviations. The time-step and solution errors are sizes that are rarely exceeded, so that where they
         matter a right solution is rejected less often than the level says.
+    bounds: of the root mean square over the points of the solution's deviation from u, whatever its own error is said
+        to be: with probability 1 - level it lies between the two, by the errors of the paths alone.
+    scale: half the range of u(x, 0), as solution and paths show it, but not more than half the range of f.
+    tolerance: the root-mean-square deviation that has to be excluded for an agreement, `resolves` · scale.
+
+    verdict: "disagrees" where no error explains the deviations (p_value < level), "agrees" where one does and the paths
+        alone prove that the deviation is within the tolerance, "inconclusive" where they do not: paths too few, or a
+        grid so coarse that its error could hide a wrong solution. `reason` says what would decide it.
     """
 
     points: NDArray[np.float64]
     solution: NDArray[np.float64]
     estimate: Estimate
     solution_error: NDArray[np.float64]
-    z: NDArray[np.float64]
     level: float
+    resolves: float
+    scale: float
+    rounding: float
+
+    @property
+    def deviation(self) -> NDArray[np.float64]:
+        """solution - paths, (P,)."""
+        return self.solution - self.estimate.mean
+
+    @property
+    def path_error(self) -> NDArray[np.float64]:
+        """Of sampling and time step, (P,); rounding alone is left where nothing is random, as for a constant f."""
+        return np.hypot(self.estimate.total_error(), self.rounding)
 
     @property
     def error(self) -> NDArray[np.float64]:
-        return np.hypot(self.estimate.total_error(), self.solution_error)
+        return np.hypot(self.path_error, self.solution_error)
+
+    @property
+    def z(self) -> NDArray[np.float64]:
+        return self.deviation / self.error
 
     @property
     def p_value(self) -> float:
         return float(special.chdtrc(len(self.z), float((self.z**2).sum())))
 
     @property
+    def tolerance(self) -> float:
+        return max(self.resolves * self.scale, 100.0 * self.rounding)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        middle, noise = _rms(self.deviation), self._noise()
+        return max(0.0, middle - noise), middle + noise
+
+    def _noise(self) -> float:
+        """What the rms of P normal errors exceeds with probability `level`, by Satterthwaite's χ² for their squares."""
+        variances = self.path_error**2
+        degrees = float(variances.sum() ** 2 / (variances**2).sum())
+        return float(np.sqrt(special.chdtri(degrees, self.level) / degrees * variances.mean()))
+
+    @property
+    def verdict(self) -> str:
+        if self.p_value < self.level:
+            return "disagrees"
+        return "agrees" if self.bounds[1] <= self.tolerance else "inconclusive"
+
+    @property
     def passed(self) -> bool:
-        return self.p_value >= self.level
+        """Whether the verdict is "agrees"; an inconclusive one is not a pass."""
+        return self.verdict == "agrees"
+
+    @property
+    def reason(self) -> str:
+        """Why the verdict is what it is, and for an inconclusive one what would decide it."""
+        least, most = self.bounds
+        if self.verdict == "disagrees":
+            return f"no error explains deviations of {_rms(self.deviation):.2g} (rms)"
+        if self.verdict == "agrees":
+            return f"its deviation (rms) is {most:.2g} at most, where {self.tolerance:.2g} is allowed"
+        finer = "solve on a finer grid or with a smaller dt"
+        if least > self.tolerance:
+            return (
+                f"it is certainly off by {least:.2g}, where {self.tolerance:.2g} is allowed; "
+                f"its own error of {_rms(self.solution_error):.2g} explains that and would hide a mistake: {finer}"
+            )
+        cause = f"a deviation of {most:.2g} is not excluded, where {self.tolerance:.2g} has to be"
+        excess = 2.5 * self._noise() / self.tolerance  # a right solution adds about 0.7 of the noise to the bound
+        if excess <= 1.0:
+            return f"{cause}; the deviations themselves are near it: {finer}"
+        e = self.estimate
+        if _rms(e.bias_estimate) > 0.5 * _rms(self.path_error):
+            return f"{cause}; the paths' time step decides: take more than {e.num_steps} steps"
+        paths = 1000 * ceil(e.num_paths * excess**2 / 1000)
+        return f"{cause}; take about num_paths={paths}, or keep more frames in the solution"
 
     def __repr__(self) -> str:
-        verdict = "agrees with" if self.passed else "does NOT agree with"
+        verb = {
+            "agrees": "agrees with",
+            "disagrees": "does NOT agree with",
+            "inconclusive": "may or may not agree with",
+        }
         e = self.estimate
         return (
-            f"Verification: the solution {verdict} its paths at {len(self.z)} points (p = {self.p_value:.2g}, "
-            f"level {self.level:g}); rms z {np.sqrt(np.mean(self.z**2)):.2f}, largest |z| {np.abs(self.z).max():.2f}; "
-            f"errors (rms): sampling {_rms(e.standard_error):.2g}, time step {_rms(e.bias_estimate):.2g}, "
-            f"solution {_rms(self.solution_error):.2g}"
+            f"Verification: {self.verdict}; the solution {verb[self.verdict]} its paths at {len(self.z)} points: "
+            f"{self.reason} (p = {self.p_value:.2g}, level {self.level:g}; rms z {_rms(self.z):.2f}, "
+            f"largest |z| {np.abs(self.z).max():.2f}; errors (rms): sampling {_rms(e.standard_error):.2g}, "
+            f"time step {_rms(e.bias_estimate):.2g}, solution {_rms(self.solution_error):.2g})"
         )
 
 
@@ -67,54 +146,136 @@ def verify(
     num_paths: int = 16_384,
     num_steps: int = 128,
     level: float = 1e-3,
+    resolves: float = 0.05,
     solution_error: ArrayLike | None = None,
     rng: Rng = 0,
+    progress: bool | None = None,
 ) -> Verification:
     """Compare u(x, 0) of a solution with Feynman-Kac paths of the problem at points (P, d).
 
     The solution also serves as control variate: that sharpens the test, and cannot hide a wrong solution, because
     the control's mean is zero whatever it is. Keep some frames (`times` of `solve`) to make it sharp.
 
+    solution: u over (time, x, ...) on the nodes i / N of the unit box, a frame at t = 0 among them; of any origin if
+        `solution_error` is given, of `solve` otherwise.
     num_paths, num_steps: of the paths (Heun); the time-step error is estimated by doubling the step.
-    level: the solution is rejected where the p-value is smaller.
-    solution_error: the solution's own error at the points; estimated by default from two solves of the problem, on
-        the solution's grid and on half of it with doubled dt.
+    level: the solution is rejected where the p-value is smaller; bounds hold with probability 1 - level.
+    resolves: an agreement has to exclude deviations of this fraction of half the range of u(x, 0); where paths
+        cannot, the verdict is "inconclusive".
+    solution_error: the solution's own error at the points; estimated by default from three solves of the problem, on
+        the solution's grid, a finer and a coarser one.
 
-    Raises ValueError where the solution has no frame at t = 0, lacks what `solve` records, or sigma is 0 (compare
-    with method "characteristics" there).
+    Raises ValueError where the solution has no frame at t = 0, lacks what `solve` records and no `solution_error` is
+    given, does not lie on the nodes, or sigma is 0 (compare with method "characteristics" there).
     """
     if problem.sigma == 0.0:
         raise ValueError("verify: expected sigma > 0; at sigma = 0 compare with solve(..., method='characteristics')")
-    missing = {"dt", "method"} - set(solution.attrs)
-    if "u" not in solution or missing or abs(float(solution.time.values.min())) > 1e-12:
-        raise ValueError("verify: expected a Dataset as solve() returns it, with a frame at t = 0")
+    for name, value in (("level", level), ("resolves", resolves)):
+        if not 0.0 < value < 1.0:
+            raise ValueError(f"{name}: expected a number between 0 and 1, got {value}")
+    solution = _checked(problem, solution)
+    if solution_error is None and {"dt", "method"} - set(solution.attrs):
+        raise ValueError("verify: expected a Dataset as solve() returns it, or the solution's own solution_error=")
     x = np.array(points, dtype=np.float64)
-    claimed = _at(solution.sortby("time").u[0].values, x)
+    field = solution.u[0].values
+    claimed = _at(field, x)
+    own = _own_error(problem, solution, x, progress) if solution_error is None else _admitted(solution_error, claimed)
     estimate = feynman_kac(
-        problem, x, num_paths=num_paths, num_steps=num_steps, scheme="heun", control=solution, bias=True, rng=rng
-    )
-    own = _own_error(problem, solution, x) if solution_error is None else np.broadcast_to(solution_error, claimed.shape)
-    # rounding alone is left where nothing is random, as for a constant terminal condition
-    rounding = 1e-12 * max(float(np.abs(solution.u).max()), 1e-300)
-    error = np.hypot(np.hypot(estimate.total_error(), own), rounding)
-    return Verification(x, claimed, estimate, np.asarray(own), (claimed - estimate.mean) / error, level)
-
-
-def _own_error(problem: ConvectionDiffusion, solution: xr.Dataset, x: NDArray) -> NDArray[np.float64]:
-    """|u_N - u_{N/2}| from two solves, at the points or its root mean square over the grid, whichever is larger."""
-    n, dt, method = solution.sizes["x"], float(solution.attrs["dt"]), str(solution.attrs["method"])
-    rtol = solution.attrs.get("rtol")
-    fine = solve(problem, num_points=n, dt=dt, method=method, rtol=rtol, progress=False)
-    coarse = solve(
         problem,
-        num_points=max(n // 2, 8),
-        dt=dt if isinstance(problem.velocity, RedrawnVelocity) else 2 * dt,
-        method=method,
-        rtol=None if rtol is None else 10 * rtol,
-        progress=False,
+        x,
+        num_paths=num_paths,
+        num_steps=num_steps,
+        scheme="heun",
+        control=solution,
+        bias=True,
+        rng=rng,
+        progress=progress,
     )
-    on_grid = resample(coarse.u[0].values, n) - fine.u[0].values
-    return np.maximum(np.abs(_at(on_grid, x)), _rms(on_grid))
+    seen = max(np.ptp(field), np.ptp(estimate.mean))
+    scale = 0.5 * float(min(seen, np.ptp(problem.terminal_nodes(field.shape[0]))))
+    rounding = 1e-12 * max(float(np.abs(solution.u).max()), 1e-300)
+    return Verification(x, claimed, estimate, own, level, resolves, scale, rounding)
+
+
+def _checked(problem: ConvectionDiffusion, solution: xr.Dataset) -> xr.Dataset:
+    """The solution with time first and increasing, or a ValueError."""
+    u = solution.get("u")
+    space = [] if u is None else [name for name in u.dims if name != "time"]
+    if u is None or "time" not in u.coords or u.ndim != len(space) + 1 or len(space) != problem.dim:
+        found = f"variables {list(solution.data_vars)}" if u is None else f"u over {u.dims}"
+        raise ValueError(
+            f"verify: expected u over time and {problem.dim} space dimensions, as solve() returns it, got {found}"
+        )
+    if u.dtype.kind not in "fiu" or not np.isfinite(u.values).all():
+        raise ValueError(f"verify: expected finite real values u, got dtype {u.dtype}, {_bad(u.values)} not finite")
+    solution = solution.transpose("time", ...).sortby("time")
+    if abs(float(solution.time.values[0])) > 1e-12 or (np.diff(solution.time.values) <= 0).any():
+        raise ValueError(f"verify: expected different times, with a frame at t = 0, got {u.time.values}")
+    if len({u.sizes[name] for name in space}) != 1:
+        raise ValueError(f"verify: expected as many nodes along each axis, got {dict(u.sizes)}")
+    for name in space:
+        nodes = np.arange(u.sizes[name]) / u.sizes[name]
+        if name in u.coords and not np.allclose(u[name].values, nodes, rtol=0, atol=1e-6 / len(nodes)):
+            raise ValueError(
+                f"verify: expected the nodes i / {len(nodes)} along {name}, without the end of the box, "
+                f"got {u[name].values[0]:g} to {u[name].values[-1]:g}"
+            )
+    return solution
+
+
+def _bad(values: NDArray) -> int:
+    return int(np.sum(~np.isfinite(values)))
+
+
+def _admitted(solution_error: ArrayLike, claimed: NDArray[np.float64]) -> NDArray[np.float64]:
+    own = np.broadcast_to(np.asarray(solution_error, dtype=np.float64), claimed.shape)
+    if not (own >= 0.0).all():
+        raise ValueError(f"solution_error: expected numbers >= 0, got {own.min():g}")
+    return own
+
+
+def _own_error(
+    problem: ConvectionDiffusion, solution: xr.Dataset, x: NDArray, progress: bool | None
+) -> NDArray[np.float64]:
+    """The error of u_N: the difference to u_2N, a geometric series on from there, at the points (P,).
+
+    Differences of doubled grids (steps halved with them) that fall by ρ leave |u_2N - u_N| / (1 - ρ); ρ comes from
+    u_{N/2}. Where u_2N is out of reach, |u_N - u_{N/2}| stands for it, an upper bound where the solution converges.
+    Each is the larger of the value at the point and the root mean square over the grid.
+    Infinite where a grid is unstable: nothing is known of the error then.
+    """
+    n, attrs = len(solution.x), solution.attrs
+    dt, rtol = float(attrs["dt"]), attrs.get("rtol")
+
+    def solved(factor: float) -> NDArray[np.float64] | None:
+        slower = factor if factor > 1.0 or not isinstance(problem.velocity, RedrawnVelocity) else 1.0
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # whatever a grid lacks shows in the differences
+                found = solve(
+                    problem,
+                    num_points=max(8, round(factor * n)),
+                    dt=dt / slower,
+                    method=str(attrs["method"]),
+                    rtol=None if rtol is None else rtol / 10.0 ** np.sign(factor - 1.0),
+                    progress=progress,
+                )
+        except UnstableError:
+            return None
+        return resample(found.u[0].values, n)
+
+    here, coarse = solved(1.0), solved(0.5)
+    affordable = (2 * n) ** problem.dim * 2 * problem.horizon / dt <= _MOST_WORK
+    fine = solved(2.0) if affordable else coarse
+    if here is None or fine is None:
+        return np.full(len(x), np.inf)
+    difference = fine - here
+    ratio = 0.0
+    if affordable:
+        ratio = _SLOWEST
+        if coarse is not None and (before := _rms(here - coarse)) > 0.0:
+            ratio = min(_SLOWEST, _rms(difference) / before)
+    return np.maximum(np.abs(_at(difference, x)), _rms(difference)) / (1.0 - ratio)
 
 
 def _at(field: NDArray, x: NDArray) -> NDArray[np.float64]:
