@@ -18,6 +18,10 @@ from pdekit.threefry import LANES
 _CHEAP = 16  # samples summed in the time of one item of `spread`
 
 
+class BiasWarning(RuntimeWarning):
+    """The time-step bias of an estimate is not small beside its error, or not known well."""
+
+
 @dataclass(frozen=True, eq=False)
 class Estimate:
     """Estimates of E[f(X_T) | X_t0 = x] at P points, each with its errors.
@@ -25,9 +29,11 @@ class Estimate:
     mean, standard_error: (P,); the standard error is that of the mean, from sampling alone.
     num_paths: paths a point; num_steps: steps a path; scheme: how they were stepped.
     bias_estimate, bias_standard_error: (P,) or None: how far the time step moves the mean (mean - bias_estimate is
-        nearer to the truth), and the sampling error of that.
+        nearer to the truth), and the error of that: of sampling, and by what two doublings of the step contradict
+        the order.
     cost: path-steps in all; seconds: wall time.
     replicates: independent randomisations behind the standard error where it does not come from single paths.
+    seed: what to give as `rng` for the same paths again; None where they came from a level function.
     """
 
     mean: NDArray[np.float64]
@@ -40,15 +46,24 @@ class Estimate:
     cost: int = 0
     seconds: float = 0.0
     replicates: int | None = None
+    seed: object = None
 
     def confidence_interval(self, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Lower and upper ends (P,), (P,) of the interval for the sampling error; the time-step bias is not in it.
+        """Lower and upper ends (P,), (P,) of an interval for u where the time-step bias was estimated (bias=True).
+
+        It reaches from the mean to the mean less its bias, and on both sides by the quantile times the errors of the
+        two. Without a bias estimate it covers the sampling error only: E f of the stepped paths, and not u.
 
         Normal quantiles, or Student's t where the error comes from few replicates. Raises ValueError unless
         0 < level < 1.
         """
-        half = quantile(level, self.replicates) * self.standard_error
-        return self.mean - half, self.mean + half
+        factor = quantile(level, self.replicates)
+        if self.bias_estimate is None or self.bias_standard_error is None:
+            half = factor * self.standard_error
+            return self.mean - half, self.mean + half
+        half = factor * np.hypot(self.standard_error, self.bias_standard_error)
+        corrected = self.mean - self.bias_estimate
+        return np.minimum(self.mean, corrected) - half, np.maximum(self.mean, corrected) + half
 
     def total_error(self) -> NDArray[np.float64]:
         """Root-mean-square error (P,) of sampling, time step, and the sampling error of the bias estimate.
@@ -62,7 +77,11 @@ class Estimate:
     def __repr__(self) -> str:
         lines = [
             f"Estimate({len(self.mean)} points, {self.num_paths:,} paths of {self.num_steps} {self.scheme} steps, "
-            f"{self.cost:.3g} path-steps in {self.seconds:.2f} s)"
+            f"{self.cost:.3g} path-steps in {self.seconds:.2f} s{'' if self.seed is None else f', rng={self.seed}'})",
+            "  ± one standard error of sampling; confidence_interval() covers "
+            + (
+                "sampling only, not the time-step bias" if self.bias_estimate is None else "sampling and time-step bias"
+            ),
         ]
         for p in range(min(len(self.mean), 5)):
             line = f"  {self.mean[p]: .6g} ± {self.standard_error[p]:.2g}"
@@ -81,6 +100,38 @@ def quantile(level: float, replicates: int | None = None) -> float:
     if replicates is None:
         return float(special.ndtri(0.5 + 0.5 * level))
     return float(special.stdtrit(replicates - 1, 0.5 + 0.5 * level))
+
+
+def bias_from_doublings(
+    change: NDArray[np.float64],
+    change_error: NDArray[np.float64],
+    surplus: NDArray[np.float64],
+    surplus_error: NDArray[np.float64],
+    order: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """The time-step bias (P,), its error (P,), and by how much the second doubling says it is understated.
+
+    change: how far one doubling of the step moves the mean; by the order p the bias is change / (2^p - 1).
+    surplus: how much further a second doubling moves it than 2^p · change, and so should be zero. What it exceeds its
+        sampling error by is added to the error of the bias: where the means have not begun to follow the order, the
+        first change may be small by accident (the second then counts, 2^p times smaller), or the bias falls more
+        slowly (then at the rate seen, at least ½, instead of p).
+
+    The last number is the rms of that addition over the rms of the bias: 0 where the doublings agree.
+    """
+    gain = 2.0**order
+    bias, error = change / (gain - 1.0), change_error / (gain - 1.0)
+    z = np.minimum(np.abs(surplus) / np.maximum(surplus_error, np.finfo(float).tiny), 1e9)
+    if special.chdtrc(len(surplus), float((z**2).sum())) > 1e-3:
+        return bias, error, 0.0
+    beyond = np.sqrt(np.maximum(surplus**2 - 4.0 * surplus_error**2, 0.0)) / gain
+    size = float((change**2).sum()) + np.finfo(float).tiny
+    seen = np.clip(gain + float((surplus * change).sum()) / size, np.sqrt(2.0), gain)
+    slower = np.abs(change) * (1.0 / (seen - 1.0) - 1.0 / (gain - 1.0))
+    added = np.maximum(beyond / (gain - 1.0), slower)
+    added = np.maximum(added, np.sqrt(np.mean(added**2)))  # where the order fails, both may be small by accident
+    understated = np.linalg.norm(added) / max(np.linalg.norm(bias), np.finfo(float).tiny)
+    return bias, np.hypot(error, added), float(understated)
 
 
 class Moments:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from math import ceil, log2
 from time import perf_counter
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
 from pdekit.brownian import INCREMENTS
 from pdekit.characteristics import characteristics, check_points
 from pdekit.control import Control
-from pdekit.estimate import Estimate, Moments, quantile
+from pdekit.estimate import BiasWarning, Estimate, Moments, bias_from_doublings, quantile
 from pdekit.paths import SCHEMES, WEAK_ORDER
 from pdekit.problem import ConvectionDiffusion
 from pdekit.progress import Progress
 from pdekit.simulation import Simulation
 from pdekit.sobol import SobolPaths
 from pdekit.threefry import LANES, seed_of
+from pdekit.velocity import RedrawnVelocity
 
 Rng = int | np.random.Generator | np.random.SeedSequence | None
 
@@ -28,6 +31,9 @@ _PILOT = 16 * LANES  # paths before the first look at the variance
 _REPLICATES = 16  # of a Sobol point set: enough for a standard error good to 18 per cent
 _MOST_BITS = 20  # paths a replicate, as a power of two
 _BIAS_SHARE = 4  # one path in four is also walked with doubled steps: enough, as the two differ little
+_PROBE_SHARE = 64  # where nobody asks for the bias: enough to see one that spoils the interval
+_CONTROLLED_PROBE_SHARE = 16  # control variates leave a sampling error so small that a smaller bias matters
+_NOTED_BIAS = 0.5  # standard errors (rms over points) at which a 95% interval covers u in 92% only
 
 
 def feynman_kac(
@@ -45,7 +51,7 @@ def feynman_kac(
     extrapolate: bool = False,
     bias: bool = False,
     dtype: str = "float64",
-    rng: Rng = 0,
+    rng: Rng = None,
     t0: float = 0.0,
     atol: float | None = None,
     rtol: float | None = None,
@@ -56,8 +62,8 @@ def feynman_kac(
 ) -> Estimate:
     """Monte Carlo estimates of u(x, t0) at points x, with their standard errors.
 
-    The result is a function of the arguments alone: the same to the last bit for any number of threads, and for
-    all points at once or in several calls (`first_point`).
+    With the same `rng` the result is a function of the arguments alone: the same to the last bit for any number of
+    threads, and for all points at once or in several calls (`first_point`).
 
     points: (P, d), any real dtype and memory order. Paths live in R^d and are never wrapped; node values are
         periodic and wrap where they are looked up, a callable sees the coordinates as they are.
@@ -75,27 +81,45 @@ def feynman_kac(
         to 16 independent replicates of a power of two of paths; the standard error comes from their spread.
     extrapolate: Talay and Tubaro 1990: combine num_steps and num_steps / 2 on the same Brownian paths, which
         removes the leading term of the time-step bias.
-    bias: estimate the time-step bias from a quarter of the paths, walked again with doubled steps.
+    bias: estimate the time-step bias from a quarter of the paths, walked again with steps doubled once and, where they
+        divide, twice: its estimate is widened where the two contradict the weak order. The confidence interval
+        then covers u. Without it a few paths are walked with doubled steps all the same, where they divide and are few
+        beside the rest, to warn of a bias that the interval should not be without.
     dtype: "float64" or "float32" for the paths; payoffs and sums are float64.
-    rng: anything `numpy.random.default_rng` takes (SPEC 7).
+    rng: anything `numpy.random.default_rng` takes (SPEC 7). None draws fresh entropy, so that two calls are
+        independent; `seed` of the result, given as `rng`, repeats it.
     first_point: index of points[0] in the caller's own list, where that is worked through in several calls.
     progress: show a progress bar; default: on a terminal only.
 
     At sigma = 0 there is nothing random: the result is f at the end of the characteristic, with the time-step error
     estimated by halving the step; `num_paths` and the options for random paths have no effect.
 
+    Warns (RuntimeWarning) of a tolerance that `max_paths` does not allow, and (its subclass
+    `pdekit.estimate.BiasWarning`) of a time-step bias that the interval lacks or that does not follow the weak order.
     Raises ValueError for wrong shapes, names or numbers, FloatingPointError where a path leaves the finite numbers.
     """
     start = perf_counter()
     x = check_points(points, problem)
     duration = problem.horizon - t0
-    _check(num_paths, num_steps, scheme, increments, dtype, antithetic, qmc, duration, int(extrapolate) + int(bias))
+    _check(
+        num_paths,
+        max_paths,
+        num_steps,
+        scheme,
+        increments,
+        dtype,
+        antithetic,
+        qmc,
+        duration,
+        int(extrapolate) + int(bias),
+    )
     tolerance = _tolerance(atol, rtol)
     half_width = quantile(confidence, _REPLICATES if qmc else None)
     if problem.sigma == 0.0:
         return _without_noise(problem, x, num_steps, t0, start)
     order = WEAK_ORDER[scheme] + int(extrapolate)
-    sim = Simulation(problem, seed_of(rng), scheme, increments, dtype, t0)
+    seed = repeatable(rng)
+    sim = Simulation(problem, seed_of(seed), scheme, increments, dtype, t0)
     martingale = None if control is None else Control.from_solution(control, x.shape[1], hessian=hessian)
     per_sample = 2 if antithetic else 1
     replicates = _REPLICATES if qmc else 1
@@ -134,7 +158,7 @@ def feynman_kac(
             return LANES * max(1, ceil(samples / LANES))
         return 2 ** min(sim.quasi.bits, max(8, ceil(log2(samples))))
 
-    moments, offsets = Moments(len(x), replicates), Moments(len(x), replicates)
+    moments, offsets, surplus = (Moments(len(x), replicates) for _ in range(3))
 
     def extend(done: int, samples: int, bar: Progress) -> None:
         for where, first, count in sim.batches(len(x), samples - done, num_steps):
@@ -164,23 +188,83 @@ def feynman_kac(
                     RuntimeWarning,
                     stacklevel=2,
                 )
+        doublings = _doublings(problem, num_steps, t0) - int(extrapolate)
         if bias:
-            for where, first, count in sim.batches(len(x), grown(done / _BIAS_SHARE), num_steps):
-                fine, coarse = sample(where, first, count), sample(where, first, count, 2)
-                offsets.add(coarse - fine, where)
-    weight = 1.0 / (2**order - 1)
-    return Estimate(
+            share = grown(done / _BIAS_SHARE)
+        else:
+            share = grown(done / (_PROBE_SHARE if martingale is None else _CONTROLLED_PROBE_SHARE))
+        probed = bias or (doublings > 0 and (8 * share <= done or martingale is not None))
+        for where, first, count in sim.batches(len(x), share, num_steps) if probed else ():
+            coarse = sample(where, first, count, 2)
+            change = coarse - sample(where, first, count)
+            offsets.add(change, where)
+            if bias and doublings > 1:
+                surplus.add(sample(where, first, count, 4) - coarse - 2**order * change, where)
+    estimate = Estimate(
         mean=moments.mean_of_replicates,
         standard_error=moments.standard_error,
         num_paths=done * per_sample,
         num_steps=num_steps,
         scheme=scheme,
-        bias_estimate=weight * offsets.mean_of_replicates if bias else None,
-        bias_standard_error=weight * offsets.standard_error if bias else None,
         cost=sim.path_steps,
         seconds=perf_counter() - start,
         replicates=replicates if qmc else None,
+        seed=seed,
     )
+    if not probed:
+        return estimate
+    changes = offsets.mean_of_replicates, offsets.standard_error
+    if not bias:
+        _warn_of_bias(estimate, *(values / (2**order - 1) for values in changes))
+        return estimate
+    if doublings > 1:
+        further = surplus.mean_of_replicates, surplus.standard_error
+    else:  # one doubling alone: nothing contradicts it
+        further = np.zeros_like(estimate.mean), np.zeros_like(estimate.mean)
+    offset, error, understated = bias_from_doublings(*changes, *further, order)
+    if understated > 1.0 and np.linalg.norm(error) > np.linalg.norm(estimate.standard_error):
+        warnings.warn(
+            f"feynman_kac: the time-step bias does not follow the weak order {order} between {num_steps // 4} "
+            f"and {num_steps} steps; its error is put at {np.sqrt(np.mean(error**2)):.2g}, which one doubling "
+            "would not have shown: take more steps",
+            BiasWarning,
+            stacklevel=2,
+        )
+    return replace(estimate, bias_estimate=offset, bias_standard_error=error)
+
+
+def repeatable(rng: Rng) -> Rng:
+    """`rng` as something that gives the same numbers each time: what a generator draws, fresh entropy for None."""
+    if rng is None:
+        return np.random.SeedSequence().entropy  # type: ignore[return-value]
+    if isinstance(rng, np.random.Generator):
+        return int(rng.integers(2**63))
+    return rng
+
+
+def _doublings(problem: ConvectionDiffusion, num_steps: int, t0: float) -> int:
+    """How often the step can be doubled, twice at most, without straddling the ends of redrawn intervals."""
+    whole = [num_steps]
+    if isinstance(problem.velocity, RedrawnVelocity):
+        dt = (problem.horizon - t0) / num_steps
+        whole += [round(problem.velocity.interval / dt), round(t0 / dt)]
+    return next(k for k in (2, 1, 0) if all(steps % 2**k == 0 for steps in whole))
+
+
+def _warn_of_bias(estimate: Estimate, offset: NDArray[np.float64], error: NDArray[np.float64]) -> None:
+    """Say so where the time step's bias, certainly there, is not small beside the sampling error."""
+    random = estimate.standard_error > 0.0
+    noise = np.maximum(error[random], 1e-9 * np.abs(offset[random])) + np.finfo(float).tiny
+    if not random.any() or special.chdtrc(random.sum(), float(((offset[random] / noise) ** 2).sum())) > 1e-4:
+        return
+    excess = np.mean((offset[random] ** 2 - error[random] ** 2) / estimate.standard_error[random] ** 2)
+    if excess > _NOTED_BIAS**2:
+        warnings.warn(
+            f"feynman_kac: {estimate.num_steps} steps move the mean by about {np.sqrt(excess):.2g} standard "
+            "errors, which confidence_interval() does not contain: pass bias=True to have it there, or take more steps",
+            BiasWarning,
+            stacklevel=3,
+        )
 
 
 def _without_noise(
@@ -198,7 +282,7 @@ def _without_noise(
         num_steps=num_steps,
         scheme="rk4",
         bias_estimate=(used - finer) / (1.0 - 0.5**order),
-        bias_standard_error=np.zeros(len(x)),
+        bias_standard_error=0.5 * np.abs(used - finer),  # rough between nodes, where the order holds on average only
         cost=3 * len(x) * num_steps,
         seconds=perf_counter() - start,
     )
@@ -206,6 +290,7 @@ def _without_noise(
 
 def _check(
     num_paths: int,
+    max_paths: int,
     num_steps: int,
     scheme: str,
     increments: str,
@@ -217,8 +302,9 @@ def _check(
 ) -> None:
     """One clear line for each thing that cannot be meant."""
     least = 4 if antithetic else 2
-    if num_paths < least:
-        raise ValueError(f"num_paths: expected at least {least} for a standard error, got {num_paths}")
+    for name, value in (("num_paths", num_paths), ("max_paths", max_paths)):
+        if value < least:
+            raise ValueError(f"{name}: expected at least {least} for a standard error, got {value}")
     if num_steps < 1 or num_steps != int(num_steps):
         raise ValueError(f"num_steps: expected a whole number of at least 1, got {num_steps}")
     if scheme not in SCHEMES:

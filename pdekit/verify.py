@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from pdekit.estimate import Estimate
+from pdekit.estimate import BiasWarning, Estimate
 from pdekit.problem import ConvectionDiffusion
 from pdekit.sampler import Rng, feynman_kac
 from pdekit.solver import UnstableError, solve
@@ -148,7 +148,7 @@ def verify(
     level: float = 1e-3,
     resolves: float = 0.05,
     solution_error: ArrayLike | None = None,
-    rng: Rng = 0,
+    rng: Rng = None,
     progress: bool | None = None,
 ) -> Verification:
     """Compare u(x, 0) of a solution with Feynman-Kac paths of the problem at points (P, d).
@@ -162,6 +162,7 @@ def verify(
     level: the solution is rejected where the p-value is smaller; bounds hold with probability 1 - level.
     resolves: an agreement has to exclude deviations of this fraction of half the range of u(x, 0); where paths
         cannot, the verdict is "inconclusive".
+    rng: as in `feynman_kac`; `estimate.seed` of the result repeats it.
     solution_error: the solution's own error at the points; estimated by default from three solves of the problem, on
         the solution's grid, a finer and a coarser one.
 
@@ -180,17 +181,19 @@ def verify(
     field = solution.u[0].values
     claimed = _at(field, x)
     own = _own_error(problem, solution, x, progress) if solution_error is None else _admitted(solution_error, claimed)
-    estimate = feynman_kac(
-        problem,
-        x,
-        num_paths=num_paths,
-        num_steps=num_steps,
-        scheme="heun",
-        control=solution,
-        bias=True,
-        rng=rng,
-        progress=progress,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BiasWarning)  # the wider error of the bias is in the verdict
+        estimate = feynman_kac(
+            problem,
+            x,
+            num_paths=num_paths,
+            num_steps=num_steps,
+            scheme="heun",
+            control=solution,
+            bias=True,
+            rng=rng,
+            progress=progress,
+        )
     seen = max(np.ptp(field), np.ptp(estimate.mean))
     scale = 0.5 * float(min(seen, np.ptp(problem.terminal_nodes(field.shape[0]))))
     rounding = 1e-12 * max(float(np.abs(solution.u).max()), 1e-300)

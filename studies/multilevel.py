@@ -22,6 +22,7 @@ from rich import box
 from rich.table import Table
 
 from pdekit import ConvectionDiffusion, feynman_kac, multilevel, solve
+from pdekit.estimate import BiasWarning
 from pdekit.fastmath import cos2pi, sin2pi
 from pdekit.multilevel import MultilevelEstimate
 from pdekit.multilevel_plot import plot_multilevel
@@ -113,6 +114,7 @@ def costs(
     runs, plain = [], []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
+        warnings.simplefilter("ignore", BiasWarning)  # of the plain runs: their errors are measured here
         for repeat in range(config.repeats):
             seeds = np.random.SeedSequence([config.seed, repeat]).spawn(2)
             runs.append(multilevel(problem, [POINT], rmse=rmse, scheme=scheme, rng=seeds[0]))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import xarray as xr
 
+import pdekit
 from pdekit import ConvectionDiffusion, RedrawnVelocity, compiled, solve
 from pdekit.fastmath import cos, sin
-from pdekit.verify import verify
 
 TAU = 2.0 * np.pi
+verify = partial(pdekit.verify, rng=0)
 POINTS = np.random.default_rng(8).uniform(size=(24, 2))
 TIMES = np.linspace(0.0, 1.0, 33)
 
@@ -128,12 +131,12 @@ def test_a_terminal_condition_that_the_grid_drops_is_no_agreement():
         assert outcome.bounds[0] > 0.25
 
 
-@compiled(1)
-def wind(x, t):
-    return (0.8 * sin(TAU * x) + 0.3,)
+def wind(strength: float = 1.0, shift: float = 0.0, sigma: float = 0.2) -> ConvectionDiffusion:
+    nodes = strength * (0.8 * np.sin(TAU * np.arange(16) / 16) + 0.3) + shift
+    return ConvectionDiffusion(nodes[None], lambda x: np.cos(TAU * x[..., 0]), sigma, horizon=0.5)
 
 
-WIND = ConvectionDiffusion(wind, lambda x: np.cos(TAU * x[..., 0]), 0.2, horizon=0.5)
+WIND = wind()
 HALF = TIMES / 2
 LINE = np.random.default_rng(8).uniform(size=(8, 1))
 
@@ -159,17 +162,9 @@ def test_right_solutions_are_not_rejected_and_slightly_wrong_ones_always():
     ]
     assert verdicts.count("agrees") == 20, verdicts
 
-    @compiled(1)
-    def shifted(x, t):
-        return (0.8 * sin(TAU * x) + 0.303,)
-
-    @compiled(1)
-    def stronger(x, t):
-        return (1.01 * (0.8 * sin(TAU * x) + 0.3),)
-
     options = {"num_paths": 16_384, "num_steps": 64, "solution_error": own}
-    for velocity, sigma in ((shifted, 0.2), (stronger, 0.2), (wind, 0.202)):
-        wrong = solve(ConvectionDiffusion(velocity, WIND.terminal, sigma), num_points=48, dt=5e-3, times=HALF)
+    for problem in (wind(shift=0.003), wind(strength=1.01), wind(sigma=0.202)):
+        wrong = solve(problem, num_points=48, dt=5e-3, times=HALF)
         outcomes = [verify(WIND, wrong, LINE, **options, rng=s) for s in range(4)]
         assert all(outcome.verdict == "disagrees" for outcome in outcomes), outcomes
 
