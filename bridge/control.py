@@ -10,8 +10,7 @@ zero, and the control stops being worth its cost, which `probe_control` finds ou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -27,24 +26,11 @@ _PRIOR_DRAWS = 8  # what the coefficient at the start counts for, against the dr
 _SUMS_SHARE = 0.05  # of a pass, for one class's sums: 0.02 to 0.05 on small networks; a chosen control is to pay
 
 
-@contextmanager
-def looping(model: nn.Module) -> Iterator[None]:
-    """Compute members one by one inside the block: in groups, a noise layer without noise is not even called."""
-    grouped = [m for m in model.modules() if isinstance(m, EnResNet) and m.execution == "grouped"]
-    try:
-        for ensemble in grouped:
-            ensemble.execution = "loop"
-        yield
-    finally:
-        for ensemble in grouped:
-            ensemble.execution = "grouped"
-
-
 class NoiseExpansion:
     """Draws of a model's outputs for images x (B, ...), each with its first-order term in the noise.
 
     output: from what the model returns (B, K) to what is averaged. Takes one pass and K backward passes once, without
-    noise, and keeps K times the outputs of all blocks. Members are computed in the loop, whatever their `execution`.
+    noise, and keeps K times the outputs of all blocks.
 
     twin: (B, K) that noise-free output. variance: (B, K) of the first-order term, exact.
 
@@ -75,7 +61,7 @@ class NoiseExpansion:
         hooks: list[Any] = [layer.register_forward_hook(look) for layer in layers]
         try:
             self._stream.scale = 0.0
-            with torch.enable_grad(), looping(model):
+            with torch.enable_grad():
                 value = output(model(x))
                 if not value.requires_grad:
                     raise ValueError("model: expected one that gradients flow through, got outputs without")
@@ -94,7 +80,7 @@ class NoiseExpansion:
         """A new draw of the output, and its first-order term: both (B, K) float64, or for some rows only."""
         pick = (lambda t: t) if rows is None else (lambda t: t[rows])
         noise = [self._stream.draw(pick(like), layer.noise.kind) for layer, like in self._runs]
-        with torch.no_grad(), self._stream.replaced(draws=noise), looping(self._model):
+        with torch.no_grad(), self._stream.fixed(noise):
             value = self._output(self._model(pick(self._x))).double()
         return value, _summed((pick(d) * xi for d, xi in zip(row, noise, strict=True)) for row in self._directions)
 

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from bridge.betting import MeanBets, draws_needed, interval
 from bridge.control import ControlledDraws, NoiseExpansion, draw_cost, expansion_cost, probe_control, probe_cost
+from netkit.models import evaluating
 from netkit.noise import ResidualNoise
 
 _PROBE_IMAGES = 16
@@ -169,7 +170,7 @@ def ensemble_estimate(
     if dropping:
         output = partial(_bounded, output, "stop_when_decided" if target is None else "target_error")
     parts, cost, coefficient = [], 0, None
-    with _evaluating(model), noise_of(model, generator):
+    with torch.no_grad(), evaluating(model), noise_of(model, generator):
         if control and not stop_when_decided:
             coefficient, cost = _judged(model, x, output, num_draws, target, always=control is True)
         for start in range(0, len(x), batch_size):
@@ -380,15 +381,3 @@ def noise_of(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
         for module in takers:
             stack.enter_context(module.using_generator(generator))
         yield
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training

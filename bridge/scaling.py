@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bridge.control import looping
+from netkit.models import evaluating
 from netkit.noise import Noise, ResidualNoise
 
 
@@ -102,8 +102,8 @@ def measure_noise(model: nn.Module, x: Tensor) -> NoiseMeasurement:
     """Run the model once on images x (B, ...) in eval mode, noise included, and look at every block's noise.
 
     For `noise_std="batch"` σ_l comes from the one std of the whole batch, otherwise from the mean over images. Inside
-    `model.noise_scale(c)` it is c σ_l. Members are computed in the loop, whatever their `execution`. Draws from the
-    model's generator. Raises ValueError for a model without noise layers.
+    `model.noise_scale(c)` it is c σ_l. Draws from the model's generator. Raises ValueError for a model without
+    noise layers.
     """
 
     def look(layer: ResidualNoise, inputs: tuple[Tensor, ...]) -> None:
@@ -124,16 +124,12 @@ def measure_noise(model: nn.Module, x: Tensor) -> NoiseMeasurement:
         raise ValueError(f"model: expected one with noise layers, got {type(model).__name__} without")
     runs: dict[ResidualNoise, list[tuple[Tensor, Tensor, Tensor]]] = {layer: [] for layer in layers}
     hooks: list[Any] = [layer.register_forward_pre_hook(look) for layer in layers]
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
-        with torch.no_grad(), looping(model):
+        with torch.no_grad(), evaluating(model):
             model(x)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     means, variations, sigmas = zip(*(run for layer in layers for run in runs[layer]), strict=True)
     return NoiseMeasurement(torch.stack(means), torch.stack(variations), torch.stack(sigmas))
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 from torch import Tensor
 
-from netkit.models import Average, EnResNet
+from netkit.models import Average, EnResNet, evaluating
 from netkit.randomness import noise_from
 
 Array = NDArray[np.float64]
@@ -157,17 +157,11 @@ def member_logits(model: EnResNet, x: Tensor, *, num_draws: int = 1, generator: 
     """
     if num_draws < 1:
         raise ValueError(f"num_draws: expected at least 1, got {num_draws}")
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad(), noise_from(generator, model):
-            if model.average == "logits":
-                return sum((model.member_logits(x) for _ in range(num_draws)), torch.zeros(())) / num_draws
-            draws = (model.member_logits(x).log_softmax(-1) for _ in range(num_draws))
-            return reduce(torch.logaddexp, draws) - math.log(num_draws)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with torch.no_grad(), evaluating(model), noise_from(generator, model):
+        if model.average == "logits":
+            return sum((model.member_logits(x) for _ in range(num_draws)), torch.zeros(())) / num_draws
+        draws = (model.member_logits(x).log_softmax(-1) for _ in range(num_draws))
+        return reduce(torch.logaddexp, draws) - math.log(num_draws)
 
 
 def learn_weights(

@@ -10,7 +10,6 @@ from netkit import attacks, checkpoint, evaluate
 from netkit.checkpoint import CheckpointError
 from netkit.data import DataError, Dataset, load
 from netkit.evaluate import Score
-from netkit.execution import fastest_execution
 from netkit.models import EnResNet, ResNet, en_resnet, from_name
 from netkit.presets import PRESETS
 from netkit.training import TrainConfig, TrainResult, load_model, train
@@ -29,7 +28,6 @@ __all__ = [
     "checkpoint",
     "en_resnet",
     "evaluate",
-    "fastest_execution",
     "from_name",
     "load",
     "load_model",

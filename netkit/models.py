@@ -11,17 +11,16 @@ last pooling is a mean over whatever resolution is left, so that images smaller 
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from netkit.execution import Execution, check_groupable, grouped_logits
 from netkit.noise import Noise, NoiseKind, NoiseStd, NoiseStream, ResidualNoise
 from netkit.parallel import BatchNorm2d
 
@@ -49,9 +48,6 @@ class Normalize(nn.Module):
 class PreActBlock(nn.Module):
     """One residual block: x + F(x) with F = conv ∘ relu ∘ bn ∘ conv ∘ relu ∘ bn, then the noise."""
 
-    frozen: Callable[[Tensor], Tensor] | None = None
-    """What computes the residual mapping inside `netkit.frozen`."""
-
     def __init__(self, in_width: int, out_width: int, *, stride: int, noise: ResidualNoise) -> None:
         super().__init__()
         self.bn1 = BatchNorm2d(in_width)
@@ -64,8 +60,6 @@ class PreActBlock(nn.Module):
 
     def residual(self, x: Tensor) -> Tensor:
         """x + F(x) without the noise: the Euler step of Eq. 8."""
-        if self.frozen is not None:
-            return self.frozen(x)
         out = F.relu(self.bn1(x), inplace=True)
         if self.shortcut is not None:
             x = self.shortcut(out)
@@ -202,7 +196,6 @@ class EnResNet(nn.Module):
         self.members = nn.ModuleList(members)
         self.in_channels, self.num_classes = shapes.pop()
         self.average = average
-        self._execution: Execution = "loop"
         self.register_buffer("weights", torch.empty(len(members)))
         self.set_weights([1 / len(members)] * len(members) if weights is None else weights)
         self.stream = NoiseStream(seed)
@@ -215,22 +208,6 @@ class EnResNet(nn.Module):
         """What `build` makes this architecture of; fit for JSON. Weights, of layers and of members, are the state."""
         members = [member.config for member in self.members]
         return {"type": "EnResNet", "members": members, "average": self.average}
-
-    @property
-    def execution(self) -> Execution:
-        """How the members are computed, `"loop"` or `"grouped"`, with equal results; see `netkit.execution`.
-
-        Setting `"grouped"` raises ValueError unless the members are residual networks of one configuration.
-        """
-        return self._execution
-
-    @execution.setter
-    def execution(self, execution: Execution) -> None:
-        if execution not in get_args(Execution):
-            raise ValueError(f"expected execution to be one of {get_args(Execution)}, got {execution!r}")
-        if execution == "grouped":
-            check_groupable(self.members)
-        self._execution = execution
 
     def set_weights(self, weights: Sequence[float] | Tensor) -> None:
         """Weight the members; negative weights are allowed for logits, as extrapolation needs them (Sec. 5).
@@ -250,8 +227,6 @@ class EnResNet(nn.Module):
 
     def member_logits(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (num_members, B, num_classes): what each member says."""
-        if self.execution == "grouped":
-            return grouped_logits(list(self.members), x, self.stream)
         return torch.stack([member(x) for member in self.members])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -317,22 +292,19 @@ class EnResNet(nn.Module):
 
     @contextmanager
     def fixed_noise(self, source: int | Sequence[Tensor]) -> Iterator[None]:
-        """The same noise in every forward pass inside the block; the generator outside is not advanced.
+        """The same noise in every forward pass inside the block, also for what would lend the model a generator.
+
+        The generator outside is not advanced.
 
         Args:
             source: a seed, from which each pass starts over, or the draws themselves: one tensor of mean 0 and
                 variance 1 for each residual block, of the shape of that block's output, members one after the other.
         """
-        if isinstance(source, int):
-            generator = torch.Generator(next(self.parameters()).device)
-            replaced = self.stream.replaced(generator=generator)
-            seed: int | None = source
-        else:
-            replaced = self.stream.replaced(draws=source)
-            seed = None
+        seed = source if isinstance(source, int) else None
+        fixed = torch.Generator(next(self.parameters()).device) if isinstance(source, int) else source
         hook = self.register_forward_pre_hook(lambda *_: self.stream.rewind(seed))
         try:
-            with replaced:
+            with self.stream.fixed(fixed):
                 yield
         finally:
             hook.remove()
@@ -471,6 +443,19 @@ def _build(config: Mapping[str, Any]) -> ResNet | EnResNet:
     except (KeyError, TypeError) as error:
         raise ValueError(f"expected a configuration made by EnResNet.config: {error}") from error
     raise ValueError(f"expected a configuration of type 'ResNet' or 'EnResNet', got {kind!r}")
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; each module gets back the mode it had."""
+    before = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 def count_parameters(model: nn.Module) -> int:

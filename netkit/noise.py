@@ -11,15 +11,16 @@ variance 1 in every entry. The size s is one of
 The standard deviation is part of the computation graph: its gradient is not cut, in training and in attacks alike.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from netkit import parallel
 
@@ -75,8 +76,23 @@ class NoiseStream:
         self.scale = 1.0
         self._generator: torch.Generator | None = None
         self._is_own = True
-        self._draws: Sequence[Tensor] | None = None
+        self._fixed: torch.Generator | Sequence[Tensor] | None = None  # goes before the generator, whoever lends one
         self._position = 0
+        self._number = _numbered(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._number = _numbered(self)  # a copy is another stream
+
+    @property
+    def has_given_draws(self) -> bool:
+        """Whether the noise is fixed to given tensors, which fit one batch only."""
+        return self._fixed is not None and not isinstance(self._fixed, torch.Generator)
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What stored results depend on (`netkit.identity`), besides the generator, which evaluations lend."""
+        return self.scale, self._fixed
 
     def generator(self, device: torch.device) -> torch.Generator:
         """The generator for draws on `device`; raises ValueError if one was set for another device."""
@@ -92,12 +108,15 @@ class NoiseStream:
 
     def draw(self, like: Tensor, kind: NoiseKind) -> Tensor:
         """Noise with the shape, dtype, device and memory layout of `like`, or the next given draw."""
-        if self._draws is None:
-            generator = self.generator(like.device)
+        if torch.compiler.is_compiling():
+            compiled: Tensor = _draw_in_graph(like.detach(), kind, self._number)
+            return compiled
+        if self._fixed is None or isinstance(self._fixed, torch.Generator):
+            generator = self.generator(like.device) if self._fixed is None else self._fixed
             return parallel.drawn(like, lambda whole: _DRAW[kind](whole, generator))
-        if self._position == len(self._draws):
-            raise ValueError(f"expected one given draw for each residual block, got {len(self._draws)}")
-        noise = self._draws[self._position]
+        if self._position == len(self._fixed):
+            raise ValueError(f"expected one given draw for each residual block, got {len(self._fixed)}")
+        noise = self._fixed[self._position]
         if noise.shape != like.shape:
             raise ValueError(
                 f"expected given draw {self._position} to have shape {tuple(like.shape)}, got {tuple(noise.shape)}"
@@ -106,36 +125,53 @@ class NoiseStream:
         return noise.to(like)
 
     def rewind(self, seed: int | None) -> None:
-        """Start the given draws, or the generator with `seed`, from the beginning."""
+        """Start the given draws, or the fixed generator with `seed`, from the beginning."""
         self._position = 0
-        if seed is not None and self._generator is not None:
-            self._generator.manual_seed(seed)
+        if seed is not None and isinstance(self._fixed, torch.Generator):
+            self._fixed.manual_seed(seed)
 
     @contextmanager
-    def replaced(
-        self, *, generator: torch.Generator | None = None, draws: Sequence[Tensor] | None = None
-    ) -> Iterator[None]:
-        """Draw from another generator, or use given draws, inside the block; what was there before comes back."""
-        before = self._generator, self._is_own, self._draws, self._position
-        if generator is not None:
-            self.set_generator(generator)
-        self._draws, self._position = draws, 0
+    def replaced(self, *, generator: torch.Generator) -> Iterator[None]:
+        """Draw from another generator inside the block; what was there before comes back. Fixed noise stays fixed."""
+        before = self._generator, self._is_own
+        self.set_generator(generator)
         try:
             yield
         finally:
-            self._generator, self._is_own, self._draws, self._position = before
+            self._generator, self._is_own = before
 
     @contextmanager
-    def block_by_block(self, *, num_members: int, num_blocks: int) -> Iterator[None]:
-        """Inside the block, given draws of several members are taken in turns: block 0 of each member, block 1, ..."""
-        if self._draws is None:
+    def fixed(self, source: torch.Generator | Sequence[Tensor]) -> Iterator[None]:
+        """Use given draws, or a generator that `rewind` starts anew, inside the block, whatever generator is lent."""
+        before = self._fixed, self._position
+        self._fixed, self._position = source, 0
+        try:
             yield
-            return
-        end = self._position + num_members * num_blocks
-        mine = self._draws[self._position : end]
-        with self.replaced(draws=[draw for block in range(num_blocks) for draw in mine[block::num_blocks]]):
-            yield
-        self._position = end
+        finally:
+            self._fixed, self._position = before
+
+
+_streams: WeakValueDictionary[int, NoiseStream] = WeakValueDictionary()
+_numbers = itertools.count()
+
+
+def _numbered(stream: NoiseStream) -> int:
+    """A number by which `_draw_in_graph` finds the stream: the graphs of torch.compile hold no generators."""
+    number = next(_numbers)
+    _streams[number] = stream
+    return number
+
+
+# Seeded randomness is what torch.compile must neither merge, drop, nor draw once more in the backward pass.
+@torch.library.custom_op("netkit::draw", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def _draw_in_graph(like: Tensor, kind: str, number: int) -> Tensor:
+    noise = _streams[number].draw(like, cast(NoiseKind, kind))
+    return noise.clone() if noise is like else noise
+
+
+@_draw_in_graph.register_fake
+def _(like: Tensor, kind: str, number: int) -> Tensor:
+    return torch.empty_like(like)
 
 
 class ResidualNoise(nn.Module):
@@ -164,13 +200,13 @@ class ResidualNoise(nn.Module):
         return noise.noise_coef * self.stream.scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, ...) -> (B, ...), in the same memory layout. Overwrites x; without noise nothing is drawn."""
+        """(B, ...) -> (B, ...), in the same memory layout. May overwrite x; without noise nothing is drawn."""
         noise, size = self.noise, self.size
         if size == 0:
             return x
         xi = self.stream.draw(x, noise.kind)
         if noise.std == "constant":
-            return x.add_(xi, alpha=size)
+            return x.add(xi, alpha=size) if _is_traced(x, xi) else x.add_(xi, alpha=size)
         return add_scaled_noise(x, xi, noise_coef=size, std=noise.std, inplace=True)
 
     def extra_repr(self) -> str:
@@ -188,7 +224,7 @@ def add_scaled_noise(
         noise_coef: a.
         std: `"batch"`, one unbiased standard deviation of all entries (of a spread batch, in all processes), or
             `"sample"`, one for each x[i].
-        inplace: overwrite x.
+        inplace: overwrite x where that saves time.
 
     Raises:
         ValueError: if a standard deviation would be taken over fewer than two entries.
@@ -199,8 +235,24 @@ def add_scaled_noise(
     if not x.is_contiguous() and not _is_channels_last(x):
         x = x.contiguous()
     share = parallel.current() if std == "batch" else parallel.WHOLE
-    noisy: Tensor = _AddScaledNoise.apply(x if inplace else x.clone(), xi, noise_coef, num_rows, share)
+    if _is_traced(x, xi):
+        return _add_scaled_noise(x, xi, noise_coef, std, share)
+    noisy, _, _ = _AddScaledNoise.apply(x if inplace else x.clone(), xi, noise_coef, num_rows, share)
     return noisy
+
+
+def _is_traced(*tensors: Tensor) -> bool:
+    """Whether torch.compile or a transform of torch.func looks on, which see through plain operations only."""
+    return torch.compiler.is_compiling() or any(torch.func.debug_unwrap(t) is not t for t in tensors)
+
+
+def _add_scaled_noise(x: Tensor, xi: Tensor, noise_coef: float, std: NoiseStd, share: parallel.Share) -> Tensor:
+    """`add_scaled_noise` in plain operations."""
+    if share.world > 1:
+        raise RuntimeError("expected no torch.compile or torch.func for a batch that is spread over processes")
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    size = wide.std() if std == "batch" else wide.flatten(1).std(1).view(-1, *[1] * (x.dim() - 1))
+    return x + (noise_coef * size).to(x.dtype) * xi
 
 
 class _AddScaledNoise(torch.autograd.Function):
@@ -208,35 +260,56 @@ class _AddScaledNoise(torch.autograd.Function):
 
     On a CPU, touching fresh memory costs more than arithmetic: this allocates nothing forward, one tensor backward,
     and keeps only ξ, since the next layer keeps the result anyway. torch.std itself is slower than the two passes here.
+    Mean and std are results, too, so that derivatives of the backward pass, which takes them, flow through them.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, xi: Tensor, noise_coef: float, num_rows: int, share: parallel.Share) -> Tensor:
+    def forward(
+        x: Tensor, xi: Tensor, noise_coef: float, num_rows: int, share: parallel.Share
+    ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(x.dtype, torch.float32)
         rows = _rows(x, x, num_rows)
         mean = share.mean(rows.mean(-1, keepdim=True, dtype=wide))
         norm = share.norm(torch.linalg.vector_norm(rows.sub_(mean), dim=-1, keepdim=True, dtype=wide))
-        ctx.freedom = share.count(rows.shape[-1]) - 1
-        std = norm / math.sqrt(ctx.freedom)
+        std = norm / math.sqrt(share.count(rows.shape[-1]) - 1)
         rows.addcmul_(_rows(xi, x, num_rows), (noise_coef * std).to(x.dtype)).add_(mean)
-        ctx.mark_dirty(x)
-        ctx.save_for_backward(x, xi, mean, std)
-        ctx.noise_coef, ctx.share = noise_coef, share
-        return x
+        return x, mean, std
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        x, xi, ctx.noise_coef, num_rows, ctx.share = inputs
+        ctx.count = ctx.share.count(x.numel() // num_rows)
+        ctx.mark_dirty(x)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[0], xi, *output[1:])
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad: Tensor | None, grad_mean: Tensor | None, grad_std: Tensor | None
+    ) -> tuple[Tensor, None, None, None, None]:
         # ∂std/∂x = (x - mean) / ((M - 1) std), and 0 where std is 0, as torch.std has it; x = noisy - a std ξ.
         noisy, xi, mean, std = ctx.saved_tensors
+        if torch.is_grad_enabled() and ctx.share.world > 1:
+            raise RuntimeError("expected no second derivative of a batch that is spread over processes")
+        grad = torch.zeros_like(noisy) if grad is None else grad
         num_rows = len(std)
         rows, noisy_rows, xi_rows = (_rows(tensor, noisy, num_rows) for tensor in (grad, noisy, xi))
         dot = torch.dot if num_rows == 1 else torch.linalg.vecdot  # vecdot makes a tensor of products first
-        inner = ctx.share.sum(dot(rows, xi_rows).unsqueeze(-1).to(std.dtype))
-        factor = (ctx.noise_coef * inner / (ctx.freedom * std)).masked_fill(std == 0, 0)
+        slope = ctx.noise_coef * ctx.share.sum(dot(rows, xi_rows).unsqueeze(-1).to(std.dtype))
+        if grad_std is not None:
+            slope = slope + grad_std
+        factor = slope / ((ctx.count - 1) * std.masked_fill(std == 0, math.inf))
+        shift = -factor * mean
+        if grad_mean is not None:
+            shift = shift + grad_mean / ctx.count
         result = torch.addcmul(rows, noisy_rows, factor.to(grad.dtype))
-        result.addcmul_(xi_rows, (-ctx.noise_coef * factor * std).to(grad.dtype)).sub_(factor * mean)
+        result.addcmul_(xi_rows, (-ctx.noise_coef * factor * std).to(grad.dtype)).add_(shift)
         return _from_storage_order(result, noisy), None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, tuple[None, None, None]]:
+        """For what lies inside a vmap and is not mapped over: all else comes as plain operations."""
+        return _AddScaledNoise.apply(*inputs), (None, None, None)
 
 
 def _rows(x: Tensor, like: Tensor, num_rows: int) -> Tensor:
@@ -250,8 +323,8 @@ def _rows(x: Tensor, like: Tensor, num_rows: int) -> Tensor:
 
 def _draw_gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
     # In storage order: torch fills a tensor that is not contiguous, as channels_last is not, about nine times slower.
-    flat = torch.empty(like.numel(), dtype=like.dtype, device=like.device)
-    return _from_storage_order(flat.normal_(generator=generator), like)
+    flat = torch.randn(like.numel(), dtype=like.dtype, device=like.device, generator=generator)
+    return _from_storage_order(flat, like)
 
 
 def _draw_two_point(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,15 +1,21 @@
-"""Seeds derived from what they are for, and the places where a model's noise is lent a generator or a seed."""
+"""Seeds derived from what they are for, whether a model is random, and where its randomness comes from meanwhile."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import random
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from netkit.models import EnResNet
+from netkit.models import EnResNet, evaluating
+
+_PROBE_IMAGES = 8
+_PROBE_PASSES = 100
 
 
 def derived_seed(seed: int, purpose: str, *counters: int | str) -> int:
@@ -25,30 +31,82 @@ def derived_generator(device: torch.device | str, seed: int, purpose: str, *coun
 
 @contextlib.contextmanager
 def noise_from(generator: torch.Generator, *models: nn.Module) -> Iterator[None]:
-    """Let every noisy ensemble inside `models` draw from `generator`; their own come back after."""
+    """Let everything in `models` that takes a generator (`using_generator`) draw from this; their own come back after.
+
+    Noise that is fixed (`EnResNet.fixed_noise`) stays fixed.
+    """
     with contextlib.ExitStack() as stack:
         for model in models:
             for module in model.modules():
-                if isinstance(module, EnResNet):
-                    stack.enter_context(module.using_generator(generator))
+                lend: Any = getattr(module, "using_generator", None)
+                if lend is not None:
+                    stack.enter_context(lend(generator))
         yield
 
 
 @contextlib.contextmanager
-def seeded_globally(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators, of the CPU and of a CUDA `device`, inside the block; their states come back.
+def seeded_globally(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch, numpy and Python inside the block; their states come back.
 
     For what takes no generator, as dropout or a torch.rand in a network of one's own.
     """
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        generators.append(torch.cuda.default_generators[index])
+    gpus = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    generators = [torch.default_generator, *gpus]
     states = [generator.get_state() for generator in generators]
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is this one that networks may use
     try:
         for generator in generators:
             generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
         yield
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+
+
+@contextlib.contextmanager
+def repeatable(
+    models: tuple[nn.Module, ...], device: torch.device | str, seed: int, purpose: str, *counters: int
+) -> Iterator[None]:
+    """Derive all randomness inside the block from (seed, purpose, counters); everybody's own comes back after.
+
+    Besides the noise of `noise_from` and what `seeded_globally` seeds these are torch.Generators that are attributes of
+    a module in `models`.
+    """
+    own = {id(value): value for model in models for value in _generators_in(model)}
+    states = [generator.get_state() for generator in own.values()]
+    noise = noise_from(derived_generator(device, seed, purpose, *counters), *models)
+    with noise, seeded_globally(derived_seed(seed, f"{purpose}, global", *counters)):
+        for number, generator in enumerate(own.values()):
+            generator.manual_seed(derived_seed(seed, f"{purpose}, own", *counters, number))
+        try:
+            yield
+        finally:
+            for generator, state in zip(own.values(), states, strict=True):
+                generator.set_state(state)
+
+
+def _generators_in(model: nn.Module) -> Iterator[torch.Generator]:
+    for module in model.modules():
+        yield from (value for value in vars(module).values() if isinstance(value, torch.Generator))
+
+
+def is_random(model: nn.Module, x: Tensor) -> bool:
+    """Whether passes over the same images give different logits, in eval mode.
+
+    A hundred passes over up to eight of the images x (B, C, H, W), or fewer until two differ: a model that is random in
+    one call of ten is missed with a chance of 3e-5, in one of fifty with 13%.
+    """
+    images = x[:: max(1, len(x) // _PROBE_IMAGES)][:_PROBE_IMAGES]
+    if any(isinstance(module, EnResNet) and module.stream.has_given_draws for module in model.modules()):
+        images = x  # which the draws are for
+    with evaluating(model), torch.no_grad(), repeatable((model,), x.device, 0, "probe"):
+        first = model(images)
+        scale = float(first.abs().max().nan_to_num(posinf=0.0))
+        return not all(
+            torch.allclose(model(images), first, rtol=1e-4, atol=1e-6 * scale, equal_nan=True)
+            for _ in range(_PROBE_PASSES - 1)
+        )

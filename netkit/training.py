@@ -398,7 +398,7 @@ class _Run:
     def _seeded(self, *place: str | int) -> contextlib.AbstractContextManager[None]:
         """The global generators, which layers of other libraries draw from, as a function of the place in the run."""
         rank, _ = parallel.processes()  # such layers do not draw for all processes' images: each needs its own draws
-        return seeded_globally(derived_seed(self.config.seed, "global", *place, rank), self.device)
+        return seeded_globally(derived_seed(self.config.seed, "global", *place, rank))
 
     def _check_finite(self, value: float) -> None:
         if not math.isfinite(value):

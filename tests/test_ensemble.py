@@ -328,24 +328,6 @@ def test_the_control_keeps_the_mean_and_takes_the_variance(std, size):
     assert ratio > (3 if size == 0.02 else 1), ratio  # kinks of the relu leave more than second order
 
 
-def test_members_in_groups_are_expanded_as_in_the_loop():
-    network = en_resnet(8, num_members=2, in_channels=1, width=4, noise_std="sample", seed=1).double()
-    x = torch.rand(5, 1, 8, 8, generator=seeded(), dtype=torch.float64)
-    first = NoiseExpansion(network, x, softmax)
-    network.execution = "grouped"
-    second = NoiseExpansion(network, x, softmax)
-    for expansion, execution in ((first, "loop"), (second, "grouped")):
-        network.execution = execution
-        network.set_generator(seeded(3))
-        value, term = expansion.draw(torch.tensor([True, False, True, True, False]))
-        if execution == "loop":
-            expected = value, term
-    torch.testing.assert_close((value, term), expected)
-    torch.testing.assert_close((second.twin, second.variance), (first.twin, first.variance))
-    assert ensemble_estimate(network, x, num_draws=4, control=True, generator=seeded()).controlled
-    assert network.execution == "grouped"
-
-
 class LiveBytes(TorchFunctionMode):
     """The most that tensors made inside took at one time, views counted as if they were copies."""
 

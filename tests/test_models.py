@@ -130,7 +130,9 @@ def test_scaled_noise_is_the_closed_form_and_so_is_its_gradient(std, channels_la
     assert result.stride() == x.stride()
     # Cutting the gradient through std would be something else.
     assert not torch.allclose(gradient, upstream, rtol=1e-2)
-    torch.autograd.gradcheck(lambda t: add_scaled_noise(t, xi, noise_coef=0.7, std=std), (x,))
+    few, given = x.detach()[:2, :2, :3, :3].clone().requires_grad_(), xi[:2, :2, :3, :3]
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        check(lambda t: add_scaled_noise(t, given, noise_coef=0.7, std=std), (few,))
 
 
 def test_scaled_noise_in_place_overwrites_and_has_the_same_gradient():
@@ -149,8 +151,10 @@ def test_scaled_noise_of_a_constant_image_adds_nothing_and_has_a_finite_gradient
     x = torch.full((2, 1, 4, 4), 0.5, dtype=torch.float64, requires_grad=True)
     result = add_scaled_noise(x, images(2, 1, 4), noise_coef=0.5)
     assert torch.equal(result, x)
-    (gradient,) = torch.autograd.grad(result.sum(), x)
+    (gradient,) = torch.autograd.grad(result.sum(), x, create_graph=True)
     assert torch.equal(gradient, torch.ones_like(x))
+    (second,) = torch.autograd.grad(gradient.sum(), x)
+    assert second.isfinite().all()
 
 
 def test_scaled_noise_measures_std_in_single_precision_for_half_precision_images():
@@ -285,6 +289,8 @@ def test_fixed_noise_repeats_itself_and_leaves_the_generator_alone():
     with model.fixed_noise(3):
         first = model(x)
         assert torch.equal(model(x), first)
+        with model.using_generator(torch.Generator().manual_seed(11)):
+            assert torch.equal(model(x), first)
     assert torch.equal(model(x), expected)
     assert not torch.equal(first, expected)
 
@@ -313,6 +319,78 @@ def test_neither_making_nor_running_a_model_touches_the_global_generator():
         model = en_resnet(8, width=4, noise=kind)
         model(images(dtype=torch.float32)).sum().backward()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_noisy_network_has_second_derivatives():
+    model, x = small(noise_std="batch"), images(2)
+    v = images(2, seed=1)
+
+    def slope(point: Tensor) -> Tensor:
+        (gradient,) = torch.autograd.grad(model(point).square().sum(), point, create_graph=True)
+        return gradient
+
+    with model.fixed_noise(3):
+        point = x.clone().requires_grad_()
+        (hessian_times_v,) = torch.autograd.grad((slope(point) * v).sum(), point)
+        step = 1e-6
+        ends = [slope((x + sign * step * v).requires_grad_()).detach() for sign in (1, -1)]
+    torch.testing.assert_close(hessian_times_v, (ends[0] - ends[1]) / (2 * step), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", [{}, {"noise_std": "sample"}, {"noise_std": "constant", "sigma": 0.3}])
+def test_transforms_of_torch_func_see_through_noise(options):
+    model, x = small(**options), images(2)
+
+    def from_the_start(call):
+        model.set_generator(torch.Generator().manual_seed(5))
+        return call()
+
+    point = x.clone().requires_grad_()
+    logits = from_the_start(lambda: model(point))
+    rows = [torch.autograd.grad(logits[i, k], point, retain_graph=True)[0] for i in range(2) for k in range(10)]
+    jacobian = torch.stack(rows).view(2, 10, *x.shape)
+    (gradient,) = torch.autograd.grad(logits.sin().sum(), point)
+    found = from_the_start(lambda: torch.func.grad(lambda t: model(t).sin().sum())(x))
+    torch.testing.assert_close(found, gradient, rtol=1e-10, atol=1e-12)
+    found = from_the_start(lambda: torch.func.jacrev(model)(x))
+    torch.testing.assert_close(found, jacobian, rtol=1e-10, atol=1e-12)
+
+
+def test_vmap_draws_the_same_noise_or_other_noise_as_it_is_told():
+    model, x = small(noise_std="sample"), images(1).expand(3, -1, -1, -1)
+
+    def mapped(randomness: str) -> Tensor:
+        return torch.func.vmap(lambda image: model(image.unsqueeze(0))[0], randomness=randomness)(x)
+
+    same, different = mapped("same"), mapped("different")
+    torch.testing.assert_close(same, same[:1].expand(3, -1))
+    assert len({tuple(row) for row in different.tolist()}) == 3
+    with pytest.raises(RuntimeError, match="randomness"):
+        mapped("error")
+    inside = torch.func.vmap(lambda image: image.sum() + model(images(1)).sum(), randomness="same")(x)
+    assert inside.shape == (3,)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+@pytest.mark.parametrize(
+    "options", [{"noise_std": "batch"}, {"noise": "two_point", "noise_std": "constant", "sigma": 1.0}]
+)
+def test_torch_compile_makes_one_graph_of_a_noisy_network(options):
+    model, x = small(num_members=1, **options), images(2)
+    torch.compiler.reset()
+    compiled, outcomes = torch.compile(model, backend="aot_eager", fullgraph=True), []
+    for network in (model, compiled, compiled):
+        point = x.clone().requires_grad_()
+        model.set_generator(torch.Generator().manual_seed(5))
+        first = network(point)
+        outcomes.append(
+            [first, network(point), *torch.autograd.grad(first.square().sum(), [point, *model.parameters()])]
+        )
+    for outcome in outcomes[1:]:
+        torch.testing.assert_close(outcome, outcomes[0], rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(*outcomes[0][:2])
+    twin = copy.deepcopy(model)
+    assert twin.stream._number != model.stream._number
 
 
 def test_noisy_channels_last_networks_stay_channels_last():

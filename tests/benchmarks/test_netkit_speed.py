@@ -185,13 +185,11 @@ class Stacked(nn.Module):
 
 
 @pytest.mark.parametrize("noise", ["off", "gaussian"])
-def test_members_in_a_loop_in_groups_and_stacked(noise):
+def test_members_in_a_loop_and_stacked(noise):
     (x, y), (x_permuted, _) = batch(), batch(channels_last=True)
 
-    def ensemble(execution: str = "loop") -> EnResNet:
-        model = en_resnet(20, num_members=3, noise=noise, seed=0).eval()
-        model.execution = execution
-        return model
+    def ensemble() -> EnResNet:
+        return en_resnet(20, num_members=3, noise=noise, seed=0).eval()
 
     def pgd(model: nn.Module, images: Tensor) -> Callable[[], object]:
         return lambda: attacks.pgd(model, images, y, eps=EPS, step_size=STEP, num_steps=3)
@@ -199,8 +197,6 @@ def test_members_in_a_loop_in_groups_and_stacked(noise):
     candidates: dict[str, Callable[[], object]] = {
         "loop": pgd(ensemble(), x),
         "loop, channels_last": pgd(channels_last(ensemble()), x_permuted),
-        "grouped": pgd(ensemble("grouped"), x),
-        "grouped, channels_last": pgd(channels_last(ensemble("grouped")), x_permuted),
     }
     if noise == "off":
         candidates["stacked"] = pgd(Stacked(ensemble()).eval(), x)
