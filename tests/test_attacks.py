@@ -278,10 +278,71 @@ def test_more_steps_and_restarts_raise_the_loss():
     once, long = reached(num_steps=2), reached(num_steps=20)
     assert (once > loss_of(model, x, y)).all()
     assert long.mean() > once.mean()
-    # The first of the restarts is the single run.
-    restarted = reached(num_steps=2, num_restarts=5)
-    assert (restarted >= once).all()
-    assert (restarted > once).any()
+
+
+def test_restarts_keep_what_fools_the_model_in_any_run_and_else_the_largest_loss():
+    # of many classes, the loss may be smaller where one of them is ahead already
+    x, model = images(600, 4), Linear(48)
+    y = model(x).argmax(1)
+    options = {"eps": 0.05, "step_size": 0.005, "num_steps": 1}
+    generator = torch.Generator().manual_seed(3)
+    runs = torch.stack([attacks.pgd(model, x, y, **options, generator=generator) for _ in range(5)])
+    together = attacks.pgd(model, x, y, **options, num_restarts=5, generator=torch.Generator().manual_seed(3))
+    losses = torch.stack([loss_of(model, run, y) for run in runs])
+    fooled = torch.stack([model(run).argmax(1) != y for run in runs])
+    everyone = torch.arange(600)
+    by_loss_alone = fooled[losses.argmax(0), everyone]
+    assert by_loss_alone.sum() < fooled.any(0).sum()
+    assert torch.equal(model(together).argmax(1) != y, fooled.any(0))
+    assert torch.equal(together, runs[losses.where(fooled | ~fooled.any(0), -math.inf).argmax(0), everyone])
+
+
+class Blurred(Linear):
+    """logits = W x + b + s times Gaussian noise."""
+
+    def __init__(self, num_pixels: int, scale: float, seed: int) -> None:
+        super().__init__(num_pixels, num_classes=3)
+        self.scale, self.generator = scale, torch.Generator().manual_seed(seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits + self.scale * torch.randn(logits.shape, dtype=logits.dtype, generator=self.generator)
+
+
+def share_wrong(model: nn.Module, x: Tensor, y: Tensor, num_draws: int = 100) -> Tensor:
+    with torch.no_grad():
+        return torch.stack([(model(x).argmax(1) != y).double() for _ in range(num_draws)]).mean(0)
+
+
+def assert_fools_more_often(model: nn.Module, x: Tensor, other: Tensor, y: Tensor) -> None:
+    difference = share_wrong(model, x, y) - share_wrong(model, other, y)
+    assert difference.mean() > 4 * difference.std() / math.sqrt(len(y))
+
+
+def test_restarts_against_a_random_model_are_judged_by_fresh_draws():
+    x = images(400, 2)
+    y = Linear(12, 3)(x).argmax(1)
+
+    def restarted(judging_draws: int | None) -> Tensor:
+        options = {"eps": 0.2, "step_size": 0.0, "num_steps": 1, "num_restarts": 8, "judging_draws": judging_draws}
+        return attacks.pgd(Blurred(12, 0.5, seed=1), x, y, **options, generator=torch.Generator().manual_seed(3))
+
+    assert_fools_more_often(Blurred(12, 0.5, seed=2), restarted(None), restarted(1), y)
+
+
+@pytest.mark.parametrize("variant", ["paper", "l2", "authors"])
+def test_cw_does_not_take_a_lucky_draw_for_success(variant):
+    x = images(200, 2)
+    y = Linear(12, 3)(x).argmax(1)
+
+    def found(judging_draws: int | None) -> Tensor:
+        options = {"variant": variant, "learning_rate": 0.05, "c": 10.0, "judging_draws": judging_draws}
+        return attacks.cw(Blurred(12, 1.0, seed=1), x, y, **options)
+
+    model, lucky, judged = Blurred(12, 1.0, seed=2), found(1), found(None)
+    assert_fools_more_often(model, judged, lucky, y)
+    if variant == "l2":
+        assert share_wrong(model, lucky, y).mean() < 0.4 < 0.7 < share_wrong(model, judged, y).mean()
 
 
 def test_another_loss_can_be_raised():
@@ -483,6 +544,23 @@ def test_attacks_leave_model_input_and_global_generator_as_they_were():
     assert torch.equal(torch.get_rng_state(), rng_state)
 
 
+def test_weights_are_constants_of_the_attack_and_collect_gradients_again_after_an_error():
+    model, seen = en_resnet(8, width=4, seed=0).eval(), []
+    model.members[0].fc.bias.requires_grad_(False)
+    learning = [parameter.requires_grad for parameter in model.parameters()]
+
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        seen.append(any(parameter.requires_grad for parameter in model.parameters()))
+        if len(seen) == 3:
+            raise RuntimeError("stop")
+        return attacks.cross_entropy(logits, y)
+
+    with pytest.raises(RuntimeError, match="stop"):
+        attacks.ifgsm(model, images(dtype=torch.float32), labels(), eps=EPS, step_size=STEP, num_steps=3, loss=loss)
+    assert seen == [False] * 3
+    assert [parameter.requires_grad for parameter in model.parameters()] == learning
+
+
 def test_modes_come_back_after_an_error():
     model = en_resnet(8, width=4, seed=0).train()
     with pytest.raises(ValueError, match="expected labels below 10, got 11"):
@@ -531,6 +609,8 @@ def attack_with(**changes):
         (lambda: attack_with(eps=math.nan), "expected a finite eps >= 0, got nan"),
         (lambda: attack_with(num_steps=0), "expected num_steps >= 1, got 0"),
         (lambda: attack_with(num_restarts=0), "expected num_restarts >= 1, got 0"),
+        (lambda: attack_with(num_restarts=2, judging_draws=0), "expected judging_draws >= 1, got 0"),
+        (lambda: attack_with(x=images(4, 4) + 2e-6), "got values from 2e-06 to 1, outside by 2e-06"),
         (lambda: attack_with(step_size=-1.0), "expected finite step sizes >= 0, got -1.0 to -1.0"),
         (lambda: attack_with(norm="l1"), "expected norm to be one of .* got 'l1'"),
         (lambda: attack_with(batch_norm="off"), "expected batch_norm to be one of .* got 'off'"),
@@ -562,6 +642,20 @@ def attack_with(**changes):
 def test_wrong_input_is_met_with_one_clear_line(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(("dtype", "excess"), [(torch.float64, 1e-7), (torch.float32, 1.2e-7), (torch.bfloat16, 7e-3)])
+def test_images_outside_by_rounding_are_attacked_as_the_nearest_inside(dtype, excess):
+    model, y = Linear(48).to(dtype), labels(4)
+    inside = images(4, 4, dtype=dtype)
+    outside = torch.where(inside == 1, torch.nextafter(inside, inside + 1), inside)
+    outside = torch.where(inside == 1, torch.maximum(outside, torch.tensor(1 + excess, dtype=dtype)), outside)
+    assert outside.max() > 1
+    for attack in (attacks.fgsm, attacks.pgd):
+        options = {} if attack is attacks.fgsm else {"step_size": STEP, "num_steps": 2, "random_start": False}
+        results = [attack(model, x, y, eps=EPS, **options) for x in (inside, outside)]
+        assert torch.equal(*results)
+    assert torch.equal(*(attacks.cw(model, x, y, num_steps=2) for x in (inside, outside)))
 
 
 def test_a_model_that_returns_nan_is_reported():

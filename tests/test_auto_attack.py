@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import random
+import re
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from jobs import Settings, attack_for
@@ -13,7 +16,8 @@ from torch import Tensor, nn
 
 from netkit import attacks, data, en_resnet
 from netkit.attacks import auto_attack
-from netkit.evaluate import attack_name, robust_accuracy
+from netkit.evaluate import robust_accuracy
+from netkit.identity import describe
 
 QUICK: dict[str, Any] = {"num_steps": 10, "num_queries": 20}
 
@@ -119,19 +123,69 @@ def test_the_rand_version_gives_every_image_back_attacked_and_is_no_kinder_than_
     assert against_apgd < 4
 
 
-def test_stored_predictions_of_the_attack_as_it_was_have_another_name() -> None:
-    attack = attack_for("autoattack", Settings("digits", "digits", Path("out")))
-    assert attack is not None
-    assert attack_name(attack) == "auto_attack_rand(eot_draws=20, eps=0.2, num_steps=100)"  # was "auto_attack(..."
+def test_stored_predictions_are_known_by_the_whole_attack_and_its_version() -> None:
+    settings = Settings("digits", "digits", Path("out"))
+    told = {column: describe(attack_for(column, settings)) for column in ("ifgsm20", "pgd20", "cw", "autoattack")}
+    bound = "(eot_draws=20, eps=0.2, num_steps=100, version='rand')"
+    assert re.sub(r"@\d+", "", told["autoattack"]) == f"netkit.attacks.auto.auto_attack{bound}"
+    assert all(re.match(r"netkit\.attacks\.\w+\.\w+@\d+\(", text) for text in told.values())
+    assert len(set(told.values())) == 4
 
 
 def test_the_rand_version_leaves_a_model_without_noise_to_the_library(fitted: tuple[nn.Module, Tensor, Tensor]) -> None:
     model, x, y = fitted
-    x_adv = auto_attack(model, x, y, eps=0.02, version="rand", num_steps=10, eot_draws=1)
+    x_adv, once = (
+        auto_attack(
+            model,
+            x,
+            y,
+            eps=0.02,
+            version="rand",
+            num_steps=10,
+            eot_draws=draws,
+            generator=torch.Generator().manual_seed(0),
+        )
+        for draws in (20, 1)
+    )
+    assert torch.equal(x_adv, once)  # draws that would all agree are not made
     was_left = (x_adv == x).flatten(1).all(1)
     with torch.no_grad():
         assert bool(was_left[model(x).argmax(1) != y].all())
         assert torch.equal(model(x_adv).argmax(1) == y, was_left & (model(x).argmax(1) == y))
+
+
+def test_a_random_model_is_not_flattered_by_versions_that_give_its_images_back_clean(
+    fitted: tuple[nn.Module, Tensor, Tensor],
+) -> None:
+    linear, x, y = fitted
+    for model in (Nervous(linear, scale=3.0), attacks.ExpectationOverTransformation(linear, 1)):
+        for options in ({"version": "standard"}, {"version": "plus"}, {"version": "rand", "parts": ["square"]}):
+            with pytest.raises(ValueError, match=r"expected version 'rand' and parts among .* at random, got"):
+                auto_attack(model, x, y, eps=0.05, **options)  # type: ignore[arg-type]
+
+
+def test_the_version_follows_the_model(fitted: tuple[nn.Module, Tensor, Tensor]) -> None:
+    linear, x, y = fitted
+    x, y = x[:12], y[:12]
+
+    def attacked(model: nn.Module, **options: Any) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return auto_attack(model, x, y, eps=0.05, eot_draws=2, **QUICK, **options, generator=generator)
+
+    assert torch.equal(attacked(linear), attacked(linear, version="standard"))
+    assert torch.equal(attacked(Nervous(linear, 3.0)), attacked(Nervous(linear, 3.0), version="rand"))
+    assert torch.equal(attacked(Nervous(linear, 3.0), random=False), attacked(Nervous(linear, 3.0), random=False))
+
+
+def test_without_a_generator_no_global_generator_is_touched(fitted: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = fitted
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    auto_attack(model, x[:4], y[:4], eps=0.1, parts=["apgd-ce"], num_steps=2)
+    assert torch.equal(torch.rand(3), expected)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
 
 
 def test_a_debuggers_trace_survives(fitted: tuple[nn.Module, Tensor, Tensor]) -> None:
@@ -167,6 +221,7 @@ def test_without_the_library_one_line_says_what_to_install(monkeypatch: pytest.M
     [
         ({"version": "strong"}, "expected version to be one of"),
         ({"parts": ["pgd"]}, "expected parts among"),
+        ({"parts": []}, r"expected parts among .*, got \[\]"),
         ({"norm": "l1"}, "expected norm to be one of"),
         ({"eps": 0.0}, "expected a finite eps > 0, got 0"),
         ({"eot_draws": 0}, "expected eot_draws >= 1, got 0"),

@@ -13,8 +13,10 @@ from netkit.attacks.expectation import (
     BatchNormMode,
     check_counts,
     check_finite,
-    check_images_and_labels,
+    checked_images_and_labels,
     expected,
+    judged,
+    judging_draws_for,
     logits_of,
     per_image,
     under_attack,
@@ -91,6 +93,7 @@ def pgd(
     norm: Norm = "linf",
     clamp_start: bool = True,
     loss: Loss = cross_entropy,
+    judging_draws: int | None = None,
     batch_norm: BatchNormMode = "eval",
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -103,7 +106,10 @@ def pgd(
         eps: the radius, in pixel units.
         step_size: the length of a step, or a function from the step's index to it.
         random_start: start at a uniformly random point of the ball instead of at x.
-        num_restarts: repeat and keep, for each image, the result of largest loss.
+        num_restarts: repeat and keep, for each image, the result that most fresh draws are wrong on, of equals the one
+            of largest loss: without noise an image is lost if any run fools the model.
+        judging_draws: how many fresh draws judge the results of restarts; None: 20 for a model that is random
+            (`netkit.randomness.is_random`), else one.
         clamp_start: bring the random start into [0, 1]. The authors' code does not: its first gradient may be taken
             outside.
         loss: of each image, to be increased.
@@ -113,8 +119,7 @@ def pgd(
         generator: for random starts, on x's device; by default a new one seeded by the operating system. The noise of
             the model comes from the model's own generator.
     """
-    x = x.detach()
-    num_labels = check_images_and_labels(x, y)
+    x, num_labels = checked_images_and_labels(x, y)
     check_counts(num_steps=num_steps, num_restarts=num_restarts)
     ball = _ball(norm, x, eps)
     sizes = [step_size(step) if callable(step_size) else step_size for step in range(num_steps)]
@@ -126,9 +131,13 @@ def pgd(
     def objective(net: nn.Module, point: Tensor) -> Tensor:
         return loss(logits_of(net, point, num_labels), y).unsqueeze(0)
 
-    best: Tensor | None = None
-    best_loss = x.new_tensor(-math.inf)
+    def wrong_and_loss(net: nn.Module, point: Tensor) -> Tensor:
+        logits = logits_of(net, point, num_labels)
+        return torch.stack([(logits.argmax(1) != y).to(logits), loss(logits, y)])
+
+    best: tuple[Tensor, Tensor, Tensor] | None = None
     with under_attack(model, batch_norm):
+        num_judging = judging_draws_for(model, x, judging_draws) if num_restarts > 1 else 0
         for _ in range(num_restarts):
             x_adv = x.clone() if generator is None or not random_start else ball.random_point(generator)
             if clamp_start:
@@ -140,12 +149,14 @@ def pgd(
             check_finite(values, gradient)
             if num_restarts == 1:
                 return x_adv
-            reached = expected(model, x_adv, objective)[0][0]
-            best_loss = best_loss.to(reached)
-            best = x_adv if best is None else torch.where(per_image(reached > best_loss, x), x_adv, best)
-            best_loss = torch.maximum(reached, best_loss)
+            wrong, height = judged(model, x_adv, wrong_and_loss, num_judging)
+            if best is not None:
+                is_better = (wrong > best[1]) | ((wrong == best[1]) & (height > best[2]))
+                x_adv = torch.where(per_image(is_better, x), x_adv, best[0])
+                wrong, height = torch.where(is_better, torch.stack([wrong, height]), torch.stack(best[1:]))
+            best = x_adv, wrong, height
     assert best is not None
-    return best
+    return best[0]
 
 
 class _Ball(Protocol):

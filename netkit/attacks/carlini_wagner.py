@@ -15,10 +15,13 @@ from netkit.attacks.expectation import (
     Objective,
     check_counts,
     check_finite,
-    check_images_and_labels,
+    checked_images_and_labels,
     expected,
+    judged,
+    judging_draws_for,
     logits_of,
     per_image,
+    rounding,
     under_attack,
 )
 
@@ -37,6 +40,7 @@ def cw(
     kappa: float = 0.0,
     target: Tensor | None = None,
     num_searches: int = 1,
+    judging_draws: int | None = None,
     batch_norm: BatchNormMode = "eval",
 ) -> Tensor:
     """The attack of Carlini & Wagner (2017), in three variants that differ much in strength.
@@ -54,9 +58,11 @@ def cw(
       are clipped at the end, as the paper says of all attacks. 50 steps of 6e-4 move a pixel by about 0.03, the
       paper's eps in all but name. The released script's last scaling of δ by its eps option is left out.
 
-    Of all iterates, `"paper"` and `"l2"` return for each image the nearest one that fools the model (m <= -κ in every
-    draw of `ExpectationOverTransformation`), or the one that comes closest to it if none does; `"authors"` returns the
-    one after the step with the lowest objective, as the released code does.
+    Of all iterates, `"paper"` and `"l2"` return for each image the nearest one that fools the model (m <= -κ), or the
+    one that comes closest to it if none does; `"authors"` returns the one after the step with the lowest objective, as
+    the released code does. Where the model is random, one draw that is fooled by luck would end the search: there an
+    iterate that the draws of its gradient speak for is judged by fresh draws, all of which must be fooled, and
+    "closest" means fooled in most of them; `"authors"` goes by their mean objective.
 
     Args:
         learning_rate, c: None means the variant's default.
@@ -64,10 +70,10 @@ def cw(
         target: (B,), classes to reach; None for any class but y. Not for `"authors"`.
         num_searches: how many values of c are tried for each image: ten times larger after a failure, then by
             bisection. Carlini & Wagner take 9. Not for `"authors"`.
+        judging_draws: as for `pgd`.
         batch_norm: as for `pgd`.
     """
-    x = x.detach()
-    num_labels = check_images_and_labels(x, y)
+    x, num_labels = checked_images_and_labels(x, y)
     if variant not in get_args(CWVariant):
         raise ValueError(f"expected variant to be one of {get_args(CWVariant)}, got {variant!r}")
     check_counts(num_steps=num_steps, num_searches=num_searches)
@@ -77,11 +83,12 @@ def cw(
         if not 0 <= value < math.inf:
             raise ValueError(f"expected a finite {name} >= 0, got {value}")
     if target is not None:
-        num_labels = max(num_labels, check_images_and_labels(x, target))
+        num_labels = max(num_labels, checked_images_and_labels(x, target)[1])
     if variant == "authors" and (target is not None or num_searches != 1):
         raise ValueError("expected no target and one search for variant 'authors'")
-    settings = _Settings(num_labels, num_steps, learning_rate, c, kappa)
     with under_attack(model, batch_norm):
+        num_judging = judging_draws_for(model, x, judging_draws)
+        settings = _Settings(num_labels, num_steps, learning_rate, c, kappa, num_judging)
         if variant == "authors":
             x_adv = _cw_authors(model, x, settings)
         else:
@@ -98,6 +105,7 @@ class _Settings:
     learning_rate: float
     c: float
     kappa: float
+    num_judging: int
 
 
 def _cw_tanh(
@@ -112,25 +120,33 @@ def _cw_tanh(
     """Eq. 18 for any distance of δ, over images ½(tanh(u) + 1)."""
     cs = torch.full((len(x),), settings.c, dtype=x.dtype, device=x.device)
     low, high = torch.zeros_like(cs), torch.full_like(cs, math.inf)
-    start = torch.atanh((2 * x - 1) * (1 - 1e-6))
+    start = torch.atanh((2 * x - 1) * (1 - rounding(x.dtype)))
     origin = (start.tanh() + 1) / 2
-    best, lowest = x.clone(), torch.full_like(cs, math.inf)
+    best, lowest = x.clone(), torch.full_like(cs, math.inf, dtype=torch.float64)
 
     def objective(net: nn.Module, u: Tensor) -> Tensor:
         image = (u.tanh() + 1) / 2
         far = distance(image - origin)
         # max(-κ, m) = max(0, m + κ) - κ: zero where the model is fooled with enough confidence.
         short = F.relu(margin(logits_of(net, image, settings.num_labels)) + settings.kappa)
-        return torch.stack([far + cs * short, far, short])
+        return torch.stack([far + cs * short, far, short, (short > 0).to(short)])
+
+    def score_of(values: Tensor) -> Tensor:
+        """Negative and ordered by distance where every draw is fooled, else by how many are not, then by how much."""
+        _, far, short, missed = values.double()
+        return torch.where(missed == 0, -1 / (1 + far), missed + short / (1 + short) / (2 * settings.num_judging))
 
     for _ in range(num_searches):
         fooled = torch.zeros_like(cs, dtype=torch.bool)
-        for (_, far, short), u, _ in _descend(model, start, objective, settings):
-            # Negative and ordered by distance where the model is fooled, else ordered by what is missing.
-            score = torch.where(short == 0, -1 / (1 + far), short)
-            best = torch.where(per_image(score < lowest, x), (u.tanh() + 1) / 2, best)
-            lowest = torch.minimum(score, lowest)
-            fooled |= short == 0
+        for values, u, _ in _descend(model, start, objective, settings):
+            score = score_of(values)
+            promising = score < lowest
+            if settings.num_judging > 1 and bool(promising.any()):
+                score = torch.where(promising, score_of(judged(model, u, objective, settings.num_judging)), score)
+            is_better = promising & (score < lowest)
+            best = torch.where(per_image(is_better, x), (u.tanh() + 1) / 2, best)
+            lowest = torch.where(is_better, score, lowest)
+            fooled |= score < 0
         low, high = torch.where(fooled, low, cs), torch.where(fooled, cs, high)
         cs = torch.where(high.isinf(), 10 * cs, (low + high) / 2)
     return best
@@ -147,7 +163,10 @@ def _cw_authors(model: nn.Module, x: Tensor, settings: _Settings) -> Tensor:
         return settings.c * F.relu(lead + settings.kappa).T
 
     best, lowest = x.clone(), x.new_full((len(x),), math.inf)
-    for (value,), _, after in _descend(model, x, objective, settings):
+    for (value,), before, after in _descend(model, x, objective, settings):
+        promising = value < lowest
+        if settings.num_judging > 1 and bool(promising.any()):
+            value = torch.where(promising, judged(model, before, objective, settings.num_judging)[0], math.inf)
         best = torch.where(per_image(value < lowest, x), after, best)
         lowest = torch.minimum(value, lowest)
     return best

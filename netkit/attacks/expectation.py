@@ -7,11 +7,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from netkit.frozen import frozen
+from netkit.randomness import is_random
 
 BatchNormMode = Literal["eval", "train", "keep"]
 Objective = Callable[[nn.Module, Tensor], Tensor]
 """(model, point (B, ...)) -> (k, B); the first row is what is raised or lowered."""
+
+JUDGING_DRAWS = 20
 
 
 class ExpectationOverTransformation(nn.Module):
@@ -21,6 +23,9 @@ class ExpectationOverTransformation(nn.Module):
     gradient which is averaged over five independent runs". Called as a model, as another library's attack does, it
     returns the *logits* averaged over the draws; the gradient of their loss is another one, since the loss is convex in
     the logits: it estimates how to fool the averaged prediction, not the average draw.
+
+    It also tells an attack that the model is random: what is kept of several candidates is judged by fresh draws, even
+    with one draw a gradient.
 
     Args:
         model: images to logits, with new noise in each call.
@@ -33,6 +38,7 @@ class ExpectationOverTransformation(nn.Module):
             raise ValueError(f"expected num_draws >= 1, got {num_draws}")
         self.model = model
         self.num_draws = num_draws
+        self.training = model.training
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, num_classes), the mean logits."""
@@ -41,9 +47,7 @@ class ExpectationOverTransformation(nn.Module):
 
 def expected(model: nn.Module, point: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
     """The objective's values (k, B) and the gradient (B, ...) of the first row, averaged over the model's draws."""
-    net, num_draws = model, 1
-    if isinstance(model, ExpectationOverTransformation):
-        net, num_draws = model.model, model.num_draws
+    net, num_draws = unwrapped(model), model.num_draws if isinstance(model, ExpectationOverTransformation) else 1
     values, gradient = None, None
     for _ in range(num_draws):
         with torch.enable_grad():
@@ -61,6 +65,28 @@ def expected(model: nn.Module, point: Tensor, objective: Objective) -> tuple[Ten
     return values.div_(num_draws), gradient.div_(num_draws)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model of which one call is one draw."""
+    while isinstance(model, ExpectationOverTransformation):
+        model = model.model
+    return model
+
+
+def judging_draws_for(model: nn.Module, x: Tensor, asked: int | None) -> int:
+    """Fresh draws that a candidate is judged by: those asked for, or 20 where the model is random, else one."""
+    if asked is not None:
+        check_counts(judging_draws=asked)
+        return asked
+    return JUDGING_DRAWS if isinstance(model, ExpectationOverTransformation) or is_random(model, x) else 1
+
+
+@torch.no_grad()
+def judged(model: nn.Module, point: Tensor, measure: Callable[[nn.Module, Tensor], Tensor], num_draws: int) -> Tensor:
+    """The mean of `measure(net, point)`, (k, B), over draws that had no part in how the point was found."""
+    net = unwrapped(model)
+    return torch.stack([measure(net, point) for _ in range(num_draws)]).mean(0)
+
+
 def logits_of(net: nn.Module, x: Tensor, num_labels: int) -> Tensor:
     logits: Tensor = net(x)
     if logits.dim() != 2 or len(logits) != len(x):
@@ -72,20 +98,24 @@ def logits_of(net: nn.Module, x: Tensor, num_labels: int) -> Tensor:
 
 @contextmanager
 def under_attack(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
-    """Inside the block, batch norm layers are in `mode`, and weights are constants where that saves work."""
+    """Inside the block, batch norm layers are in `mode`, and no parameter collects gradients."""
     if mode not in get_args(BatchNormMode):
         raise ValueError(f"expected batch_norm to be one of {get_args(BatchNormMode)}, got {mode!r}")
     layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     before = [layer.training for layer in layers]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         if mode != "keep":
             for layer in layers:
                 layer.train(mode == "train")
-        with frozen(model):
-            yield
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
     finally:
         for layer, training in zip(layers, before, strict=True):
             layer.train(training)
+        for parameter in learning:
+            parameter.requires_grad_()
 
 
 def per_image(values: Tensor, x: Tensor) -> Tensor:
@@ -93,21 +123,38 @@ def per_image(values: Tensor, x: Tensor) -> Tensor:
     return values.view(-1, *[1] * (x.dim() - 1))
 
 
-def check_images_and_labels(x: Tensor, y: Tensor) -> int:
-    """Returns the number of classes that the labels need."""
+def rounding(dtype: torch.dtype) -> float:
+    """What pixels of this type may be off by when someone has computed with them."""
+    return max(1e-6, torch.finfo(dtype).eps)
+
+
+def checked_images(x: Tensor) -> Tensor:
+    """x without gradient; clipped to [0, 1] where it is outside by no more than rounding."""
     if x.dim() < 2 or not x.is_floating_point():
         raise ValueError(f"expected floating-point images (B, C, H, W), got {x.dtype} {tuple(x.shape)}")
-    if y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise ValueError(f"expected int64 labels of shape ({len(x)},), got {y.dtype} {tuple(y.shape)}")
     if len(x) == 0:
         raise ValueError("expected at least one image, got none")
+    x = x.detach()
     low, high = (float(bound) for bound in x.aminmax())
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"expected images within [0, 1], got values from {low:.4g} to {high:.4g}")
+    if low >= 0 and high <= 1:
+        return x
+    outside = max(-low, high - 1)
+    if not outside <= rounding(x.dtype):  # written so that NaN fails too
+        raise ValueError(
+            f"expected images within [0, 1], got values from {low:.4g} to {high:.4g}, outside by {outside:.2g}"
+        )
+    return x.clamp(0, 1)
+
+
+def checked_images_and_labels(x: Tensor, y: Tensor) -> tuple[Tensor, int]:
+    """`checked_images`, and the number of classes that the labels need."""
+    x = checked_images(x)
+    if y.shape != x.shape[:1] or y.dtype != torch.int64:
+        raise ValueError(f"expected int64 labels of shape ({len(x)},), got {y.dtype} {tuple(y.shape)}")
     first, last = (int(bound) for bound in y.aminmax())
     if first < 0:
         raise ValueError(f"expected labels >= 0, got {first}")
-    return last + 1
+    return x, last + 1
 
 
 def check_counts(**counts: int) -> None:
@@ -117,7 +164,7 @@ def check_counts(**counts: int) -> None:
 
 
 class NotFiniteError(ValueError):
-    """The model that is attacked answers infinity or NaN, or its gradient does."""
+    """The model that is attacked or scored answers infinity or NaN, or its gradient does."""
 
 
 def check_finite(*tensors: Tensor) -> None:
