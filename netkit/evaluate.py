@@ -8,24 +8,28 @@ interrupted.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
+import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from netkit import attacks, checkpoint, parallel
+from netkit.attacks.expectation import NotFiniteError, check_counts, checked_images, logits_of, rounding, unwrapped
+from netkit.identity import VERSION, UnidentifiedError, describe, describe_model
 from netkit.intervals import Interval, clopper_pearson, paired_difference, wilson
-from netkit.randomness import derived_generator, noise_from
+from netkit.models import evaluating
+from netkit.randomness import derived_generator, is_random, repeatable
 
 Attack = Callable[..., Tensor]
 """`attack(model, x, y)` with images (B, C, H, W) in [0, 1] and labels (B,) gives adversarial images. An
-attack that takes `generator` is given one."""
+attack that takes `generator` is given one. The model may be an `ExpectationOverTransformation`."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +100,24 @@ def accuracy(
     num_draws: int = 10,
     batch_size: int = 250,
     seed: int = 0,
+    random: bool | None = None,
     store: Path | None = None,
+    key: str | None = None,
     divided: bool = False,
 ) -> Score:
     """Score clean images x (N, C, H, W) in [0, 1] with labels y (N,); see `robust_accuracy`."""
     return robust_accuracy(
-        model, x, y, no_attack, num_draws=num_draws, batch_size=batch_size, seed=seed, store=store, divided=divided
+        model,
+        x,
+        y,
+        no_attack,
+        num_draws=num_draws,
+        batch_size=batch_size,
+        seed=seed,
+        random=random,
+        store=store,
+        key=key,
+        divided=divided,
     )
 
 
@@ -111,53 +127,86 @@ def robust_accuracy(
     y: Tensor,
     attack: Attack,
     *,
+    eot_draws: int = 5,
     num_draws: int = 10,
     batch_size: int = 250,
     seed: int = 0,
+    random: bool | None = None,
+    eps: float | None = None,
+    norm: attacks.Norm | None = None,
     oracle: nn.Module | None = None,
     store: Path | None = None,
+    key: str | None = None,
     on_block: Callable[[int, int], None] | None = None,
     divided: bool = False,
 ) -> Score:
     """Attack each block of `batch_size` images, then classify the result under `num_draws` fresh noise draws.
 
-    x: (N, C, H, W) floating point in [0, 1]; y: (N,). Models run in eval mode and get back the mode and the
-    noise state they had. A model without noise is scored once, as its draws would all agree. `oracle`, where
-    given, is attacked in place of `model` (section 4.1, blind attacks). `store` keeps per-example predictions
-    block by block, and a later call with the same arguments continues from them. `on_block(done, total)` is
-    called after each block. `divided`: the processes of a distributed run, which all must call this, share the
-    blocks, and each gets the whole result.
+    A random model is attacked through `ExpectationOverTransformation`, with gradients averaged over draws; a model
+    without noise is attacked as it is, and scored once, as its draws would all agree. Models run in eval mode and get
+    back the mode and the noise state they had. All randomness is derived from `seed`, that of models which draw from
+    the global generators of torch, numpy or Python included; those come back as they were.
 
-    Raises ValueError for images outside [0, 1], labels that do not match, counts below 1 or a `store` of a
-    divided evaluation; CheckpointError where `store` holds another evaluation.
+    Args:
+        x: (N, C, H, W) floating point in [0, 1]; y: (N,).
+        attack: what it returns is checked: shape, type, finite pixels within [0, 1], and the ball where it is known.
+        eot_draws: how many draws make one gradient of an attacked model that is random; the paper takes 5.
+        random: whether the models are random; None: `netkit.randomness.is_random` looks.
+        eps, norm: the ball that the attack must stay in, up to rounding; by default what the attack, as a
+            `functools.partial`, binds to these names ("linf" without a norm), and an eps of infinity to check none.
+        oracle: attacked in place of `model` (section 4.1, blind attacks).
+        store: a file for per-example predictions, written block by block; a later call with the same arguments
+            continues from it. Same means all that the numbers depend on (`netkit.identity`): where the attack or the
+            model has no such description, as a lambda, nothing is stored, and a warning says so.
+        key: a name for what has no description, which then is stored: it must differ where that differs.
+        on_block: `on_block(done, total)` is called after each block.
+        divided: the processes of a distributed run, which all must call this, share the blocks, and each gets the whole
+            result.
+
+    Raises:
+        ValueError: for images outside [0, 1], labels that do not match, counts below 1, a `store` of a divided
+            evaluation, or an attack that returns anything but images in its ball.
+        NotFiniteError: where the model answers NaN or infinity.
+        CheckpointError: where `store` holds another evaluation.
     """
-    _check_inputs(x, y)
-    if num_draws < 1 or batch_size < 1:
-        raise ValueError(f"num_draws and batch_size must be at least 1, got {num_draws} and {batch_size}")
+    x, y = _checked(x, y)
+    check_counts(eot_draws=eot_draws, num_draws=num_draws, batch_size=batch_size)
     if divided and store is not None:
         raise ValueError(f"expected no store for a divided evaluation, got {store}")
     attacked = model if oracle is None else oracle
-    num_draws = num_draws if is_random(model, x[:2]) else 1
+
+    def looks_random(net: nn.Module) -> bool:
+        return is_random(net, x) if random is None else random
+
+    varies = num_draws > 1 and looks_random(model)  # with one draw of each kind nothing depends on the answer
+    if attack is not no_attack:
+        answered = attacked is model and num_draws > 1
+        if varies if answered else eot_draws > 1 and looks_random(attacked):
+            attacked = attacks.ExpectationOverTransformation(attacked, eot_draws)
+    num_draws = num_draws if varies else 1
+    ball = _ball_of(attack, eps, norm)
     blocks: dict[str, Tensor] = {}
     identity: dict[str, Any] = {}
     if store is not None:
-        identity = {
-            "attack": attack_name(attack),
-            "model": checkpoint.fingerprint(model.state_dict().values()),
-            "oracle": None if oracle is None else checkpoint.fingerprint(oracle.state_dict().values()),
-            "images": checkpoint.fingerprint([x, y]),
-            "num_draws": num_draws,
-            "batch_size": batch_size,
-            "seed": seed,
-        }
-        blocks = _stored_blocks(store, identity)
+        try:
+            identity = _identity(model, attacked, oracle, x, y, attack, key) | {
+                "num_draws": num_draws,
+                "batch_size": batch_size,
+                "seed": seed,
+            }
+            blocks = _stored_blocks(store, identity)
+        except UnidentifiedError as error:
+            warnings.warn(f"{store}: nothing is stored, as {error}; key=... would name it", stacklevel=2)
+            store = None
     starts = range(0, len(x), batch_size)
     rank, world = parallel.processes() if divided else (0, 1)
-    with _evaluating(model, attacked):
+    with evaluating(model, attacked):
         for number, start in list(enumerate(starts))[rank::world]:
             if str(number) not in blocks:
                 part = slice(start, start + batch_size)
-                blocks[str(number)] = _score_block(model, attacked, x[part], y[part], attack, num_draws, (seed, number))
+                blocks[str(number)] = _score_block(
+                    model, attacked, x[part], y[part], attack, num_draws, ball, (seed, number)
+                )
                 if store is not None:
                     tree = {"identity": identity, "labels": y, "num_blocks": len(starts), "blocks": blocks}
                     checkpoint.save(store, tree, kind="evaluation")
@@ -202,16 +251,7 @@ def eot_sweep(
     A defence that owes its robustness to noisy gradients loses it as the number of draws grows. Options and
     errors are those of `robust_accuracy`.
     """
-    return {
-        draws: robust_accuracy(model, x, y, partial(through_eot, attack=attack, eot_draws=draws), **options)
-        for draws in eot_draws
-    }
-
-
-def is_random(model: nn.Module, x: Tensor) -> bool:
-    """Whether two passes over the same images x (B, C, H, W) give different logits."""
-    with _evaluating(model), torch.no_grad(), noise_from(derived_generator(x.device, 0, "probe"), model):
-        return not torch.allclose(model(x), model(x), rtol=1e-4, atol=1e-6)
+    return {draws: robust_accuracy(model, x, y, attack, eot_draws=draws, **options) for draws in eot_draws}
 
 
 @dataclass(frozen=True)
@@ -238,7 +278,7 @@ def check(
     if not (low >= 0 and high <= 1):
         findings.append(Finding("inputs", f"images reach from {low:.4g} to {high:.4g}, attacks assume [0, 1]"))
         x = x.nan_to_num().clamp(0, 1)
-    with _evaluating(model), torch.no_grad(), noise_from(derived_generator(x.device, seed, "check"), model):
+    with evaluating(model), torch.no_grad(), repeatable((model,), x.device, seed, "check"):
         logits = model(x)
     if bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-3):
         text = "the outputs are probabilities: their cross-entropy has hardly any gradient; return logits"
@@ -262,16 +302,16 @@ def _is_batch_dependent(model: nn.Module, x: Tensor, seed: int) -> bool:
     half = len(x) // 2
     first, second = x[:half], x[half : 2 * half]
     answers = []
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for neighbours in (second, 1 - second):
-            with noise_from(derived_generator(x.device, seed, "neighbours"), model):
+            with repeatable((model,), x.device, seed, "neighbours"):
                 answers.append(model(torch.cat([first, neighbours]))[:half])
     return not torch.allclose(answers[0], answers[1], rtol=1e-4, atol=1e-5)
 
 
 def _share_without_gradient(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> float:
     point = x.detach().clone().requires_grad_()
-    with _evaluating(model), noise_from(derived_generator(x.device, seed, "gradient"), model):
+    with evaluating(model), repeatable((model,), x.device, seed, "gradient"):
         loss = nn.functional.cross_entropy(model(point), y)
         (gradient,) = torch.autograd.grad(loss, point)
     return float((gradient.flatten(1) == 0).all(1).double().mean())
@@ -284,8 +324,10 @@ def _misleading_gradients(
         signs = torch.randint(0, 2, x.shape, generator=generator, device=x.device)
         return (x + eps * (2 * signs - 1)).clamp(0, 1)
 
+    random = is_random(model, x)
+
     def scored(attack: Attack) -> Score:
-        return robust_accuracy(model, x, y, partial(through_eot, attack=attack, eot_draws=5), seed=seed)
+        return robust_accuracy(model, x, y, attack, seed=seed, random=random)
 
     many = scored(partial(attacks.ifgsm, eps=eps, step_size=eps / 4, num_steps=num_steps))
     one = scored(partial(attacks.fgsm, eps=eps))
@@ -294,7 +336,7 @@ def _misleading_gradients(
     for name, weaker in (("one step", one), ("random noise", noise)):
         if paired_difference([many.correct], [weaker.correct]).interval.low > 0:
             yield f"{num_steps} steps leave {100 * many.mean:.1f}% right, {name} only {100 * weaker.mean:.1f}%"
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         chance = 1 / model(x[:2]).shape[1]
     if wide.interval.low > chance:
         yield f"{100 * wide.mean:.1f}% stay right where every pixel may take any value (chance {100 * chance:.0f}%)"
@@ -307,25 +349,18 @@ def through_eot(
     *,
     attack: Attack,
     eot_draws: int,
+    random: bool | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """`attack` with gradients averaged over `eot_draws` noise draws; a plain model is attacked as it is."""
-    if not is_random(model, x[:2]):
-        return _perturbed(attack, model, x, y, generator)
-    eot = attacks.ExpectationOverTransformation(model, eot_draws)
-    return _perturbed(attack, eot, x, y, generator)
+    """`attack` with gradients averaged over `eot_draws` noise draws; a plain model is attacked as it is.
 
-
-def attack_name(attack: Attack) -> str:
-    """A name that holds the attack's options, for the identity of a stored evaluation."""
-    if isinstance(attack, partial):
-        positional = [attack_name(part) if callable(part) else repr(part) for part in attack.args]
-        named = [
-            f"{key}={attack_name(value) if callable(value) else repr(value)}"
-            for key, value in sorted(attack.keywords.items())
-        ]
-        return f"{attack_name(attack.func)}({', '.join([*positional, *named])})"
-    return getattr(attack, "__qualname__", repr(attack))
+    For attacks outside `robust_accuracy`, which does this by itself. random: as there; an
+    `ExpectationOverTransformation` says that its model is.
+    """
+    net = unwrapped(model)
+    if random is None:
+        random = net is not model or is_random(net, x)
+    return _perturbed(attack, attacks.ExpectationOverTransformation(net, eot_draws) if random else net, x, y, generator)
 
 
 def _score_block(
@@ -335,17 +370,94 @@ def _score_block(
     y: Tensor,
     attack: Attack,
     num_draws: int,
+    ball: tuple[float, attacks.Norm],
     seed: tuple[int, int],
 ) -> Tensor:
     """Predictions (num_draws, B) int16 on the CPU for one block; `seed` is (seed, block number)."""
     generator = derived_generator(x.device, seed[0], "attack", seed[1])
-    with noise_from(derived_generator(x.device, seed[0], "attack noise", seed[1]), model, attacked):
-        x_adv = _perturbed(attack, attacked, x, y, generator)
+    with repeatable((model, attacked), x.device, seed[0], "attack noise", seed[1]):
+        x_adv = _checked_result(_perturbed(attack, attacked, x.clone(), y, generator), x, *ball)
+    num_labels = int(y.max()) + 1
     predictions = []
-    with torch.no_grad(), noise_from(derived_generator(x.device, seed[0], "score", seed[1]), model):
+    with torch.no_grad(), repeatable((model,), x.device, seed[0], "score", seed[1]):
         for _ in range(num_draws):
-            predictions.append(model(x_adv).argmax(1))
+            largest, prediction = logits_of(model, x_adv, num_labels).max(1)
+            # NaN is the largest of all; a single logit may be minus infinity, the logarithm of no chance
+            if not bool(largest.isfinite().all()):
+                count = int((~largest.isfinite()).sum())
+                raise NotFiniteError(f"expected finite logits, got NaN or infinity for {count} of {len(x)} images")
+            predictions.append(prediction)
     return torch.stack(predictions).to("cpu", torch.int16)
+
+
+def _ball_of(attack: Any, eps: float | None, norm: attacks.Norm | None) -> tuple[float, attacks.Norm]:
+    """The radius and norm that are asked for, or those that a partial binds; any distance where neither says."""
+    if norm not in (None, *get_args(attacks.Norm)):
+        raise ValueError(f"expected norm to be one of {get_args(attacks.Norm)}, got {norm!r}")
+    if eps is not None and not eps >= 0:
+        raise ValueError(f"expected eps >= 0, got {eps}")
+    while eps is None and isinstance(attack, partial):
+        bound = attack.keywords
+        bound_norm = bound.get("norm", "linf") if norm is None else norm
+        if isinstance(bound.get("eps"), int | float) and bound_norm in get_args(attacks.Norm):
+            eps, norm = bound["eps"], bound_norm
+        attack = bound.get("attack", attack.func)
+    return math.inf if eps is None else eps, "linf" if norm is None else norm
+
+
+def _checked_result(x_adv: Any, x: Tensor, eps: float, norm: attacks.Norm) -> Tensor:
+    """Adversarial images, clipped to [0, 1] where they are outside by rounding. Raises ValueError for anything else."""
+    if not isinstance(x_adv, Tensor) or (x_adv.shape, x_adv.dtype, x_adv.device) != (x.shape, x.dtype, x.device):
+        got = f"{x_adv.dtype} {tuple(x_adv.shape)} on {x_adv.device}" if isinstance(x_adv, Tensor) else type(x_adv)
+        raise ValueError(f"attack: expected images {x.dtype} {tuple(x.shape)} on {x.device}, got {got}")
+    try:
+        x_adv = checked_images(x_adv)
+    except ValueError as error:
+        raise ValueError(f"attack: {error}") from error
+    change = (x_adv.double() - x.double()).flatten(1)
+    farthest = float(torch.linalg.vector_norm(change, math.inf if norm == "linf" else 2, dim=1).max())
+    allowed = eps + rounding(x.dtype) * (1 if norm == "linf" else change.shape[1] ** 0.5)
+    if farthest > allowed:
+        raise ValueError(f"attack: expected images within eps={eps:.6g} ({norm}), got one at distance {farthest:.6g}")
+    return x_adv
+
+
+def _identity(
+    model: nn.Module,
+    attacked: nn.Module,
+    oracle: nn.Module | None,
+    x: Tensor,
+    y: Tensor,
+    attack: Attack,
+    key: str | None,
+) -> dict[str, Any]:
+    """All that predictions depend on, besides counts and seed. Raises UnidentifiedError without a key for the rest."""
+
+    def known(describe: Callable[[], str], otherwise: Callable[[], str | None]) -> str | None:
+        try:
+            return describe()
+        except UnidentifiedError:
+            if key is None:
+                raise
+            return otherwise()
+
+    def model_identity(net: nn.Module) -> str | None:
+        return known(lambda: describe_model(net), lambda: describe_model(net, tensors_only=True))
+
+    is_wrapped = isinstance(attacked, attacks.ExpectationOverTransformation)
+    kind = x.device.type
+    return {
+        "attack": known(lambda: describe(attack), lambda: None),
+        "model": model_identity(model),
+        "oracle": None if oracle is None else model_identity(oracle),
+        "key": key,
+        "images": checkpoint.fingerprint([x, y]),
+        "layout": list(x.stride()),
+        "device": kind,
+        "autocast": str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None,
+        "eot_draws": attacked.num_draws if is_wrapped else None,
+        "version": VERSION,
+    }
 
 
 def _joined(blocks: Mapping[str, Tensor], y: Tensor) -> Score:
@@ -372,24 +484,12 @@ def no_attack(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Genera
     return x
 
 
-@contextlib.contextmanager
-def _evaluating(*models: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; each model gets back the mode it had."""
-    before = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
-
-
-def _check_inputs(x: Tensor, y: Tensor) -> None:
-    if x.dim() != 4 or not x.is_floating_point():
+def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    x = checked_images(x)
+    if x.dim() != 4:
         raise ValueError(f"expected floating-point images (N, C, H, W), got {x.dtype} {tuple(x.shape)}")
-    if y.shape != x.shape[:1] or len(x) == 0:
+    if y.shape != x.shape[:1]:
         raise ValueError(f"expected one label for each of {len(x)} images, got shape {tuple(y.shape)}")
-    low, high = float(x.min()), float(x.max())
-    if not (low >= 0 and high <= 1):  # written so that NaN fails too
-        raise ValueError(f"expected images in [0, 1], got values from {low:.4g} to {high:.4g}")
+    if y.is_floating_point() or y.dtype == torch.bool or int(y.min()) < 0:
+        raise ValueError(f"expected integer labels >= 0, got {y.dtype} from {float(y.min()):.4g}")
+    return x, y

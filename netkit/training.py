@@ -507,11 +507,14 @@ class _Run:
         """Validation accuracy, clean and (unless training is natural) under the validation attack."""
         x, y = self.dataset.images(self.dataset.val.x, self.dtype), self.dataset.val.y
         options: dict[str, Any] = {"num_draws": 1, "seed": self.config.seed, "divided": True}
-        with self._autocast(), self._seeded("validation", self.epoch):
-            natural = evaluate.accuracy(self.model, x, y, **options).mean
-            if self.config.loss == "natural":
-                return natural, None
-            return natural, evaluate.robust_accuracy(self.model, x, y, self._attack, **options).mean
+        try:
+            with self._autocast():
+                natural = evaluate.accuracy(self.model, x, y, **options).mean
+                if self.config.loss == "natural":
+                    return natural, None
+                return natural, evaluate.robust_accuracy(self.model, x, y, self._attack, eot_draws=1, **options).mean
+        except attacks.NotFiniteError as error:
+            raise self._diverged() from error
 
     def _keep(self, value: float) -> None:
         self.best_value, self.best_epoch = value, self.epoch

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jobs import Column, EvaluateTask, attack_for, column_title, load_data, tasks_for, trained_model
+from jobs import Column, EvaluateTask, attack_for, column_title, eot_draws, load_data, tasks_for, trained_model
 from numpy.typing import NDArray
 from reporting import console, provenance, write_json
 from tables import Computed, Row, Table, app_for, on_dataset
 
+from netkit.evaluate import through_eot
 from netkit.models import EnResNet
 from netkit.randomness import derived_generator, noise_from
 
@@ -71,7 +72,7 @@ def compute(computed: Computed) -> tuple[dict[str, Any], dict[str, Any]]:
             attack = attack_for(column, settings)
             assert attack is not None
             with noise_from(derived_generator(x.device, seed, column), net):
-                x_adv = attack(net, x, y)
+                x_adv = through_eot(net, x, y, attack=attack, eot_draws=eot_draws(column, settings))
             votes, shares = _votes(net, x_adv, settings.num_draws, seed)
             columns.append(
                 {

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from netkit import attacks, checkpoint, data, evaluate, models, parallel
 from netkit.data import Split
+from netkit.identity import describe as described
+from netkit.identity import describe_model
 from netkit.noise import Noise, NoiseKind
 from netkit.presets import PRESETS
 from netkit.randomness import derived_generator, noise_from
@@ -227,7 +229,7 @@ def _fingerprint(settings: Settings, *parts: str) -> str:
 
 
 def attack_for(column: Column, settings: Settings) -> evaluate.Attack | None:
-    """The attack of a column, as section 3.2 sets it up, through EOT; None for clean images.
+    """The attack of a column, as section 3.2 sets it up, for `eot_draws` draws a gradient; None for clean images.
 
     On another scale than the paper's 8/255 the learning rate of C&W grows with eps, as steps do elsewhere.
     """
@@ -237,7 +239,9 @@ def attack_for(column: Column, settings: Settings) -> evaluate.Attack | None:
     if column == "nat":
         return None
     if column == "autoattack":
-        return partial(auto_attack_rand, eps=config.eps, num_steps=num_steps, eot_draws=settings.auto_draws)
+        return partial(
+            attacks.auto_attack, version="rand", eps=config.eps, num_steps=num_steps, eot_draws=settings.auto_draws
+        )
     if column == "fgsm":
         attack = partial(attacks.fgsm, eps=config.eps)
     elif column == "cw":
@@ -253,29 +257,7 @@ def attack_for(column: Column, settings: Settings) -> evaluate.Attack | None:
         attack = partial(attacks.ifgsm, eps=config.eps, step_size=step_size, num_steps=num_steps)
         if column == "pgd20":
             attack = partial(attacks.pgd, **attack.keywords, num_restarts=_PGD_RESTARTS)
-    return partial(evaluate.through_eot, attack=attack, eot_draws=eot_draws(column, settings))
-
-
-def auto_attack_rand(
-    model: models.EnResNet,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    num_steps: int,
-    eot_draws: int,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """AutoAttack for random models (APGD-CE, then APGD-DLR), with one draw a gradient where there is no noise.
-
-    Stored predictions are known by this name: those of `auto_attack`, which gave images back clean, are not used.
-
-    Raises ImportError without the library.
-    """
-    draws = eot_draws if evaluate.is_random(model, x[:2]) else 1
-    return attacks.auto_attack(
-        model, x, y, eps=eps, version="rand", num_steps=num_steps, eot_draws=draws, generator=generator
-    )
+    return attack
 
 
 def _num_steps(column: Column, settings: Settings) -> int:
@@ -345,7 +327,8 @@ def evaluation_path(task: EvaluateTask, settings: Settings) -> Path:
     identity: dict[str, Any] = {
         "models": [checkpoint_path(need, settings).name for need in task.needs],
         "oracle": task.oracle,
-        "attack": None if attack is None else evaluate.attack_name(attack),
+        "attack": None if attack is None else described(attack),
+        "eot_draws": None if attack is None else eot_draws(task.column, settings),
         "num_draws": settings.num_draws,
         "data": _fingerprint(settings, "test"),
     }
@@ -413,7 +396,7 @@ def is_done(task: Task, settings: Settings) -> bool:
 
 def network_fingerprint(model: models.EnResNet) -> str:
     """What predictions carry to tell by which weights they were made."""
-    return checkpoint.fingerprint(model.state_dict().values())
+    return describe_model(model)
 
 
 def _fingerprints_here(task: EvaluateTask, settings: Settings) -> dict[str, str] | None:
@@ -464,6 +447,7 @@ def run_task(task: Task, settings: Settings, report: Report) -> str:
         dataset.images(dataset.test.x),
         dataset.test.y,
         attack,
+        eot_draws=eot_draws(task.column, settings),
         num_draws=settings.num_draws,
         batch_size=batch_size,
         seed=task.seed,
