@@ -7,6 +7,7 @@ fixed seed (45K/5K for CIFAR, section 4.1 of the paper), so that two runs always
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -233,8 +234,11 @@ def read_arrays(path: Path, keys: Sequence[str], *, optional: Sequence[str] = ()
     contents: dict[str, bytes] = {}
     try:
         with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if len(names) != (declared := _declared_members(path, archive)):
+                raise zipfile.BadZipFile(f"it names {len(names)} of {declared} members")
             # All of them to their end: only then have checksums been compared, and the two places of each name.
-            for name in archive.namelist():
+            for name in names:
                 content = archive.read(name)
                 if (key := name.removesuffix(".npy")) in (*keys, *optional):
                     contents[key] = content
@@ -247,6 +251,13 @@ def read_arrays(path: Path, keys: Sequence[str], *, optional: Sequence[str] = ()
         return {key: np.lib.format.read_array(io.BytesIO(content)) for key, content in contents.items()}
     except Exception as error:  # as here of numpy
         raise DataError(f"{path} holds something other than plain arrays: {_one_line(error)}") from error
+
+
+def _declared_members(path: Path, archive: zipfile.ZipFile) -> int:
+    """How many there are by the end record (22 bytes and a comment), which zipfile does not compare."""
+    with path.open("rb") as file:
+        file.seek(-22 - len(archive.comment), os.SEEK_END)
+        return int.from_bytes(file.read(12)[10:], "little")
 
 
 def _one_line(error: Exception) -> str:

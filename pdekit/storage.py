@@ -81,7 +81,7 @@ class Checkpoint:
         for name, array in arrays.items():
             if not np.isfinite(array).all():
                 raise ValueError(f"checkpoint: expected finite values, got some that are not in {name!r}")
-        meta = json.dumps({"description": self._description, "numbers": numbers})
+        meta = json.dumps({"description": self._description, "numbers": numbers, "arrays": sorted(arrays)})
         content: dict[str, Any] = {"meta": np.array(meta), **arrays}
         _replace(self.path, lambda file: np.savez(file, **content))
 
@@ -94,9 +94,13 @@ class Checkpoint:
             return None
         try:
             with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+                if (damaged := stored.zip.testzip()) is not None:  # an array is not always read to its checksum
+                    raise ValueError(f"{damaged} differs from its checksum")
                 meta = json.loads(str(stored["meta"]))
                 arrays = {name: stored[name] for name in stored.files if name != "meta"}
-                found, numbers = meta["description"], meta["numbers"]
+                if sorted(arrays) != meta["arrays"]:
+                    raise ValueError(f"{sorted(arrays)} where {meta['arrays']} were stored")
+                found, numbers = dict(meta["description"]), dict(meta["numbers"])
         except Exception as error:
             raise CheckpointError(
                 f"{self.path}: expected a checkpoint of solve(), got a file that does not read"
@@ -153,7 +157,9 @@ class FileFrames:
         with h5netcdf.File(self._partial, "w") as file:
             names = ("time", "x", "y", "z")[: len(self._shape)]
             file.dimensions = dict(zip(names, self._shape, strict=True))
-            file.create_variable("u", names, dtype="f8", chunks=(1, *self._shape[1:]), fillvalue=np.nan)
+            file.create_variable(
+                "u", names, dtype="f8", chunks=(1, *self._shape[1:]), fillvalue=np.nan, fletcher32=True
+            )
         self._started = True
 
     def put(self, index: int, field: NDArray) -> None:
@@ -170,8 +176,15 @@ class FileFrames:
 
         if not self._partial.exists():
             raise CheckpointError(f"{self._partial}: expected the frames written before the interruption, got no file")
-        with h5netcdf.File(self._partial, "r") as file:
-            found = tuple(file["u"].shape)
+        try:
+            with h5netcdf.File(self._partial, "r") as file:
+                found = tuple(file["u"].shape)
+                for frame in range(len(file["u"])):
+                    file["u"][frame]  # which compares its checksum
+        except Exception as error:
+            raise CheckpointError(
+                f"{self._partial}: expected the frames so far, got a file that does not read"
+            ) from error
         if found != self._shape:
             raise CheckpointError(f"{self._partial}: expected frames of shape {self._shape}, got {found}")
         self._started = True

@@ -21,6 +21,7 @@ from reporting import InputError, provenance, write_json
 from torch import Tensor
 
 from netkit import attacks, checkpoint, data, evaluate, models, parallel
+from netkit.checkpoint import CheckpointError
 from netkit.data import Split
 from netkit.identity import describe as described
 from netkit.identity import describe_model
@@ -352,7 +353,18 @@ def member_weights(task: TrainTask, settings: Settings, tree: dict[str, Any]) ->
     stored = tree["best"]["weights"]["weights"].tolist()
     if task.learns_weights:
         return {"learned": stored}
-    return {"equal": stored, "optimal": json.loads(weights_path(task, settings).read_text())}
+    return {"equal": stored, "optimal": _stored_weights(weights_path(task, settings), len(stored))}
+
+
+def _stored_weights(path: Path, count: int) -> list[float]:
+    """Raises CheckpointError for a file that holds anything but `count` weights, none negative, that sum to one."""
+    try:
+        weights = [float(weight) for weight in json.loads(path.read_bytes())]
+    except (ValueError, TypeError, RecursionError):
+        weights = []
+    if len(weights) != count or min(weights) < 0 or not abs(sum(weights) - 1) < 1e-6:
+        raise CheckpointError(f"{path} is damaged: expected {count} weights that sum to one")
+    return weights
 
 
 def _needs_optimum(task: TrainTask) -> bool:
@@ -574,7 +586,7 @@ def trained_model(name: str, settings: Settings, task: EvaluateTask) -> models.E
         training, _ = selected(part, seed, settings, task.needs)
         parts.append(load_model(checkpoint_path(training, settings), device=settings.device))
         if task.weights == "optimal" and "&" in part:
-            parts[-1].set_weights(json.loads(weights_path(training, settings).read_text()))
+            parts[-1].set_weights(_stored_weights(weights_path(training, settings), len(parts[-1].members)))
     model = parts[0] if len(parts) == 1 else models.EnResNet(parts, seed=task.seed)
     return model.to(settings.device).eval()
 

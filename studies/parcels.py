@@ -138,7 +138,7 @@ def _manifest(folder: Path) -> tuple[list[_Piece], list[_Piece]]:
         parts, files = ([_Piece.of(entry) for entry in manifest[name]] for name in ("parts", "files"))
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{path} is damaged, or no manifest of a parcel") from None
     return parts, files
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import report_reproduction
-from reporting import InputError
+from reporting import read_object, read_objects
 
 from netkit.intervals import FEWEST_SEEDS
 
@@ -77,7 +76,7 @@ class Results:
     def part(self, name: str, file: str) -> Fields | None:
         """The numbers of a study, None where it has not been run."""
         path = self.folder / name / file
-        return _read(path) if path.exists() else None
+        return read_object(path) if path.exists() else None
 
     @cached_property
     def neural_pde(self) -> Fields | None:
@@ -102,7 +101,7 @@ class Results:
     @cached_property
     def learning_rates(self) -> list[Fields]:
         """By data set, of the networks that were trained with the most seeds."""
-        found = [_read(path) for path in sorted((self.folder / "learning_rates").glob("*.json"))]
+        found = [read_object(path) for path in sorted((self.folder / "learning_rates").glob("*.json"))]
         for stored in found:
             most = max(len(row["seeds"]) for row in stored["networks"])
             stored["networks"] = [row for row in stored["networks"] if len(row["seeds"]) == most]
@@ -120,12 +119,12 @@ class Results:
     def local_images(self) -> list[tuple[Path, Fields]]:
         """Adversarial images that were drawn on this machine, by the names of Figure 6 on CIFAR."""
         found = sorted(self.local.glob("fig6-cifar*.png")) if self.local is not None else []
-        return [(path, _read(path.with_suffix(".json"))) for path in found if path.with_suffix(".json").exists()]
+        return [(path, read_object(path.with_suffix(".json"))) for path in found if path.with_suffix(".json").exists()]
 
     @cached_property
     def tables(self) -> list[Fields]:
         """The tables of the paper that have been computed, in its order; variants of one table after one another."""
-        read = [_read(path) | {"anchor": path.stem} for path in sorted((self.folder / "tables").glob("*.json"))]
+        read = [read_object(path) | {"anchor": path.stem} for path in sorted((self.folder / "tables").glob("*.json"))]
         found = [_withdrawn(table, table["provenance"]["config"]) for table in read]
         return sorted(found, key=lambda stored: (TABLES.index(stored["table"]), stored["dataset"] != "cifar10"))
 
@@ -135,8 +134,9 @@ class Results:
         folder = self.folder / "reproduction"
         if not (folder / "scores.jsonl").exists():
             return []
-        trainings = _lines(folder / "trainings.jsonl") if (folder / "trainings.jsonl").exists() else []
-        tables = report_reproduction.tables(_lines(folder / "scores.jsonl"), trainings, _read(folder / "settings.json"))
+        trainings = read_objects(folder / "trainings.jsonl") if (folder / "trainings.jsonl").exists() else []
+        scores, settings = read_objects(folder / "scores.jsonl"), read_object(folder / "settings.json")
+        tables = report_reproduction.tables(scores, trainings, settings)
         configs = {line["setting"]: line["config"] for line in trainings}
         return [_withdrawn(table, configs.get(table["setting"], {})) for table in tables]
 
@@ -189,21 +189,6 @@ def _telling(table: Mapping[str, Any]) -> int:
 def title_of(table: str) -> str:
     """ "table2" is Table 2, "section4_4" is Section 4.4."""
     return table.replace("table", "Table ").replace("section", "Section ").replace("_", ".")
-
-
-def _read(path: Path) -> Fields:
-    try:
-        content: Fields = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: expected JSON, got {error}") from error
-    return content
-
-
-def _lines(path: Path) -> list[Fields]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: expected one JSON object a line, got {error}") from error
 
 
 # Questions about the verdicts of tables

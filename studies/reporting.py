@@ -96,6 +96,37 @@ class InputError(ValueError):
     """A command line asks for something that does not exist or does not fit."""
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises InputError, in one line, where it holds anything else."""
+    return parsed_object(path, _text(path))
+
+
+def read_objects(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects in the lines of a file, empty ones skipped; errors as `read_object`."""
+    lines = enumerate(_text(path).splitlines(), 1)
+    return [parsed_object(path, line, number) for number, line in lines if line.strip()]
+
+
+def parsed_object(path: Path, text: str, number: int = 1) -> dict[str, Any]:
+    """The JSON object in `text`, which begins in line `number` of the file; errors as `read_object`."""
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {number + error.lineno - 1}, is damaged: expected JSON, {error.msg}") from None
+    except RecursionError:
+        raise InputError(f"{path}, line {number}, is damaged: nested too deep for JSON of this project") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}, line {number}, is damaged: expected an object, got {text[:40]!r}")
+    return content
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is damaged: {error.reason} at byte {error.start}, expected UTF-8") from None
+
+
 @contextmanager
 def one_line_errors(
     usage: tuple[type[Exception], ...],

@@ -26,7 +26,7 @@ from jobs import (
     network_fingerprint,
     selected,
 )
-from reporting import InputError, write_json, write_whole
+from reporting import InputError, read_object, read_objects, write_json, write_whole
 from reproduce_queue import ON_REQUEST, QUEUE, SETTINGS, Entry, entries_of
 
 from netkit import checkpoint, evaluate
@@ -81,7 +81,7 @@ def _declared(entries: Sequence[Entry]) -> dict[Key, Job]:
 
 def _describe_settings(path: Path, lines: Sequence[Line]) -> None:
     """Write what SETTINGS says of the settings of `lines`, with the hardware and the commands behind them."""
-    described = _parsed(path, path.read_text()) if path.exists() else {}
+    described = read_object(path) if path.exists() else {}
     for name, setting in SETTINGS.items():
         stamps = [line["provenance"] for line in lines if line["setting"] == name]
         if stamps:
@@ -115,28 +115,16 @@ def _key(line: Line) -> Key:
 
 def _merged(path: Path, new: Sequence[Line], stays: Callable[[Line], bool]) -> list[Line]:
     """Write `new` lines over those with the same keys, drop what `stays` refuses, and return all, sorted."""
-    text = path.read_text() if path.exists() else ""
-    stored = [_parsed(path, line, number) for number, line in enumerate(text.splitlines(), 1)]
+    stored = read_objects(path) if path.exists() else []
     try:
         found = {_key(line): line for line in [*stored, *new] if stays(line)}
     except KeyError as error:
         raise InputError(f"{path} holds a line without {error}") from None
     lines = sorted(found.values(), key=lambda line: [line.get(name, "") for name in _ORDER])
     content = "".join(json.dumps(line) + "\n" for line in lines)
-    if content != text:
+    if not path.exists() or content != path.read_text(encoding="utf-8"):
         write_whole(path, content.encode())
     return lines
-
-
-def _parsed(path: Path, text: str, number: int = 1) -> Line:
-    """The object in `text`, which begins in line `number` of the file."""
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {number + error.lineno - 1}, is damaged: {error.msg}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}, line {number}, is damaged: expected an object, got {text[:40]!r}")
-    return content
 
 
 def training_line(entry: Entry) -> dict[str, Any]:
@@ -180,7 +168,7 @@ def score_line(entry: Entry) -> dict[str, Any]:
         "confidence": score.confidence,
         "correct": "".join(_BASE36[count] for count in right),
         "oracle": "noise-free twin" if task.column == "transfer" else None,
-        "provenance": json.loads(path.with_suffix(".json").read_text()),
+        "provenance": read_object(path.with_suffix(".json")),
     }
 
 

@@ -38,7 +38,17 @@ from jobs import (
     tasks_for,
 )
 from rendering import draw
-from reporting import ROOT, InputError, console, num_cores, one_line_errors, provenance, without_folder, write_json
+from reporting import (
+    ROOT,
+    InputError,
+    console,
+    num_cores,
+    one_line_errors,
+    provenance,
+    read_object,
+    without_folder,
+    write_json,
+)
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from torch import Tensor
 from workers import WorkerDied, costliest_first, run_all
@@ -402,7 +412,7 @@ def results(table: Table, rows: Sequence[Row], settings: Settings, seeds: range)
                     assert score is not None
                     scores.setdefault((row.label, task.column), []).append(score)
                     cells[task.column] = score.summary()
-                    stamps.append(json.loads(evaluation_path(task, settings).with_suffix(".json").read_text()))
+                    stamps.append(read_object(evaluation_path(task, settings).with_suffix(".json")))
             training = [task for task in tasks if isinstance(task, TrainTask)]
             counted = [
                 selected(*pair, settings, training) for pair in dict.fromkeys((t.model, t.seed) for t in training)

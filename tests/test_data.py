@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -151,6 +152,19 @@ def test_what_is_read_of_a_damaged_npz_is_what_it_held(tmp_path: Path, save: Cal
     for damaged, found in survivors(path, 300, seed=0, read=lambda: data.read_npz(path, 10), refuses=data.DataError):
         assert found[1] == names, damaged  # the damage is in a time stamp or the like
         assert all(np.array_equal(found[0][key], arrays[key]) for key in arrays), damaged
+
+
+def test_a_member_that_the_directory_swallows_is_missed(tmp_path: Path) -> None:
+    """One byte, the length of the comment before, hides the names of the classes from zipfile."""
+    path = fake_cifar(tmp_path / "c.npz", **tiny_cifar())
+    content = bytearray(path.read_bytes())
+    before = content.rindex(b"PK\1\2", 0, content.rindex(b"PK\1\2"))
+    content[before + 32] = len(content) - 22 - content.rindex(b"PK\1\2")
+    path.write_bytes(content)
+    with zipfile.ZipFile(path) as archive:
+        assert "classes.npy" not in archive.namelist()
+    with pytest.raises(data.DataError, match="it names 4 of 5 members"):
+        data.load("cifar10", data=path)
 
 
 def test_an_array_that_is_cut_short_by_its_header_is_refused(tmp_path: Path) -> None:

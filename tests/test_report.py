@@ -26,12 +26,13 @@ import report
 import report_results
 from jinja2 import ChoiceLoader, DictLoader, FileSystemLoader
 from learning_rates import gather
+from mutations import survivors
 from report import MARKS, Results, markdown_table, readme_block, render, with_block
 from report_charts import WIDTH, Axis, Dot, Series, dot_chart, line_chart
 from report_findings import findings, status_of, still_right
 from report_panels import accuracies, heads, of_rates, training_curves
 from report_results import STYLES, Count, kind_of
-from reporting import InputError, without_folder
+from reporting import InputError, read_objects, without_folder
 
 from netkit import checkpoint
 
@@ -275,7 +276,7 @@ def test_any_part_may_be_missing(everything, tmp_path, left_out):
 def test_a_broken_file_is_named(tmp_path):
     (tmp_path / "fig4").mkdir()
     (tmp_path / "fig4" / "fig4.json").write_text("{")
-    with pytest.raises(InputError, match=r"fig4\.json: expected JSON"):
+    with pytest.raises(InputError, match=r"fig4\.json, line 1, is damaged: expected JSON"):
         render(Results(tmp_path))
 
 
@@ -876,3 +877,22 @@ def test_orderings_by_number_of_members_are_withdrawn_where_the_decay_differed()
     assert withdrawn["note"].startswith("Small. Orderings of networks with different numbers of members are withdrawn")
     count = report_results.Count(withdrawn["verdicts"])
     assert (len(count.holding), len(count.withdrawn), len(count.undecided)) == (1, 1, 0)
+
+
+def test_stored_lines_that_are_no_objects_are_named_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    whole = '{"seed": 0}\n\n{"seed": 1}\n'
+    path.write_text(whole)
+    assert read_objects(path) == [{"seed": 0}, {"seed": 1}]
+    for content, message in (
+        (whole.encode() + b'{"seed"', "line 4, is damaged: expected JSON"),
+        (whole.encode() + b"[1]", r"line 4, is damaged: expected an object, got '\[1\]'"),
+        (b'{"seed": "\xff"}', "is damaged: invalid start byte at byte 10, expected UTF-8"),
+        (b'{"a":' + b"[" * 100_000, "line 1, is damaged"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            read_objects(path)
+    path.write_text(whole)
+    for _ in survivors(path, 300, seed=0, read=lambda: read_objects(path), refuses=InputError):
+        pass  # JSON carries no digest: what is not refused is an object a line, at least

@@ -11,11 +11,12 @@ import time
 import numpy as np
 import pytest
 import xarray as xr
+from mutations import survivors
 
 import pdekit.solver
 from pdekit import ConvectionDiffusion, solve
 from pdekit.solver import UnstableError
-from pdekit.storage import Checkpoint, CheckpointError
+from pdekit.storage import Checkpoint, CheckpointError, FileFrames
 
 TAU = 2.0 * np.pi
 
@@ -213,3 +214,31 @@ def test_streamed_frames_go_with_their_own_grid_and_call(monkeypatch, tmp_path):
         solve(problem(), num_points=32, dt=0.1, method="spectral_rk4", frames_to=tmp_path / "u.nc", **files)
     with pytest.raises(CheckpointError, match="made for frames = 'file', not 'memory'"):
         solve(problem(), num_points=16, dt=0.1, **files)
+
+
+def test_a_damaged_restart_file_is_refused_or_what_it_was(tmp_path):
+    stored = Checkpoint(tmp_path / "c.npz", {"sigma": 0.1})
+    field = np.random.default_rng(0).random((8, 8))
+    stored.save({"u": field, "frame_0": field[:2]}, t=0.5)
+    for damaged, (arrays, numbers) in survivors(
+        tmp_path / "c.npz", 300, seed=0, read=stored.load, refuses=CheckpointError
+    ):
+        assert numbers == {"t": 0.5}, damaged  # the damage is in a time stamp or the like
+        assert arrays.keys() == {"u", "frame_0"}, damaged
+        assert np.array_equal(arrays["u"], field), damaged
+
+
+def test_a_frame_that_changed_on_disk_is_refused(tmp_path):
+    frames = FileFrames(tmp_path / "u.nc", 2, (8, 8))
+    field = np.random.default_rng(0).random((2, 8, 8))
+    for number in range(2):
+        frames.put(number, field[number])
+    partial = tmp_path / "u.nc.partial"
+    content = partial.read_bytes()
+    place = content.index(field[1, 3].tobytes())
+    for damaged in (content[:place] + b"\0" + content[place + 1 :], content[: len(content) // 2], b"no HDF5"):
+        partial.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="expected the frames so far, got a file that does not read"):
+            FileFrames(tmp_path / "u.nc", 2, (8, 8)).restore({})
+    partial.write_bytes(content)
+    FileFrames(tmp_path / "u.nc", 2, (8, 8)).restore({})
