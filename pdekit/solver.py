@@ -482,11 +482,12 @@ class _March:
         progress: bool | None,
     ) -> _Record:
         """Fill the frames."""
-        method, record = self._method, self._record
+        method = self._method
         began = time.perf_counter()
         state = method.start(terminal)
         if restart is not None and (stored := restart.load()) is not None:
             state = self._restore(*stored, frames)
+        record = self._record
         began -= record.seconds
         saved = time.monotonic()
         label = f"{self._kind}, σ = {self._context.problem.sigma:g}"
