@@ -1,7 +1,7 @@
 """Convection-diffusion on the periodic box: solutions, Feynman-Kac paths, and each as a check of the other."""
 
 from pdekit.characteristics import characteristics
-from pdekit.estimate import Estimate
+from pdekit.estimate import BiasWarning, Estimate
 from pdekit.multilevel import MultilevelEstimate, multilevel
 from pdekit.problem import ConvectionDiffusion
 from pdekit.resolution import ResolutionWarning
@@ -11,6 +11,7 @@ from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity, com
 from pdekit.verify import Verification, verify
 
 __all__ = [
+    "BiasWarning",
     "CompiledVelocity",
     "ConvectionDiffusion",
     "Estimate",

@@ -18,7 +18,8 @@ from pdekit.characteristics import check_points
 from pdekit.estimate import Estimate
 from pdekit.paths import SCHEMES, WEAK_ORDER
 from pdekit.problem import ConvectionDiffusion
-from pdekit.sampler import Rng
+from pdekit.progress import Progress
+from pdekit.sampler import Rng, repeatable
 from pdekit.simulation import Simulation
 from pdekit.threefry import LANES, seed_of
 from pdekit.velocity import RedrawnVelocity
@@ -29,6 +30,8 @@ LevelFunction = Callable[[int, int], ArrayLike]
 # estimated from the same samples: with nothing in reserve the delivered error exceeds the requested one.
 _SAMPLING, _BIAS = 0.5, 0.25
 _PILOT = 4 * LANES
+_CALL = 2**18  # samples asked for at a time, so that a bar moves and a level function may hold them all
+_UNCERTAIN = 0.3  # relative standard error of the sampling variance over which kurtosis is warned of
 _FINEST_START = 64
 _LEVEL_STREAM = 40  # bits of a stream left for the point's index, below those of the level
 
@@ -39,10 +42,10 @@ class MultilevelEstimate(Estimate):
 
     num_paths: samples over all levels; num_steps: steps at the finest; cost: in units of the cost model, path-steps
     for a problem.
-    rmse: the requested root-mean-square error.
+    rmse: the root-mean-square error aimed at: the requested one, or what `max_cost` allows.
     num_samples, level_cost: (L + 1,) samples and cost of one.
     mean_fine, variance_fine: of P_l; mean_difference, variance_difference: of P_l - P_{l-1} (P_0 at l = 0).
-    kurtosis: of the difference; over 100 its variance is not to be trusted.
+    kurtosis: of the difference; where it is large and samples are few, the variance is not to be trusted.
     consistency: |E P_{l-1} - E P_l + E(P_l - P_{l-1})| over three standard deviations; over 1 something is wrong.
     alpha, beta, gamma: fitted rates of |mean| ~ 2^(-alpha l), variance ~ 2^(-beta l), cost ~ 2^(gamma l).
     """
@@ -84,13 +87,15 @@ def multilevel(
     *,
     rmse: float,
     scheme: str = "heun",
-    rng: Rng = 0,
+    rng: Rng = None,
     t0: float = 0.0,
     first_steps: int | None = None,
     max_level: int = 16,
+    max_cost: float = 1e11,
     alpha: float | None = None,
     beta: float | None = None,
     level_cost: Callable[[int], float] | None = None,
+    progress: bool | None = None,
 ) -> MultilevelEstimate:
     """Estimate E[P] to a root-mean-square error, sampling and bias together.
 
@@ -101,13 +106,20 @@ def multilevel(
     scheme, rng, t0: for a problem, as in `feynman_kac`.
     first_steps: steps at level 0 of a problem; by default the fewest for which the next level's coupling pays.
     max_level: finest level allowed; RuntimeWarning where the bias is then still too large.
+    max_cost: the most to spend, in units of the cost model, for a problem path-steps a point (1e11 take a core ten
+        minutes to an hour). Where rmse takes more, a RuntimeWarning says so before it is spent, and the error that is
+        within reach is aimed at.
     alpha, beta: weak rate and rate of the variance; by default fitted, at least 0.5.
     level_cost: cost of a sample at a level; by default path-steps for a problem, 2**level for a level function.
+    progress: show a progress bar; default: on a terminal only.
 
-    Warns (RuntimeWarning) of a kurtosis over 100 or a consistency check over 1.
-    Raises ValueError for arguments that do not fit, or sums of a wrong shape or not finite.
+    Warns (RuntimeWarning) where heavy tails leave the sampling error in doubt or a consistency check is over 1.
+    Raises ValueError for arguments that do not fit, or sums that cannot be: of a wrong or changing shape, complex, not
+    finite, against Cauchy and Schwarz, or of samples that are not new and independent (means in place of sums, too).
     """
     start = perf_counter()
+    if not max_cost > 0.0:
+        raise ValueError(f"max_cost: expected a positive cost, got {max_cost}")
     if not (np.isfinite(rmse) and rmse > 0.0):
         raise ValueError(f"rmse: expected a positive error, got {rmse}")
     if max_level < 2:
@@ -115,15 +127,15 @@ def multilevel(
     if not isinstance(source, ConvectionDiffusion):
         if points is not None:
             raise ValueError("points: expected None with a level function, which knows its own")
-        run = _Run(source, rmse, level_cost or (lambda l: 2.0**l), max_level, alpha, beta)
-        run.converge()
-        return run.result("own", 2 ** (len(run.counts) - 1), start)
+        run = _Run(source, rmse, level_cost or (lambda l: 2.0**l), max_level, max_cost, alpha, beta)
+        run.converge(progress)
+        return run.result("own", 2 ** (len(run.counts) - 1), start, None)
     if points is None:
         raise ValueError("points: expected an array (P, d) for a problem, got None")
     levels = ProblemLevels(source, points, scheme=scheme, rng=rng, t0=t0, first_steps=first_steps)
-    run = _Run(levels, rmse, level_cost or levels.cost, max_level, alpha or WEAK_ORDER[scheme], beta)
-    run.converge()
-    return run.result(scheme, levels.steps(len(run.counts) - 1), start)
+    run = _Run(levels, rmse, level_cost or levels.cost, max_level, max_cost, alpha or WEAK_ORDER[scheme], beta)
+    run.converge(progress)
+    return run.result(scheme, levels.steps(len(run.counts) - 1), start, levels.seed)
 
 
 class ProblemLevels:
@@ -139,7 +151,7 @@ class ProblemLevels:
         points: ArrayLike,
         *,
         scheme: str = "heun",
-        rng: Rng = 0,
+        rng: Rng = None,
         t0: float = 0.0,
         first_steps: int | None = None,
     ) -> None:
@@ -148,7 +160,8 @@ class ProblemLevels:
         if not problem.sigma > 0.0:
             raise ValueError("sigma: expected noise to sample, got 0; use characteristics instead")
         self.points = check_points(points, problem)
-        self._sim = Simulation(problem, seed_of(rng), scheme, t0=t0)
+        self.seed = repeatable(rng)
+        self._sim = Simulation(problem, seed_of(self.seed), scheme, t0=t0)
         if not self._sim.duration > 0.0:
             raise ValueError(f"t0: expected a time before the horizon {problem.horizon:g}, got {t0}")
         self._done: dict[int, int] = {}
@@ -210,53 +223,133 @@ class _Run:
         rmse: float,
         cost: Callable[[int], float],
         max_level: int,
+        max_cost: float,
         alpha: float | None,
         beta: float | None,
     ) -> None:
         self.function, self.rmse, self.cost, self.max_level = function, rmse, cost, max_level
+        self.max_cost, self.limited = max_cost, False
         self.given_alpha, self.given_beta = alpha, beta
         self.counts: list[int] = []
         self.sums: list[NDArray[np.float64]] = []
+        self.shape: tuple[int, ...] = ()
+        self.spread: list[NDArray[np.float64]] = []
 
-    def converge(self) -> None:
+    def converge(self, progress: bool | None) -> None:
         """Add samples where they are worth most, and levels until the bias is small enough (Giles 2015, Alg. 1)."""
-        for level in range(3):
-            self._extend(level, _PILOT)
-        while True:
-            wanted = self._wanted()
-            missing = [n - m for n, m in zip(wanted, self.counts, strict=True)]
-            # The last per cent is not worth another look.
-            if any(more > 0.01 * have for more, have in zip(missing, self.counts, strict=True)):
-                for level, more in enumerate(missing):
-                    # Ten times at most, for the variance of few samples may mislead.
-                    if more > 0:
-                        self._extend(level, min(more, 9 * self.counts[level]))
-                continue
-            if self.bias().max() <= sqrt(_BIAS) * self.rmse:
-                return
-            if len(self.counts) > self.max_level:
-                warnings.warn(
-                    f"multilevel: bias {self.bias().max():.2g} at level {self.max_level}, the finest allowed, "
-                    f"where {sqrt(_BIAS) * self.rmse:.2g} was wanted",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
-                return
-            self._extend(len(self.counts), _PILOT)
+        with Progress("multilevel", total=1.0, enabled=progress) as bar:
+            for level in range(3):
+                self._pilot(level)
+            self._check_independence()
+            while True:
+                wanted = self._affordable()
+                missing = [n - m for n, m in zip(wanted, self.counts, strict=True)]
+                # The last per cent is not worth another look.
+                if any(more > 0.01 * have for more, have in zip(missing, self.counts, strict=True)):
+                    for level, more in enumerate(missing):
+                        # Ten times at most, for the variance of few samples may mislead.
+                        if more > 0:
+                            self._extend(level, min(more, 9 * self.counts[level]), bar, self._price(wanted))
+                    continue
+                if self.bias().max() <= sqrt(_BIAS) * self.rmse:
+                    return
+                level = len(self.counts)
+                spent = self._price(self.counts)
+                if level > self.max_level or spent + _PILOT * self.cost(level) > self.max_cost:
+                    limit = "the finest allowed" if level > self.max_level else "the finest within max_cost"
+                    warnings.warn(
+                        f"multilevel: bias {self.bias().max():.2g} at level {level - 1}, {limit}, "
+                        f"where {sqrt(_BIAS) * self.rmse:.2g} was wanted",
+                        RuntimeWarning,
+                        stacklevel=3,
+                    )
+                    return
+                self._pilot(level)
 
-    def _extend(self, level: int, samples: int) -> None:
-        number = LANES * ceil(samples / LANES)
-        sums = np.asarray(self.function(level, number), dtype=np.float64)
-        if sums.ndim not in (1, 2) or sums.shape[0] != 6:
+    def _price(self, counts: list[int]) -> float:
+        return sum(n * self.cost(l) for l, n in enumerate(counts))
+
+    def _affordable(self) -> list[int]:
+        """Samples wanted; where they cost too much, for the smallest error within `max_cost`, aimed at from then on."""
+        wanted = self._wanted()
+        price = self._price([max(n, m) for n, m in zip(wanted, self.counts, strict=True)])
+        if price <= self.max_cost:
+            return wanted
+        reachable = self.rmse * sqrt(2.0 * price / self.max_cost)  # half of the cost is kept for finer levels
+        if not self.limited:
+            self.limited = True
+            warnings.warn(
+                f"multilevel: rmse {self.rmse:.2g} takes a cost of about {price:.2g}, more than max_cost = "
+                f"{self.max_cost:.2g}; about {reachable:.2g} is within reach and aimed at",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        self.rmse = reachable
+        return self._wanted()
+
+    def _pilot(self, level: int) -> None:
+        """The first samples of a level, in four calls."""
+        parts = np.stack([self._sums(level, LANES) for _ in range(_PILOT // LANES)])
+        self.counts.append(_PILOT)
+        self.sums.append(parts.sum(axis=0))
+        mean, variance = (m[level] for m in self._moments(0))
+        squares = ((parts[:, 0] - LANES * mean) ** 2).sum(axis=0)
+        self.spread.append(squares / np.maximum(LANES * variance, np.finfo(float).tiny))
+
+    def _check_independence(self) -> None:
+        """Sums of independent samples differ between calls as their squares say: χ² with 3 degrees a level.
+
+        Below 0.1 it falls once in 10⁷ for three levels; means in place of sums leave 3/256 a level.
+        """
+        total = np.sum(self.spread, axis=0)
+        if (self._moments(0)[1] > 0.0).all() and (total < 0.1).all():
+            raise ValueError(
+                f"level function: expected sums over new, independent samples, got sums that vary between calls by "
+                f"{total.max() / (3 * len(self.spread)):.1g} of what their squares say: means in place of sums, or the "
+                "same samples again"
+            )
+
+    def _extend(self, level: int, samples: int, bar: Progress, price: float) -> None:
+        missing = LANES * ceil(samples / LANES)
+        while missing > 0:
+            number = min(missing, _CALL)
+            self.sums[level] += self._sums(level, number)
+            self.counts[level] += number
+            missing -= number
+            bar.update(self._price(self.counts) / price)
+
+    def _sums(self, level: int, number: int) -> NDArray[np.float64]:
+        """Sums (6, P) over new samples, checked for all that can be known of them."""
+        sums = np.asarray(self.function(level, number))
+        if sums.dtype.kind not in "fiu":
+            raise ValueError(f"level function: expected real sums, got dtype {sums.dtype} at level {level}")
+        if sums.ndim not in (1, 2) or sums.shape[0] != 6 or sums.size == 0:
             raise ValueError(f"level function: expected sums of shape (6,) or (6, P), got {sums.shape}")
         if not np.isfinite(sums).all():
             raise ValueError(f"level function: expected finite sums, got {sums[~np.isfinite(sums)][0]} at {level}")
-        sums = sums.reshape(6, -1)
-        if level == len(self.counts):
-            self.counts.append(0)
-            self.sums.append(np.zeros_like(sums))
-        self.counts[level] += number
-        self.sums[level] += sums
+        sums = sums.astype(np.float64).reshape(6, -1)
+        self.shape = self.shape or sums.shape
+        if sums.shape != self.shape:
+            raise ValueError(f"level function: expected the same shape each time, {self.shape}, got {sums.shape}")
+        y, y2, y3, y4, p, p2 = sums
+        most = number * (1.0 + 1e-5)  # rounding, in single precision perhaps
+        possible = {
+            "ΣY² >= 0, ΣY⁴ >= 0, ΣP² >= 0": np.minimum(np.minimum(y2, y4), p2) >= 0.0,
+            "(ΣY)² <= n ΣY²": y**2 <= most * y2,
+            "(ΣY²)² <= n ΣY⁴": y2**2 <= most * y4,
+            "(ΣY³)² <= ΣY² ΣY⁴": y3**2 <= (1.0 + 1e-5) * y2 * y4,
+            "(ΣP)² <= n ΣP²": p**2 <= most * p2,
+        }
+        if level == 0:
+            rounding = 1e-5 * np.sqrt(number * np.abs(p2))
+            possible["P = Y at level 0"] = (np.abs(p - y) <= rounding) & (np.abs(p2 - y2) <= 1e-5 * p2)
+        for rule, kept in possible.items():
+            if not kept.all():
+                raise ValueError(
+                    f"level function: expected sums of Y, Y², Y³, Y⁴, P, P² over {number} samples, for which {rule}; "
+                    f"got {[float(v) for v in sums[:, np.argmin(kept)]]} at level {level}"
+                )
+        return sums
 
     def _moments(self, first: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and variance (L + 1, P) of the quantity whose sum and sum of squares stand at first, first + 1."""
@@ -298,7 +391,7 @@ class _Run:
         back = range(min(3, last))
         return np.max([high[last - k] / 2 ** (self.alpha * k) for k in back], axis=0) / (2**self.alpha - 1)
 
-    def result(self, scheme: str, num_steps: int, start: float) -> MultilevelEstimate:
+    def result(self, scheme: str, num_steps: int, start: float, seed: object) -> MultilevelEstimate:
         mean, variance = self._moments(0)
         mean_fine, variance_fine = self._moments(4)
         n = np.array(self.counts, dtype=float)[:, None]
@@ -308,7 +401,10 @@ class _Run:
         gap = np.abs(mean_fine[:-1] - mean_fine[1:] + mean[1:])
         consistency[1:] = gap / (3.0 * np.maximum(sum(deviations), np.finfo(float).tiny))
         kurtosis = self._kurtosis(mean, variance)
-        _warn(kurtosis, consistency)
+        # Of the variance of the mean, Σ V/n: V is known to V √((κ - 1) / n), whatever a level adds to it.
+        doubt = np.sqrt(((variance / n) ** 2 * np.maximum(kurtosis - 1.0, 0.0) / n).sum(axis=0))
+        doubt /= np.maximum((variance / n).sum(axis=0), np.finfo(float).tiny)
+        _warn(doubt, kurtosis, consistency)
         standard_error = np.sqrt((variance / n).sum(axis=0))
         return MultilevelEstimate(
             mean=mean.sum(axis=0),
@@ -320,6 +416,7 @@ class _Run:
             bias_standard_error=np.sqrt(variance[-1] / n[-1]) / (2**self.alpha - 1),
             cost=int(n[:, 0] @ cost),
             seconds=perf_counter() - start,
+            seed=seed,
             rmse=self.rmse,
             num_samples=np.array(self.counts),
             level_cost=cost,
@@ -349,12 +446,12 @@ def _slope(values: NDArray[np.float64]) -> float:
     return float(np.polyfit(levels, logs.mean(axis=1), 1)[0])
 
 
-def _warn(kurtosis: NDArray[np.float64], consistency: NDArray[np.float64]) -> None:
-    if kurtosis.max() > 100.0:
+def _warn(doubt: NDArray[np.float64], kurtosis: NDArray[np.float64], consistency: NDArray[np.float64]) -> None:
+    if doubt.max() > _UNCERTAIN:
         level = int(np.argmax(kurtosis.max(axis=1)))
         warnings.warn(
-            f"multilevel: kurtosis {kurtosis.max():.3g} at level {level} is over 100; few samples carry its variance, "
-            "so the standard error is not to be trusted",
+            f"multilevel: few samples carry the variance (kurtosis {kurtosis.max():.3g} at level {level}); it is known "
+            f"to {doubt.max():.0%}, so the standard error is not to be trusted",
             RuntimeWarning,
             stacklevel=4,
         )

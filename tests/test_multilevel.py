@@ -1,15 +1,20 @@
 """Multilevel Monte Carlo: delivered errors on closed forms, rates, diagnostics, warnings."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from pdekit import multilevel as multilevel_estimate
 from pdekit.fastmath import cos2pi, sin2pi
-from pdekit.multilevel import ProblemLevels, multilevel
+from pdekit.multilevel import ProblemLevels
 from pdekit.multilevel_plot import plot_multilevel
 from pdekit.problem import ConvectionDiffusion
 from pdekit.sampler import feynman_kac
 from pdekit.velocity import GridVelocity, RedrawnVelocity, compiled
+
+multilevel = partial(multilevel_estimate, rng=0)
 
 RATE, VOLATILITY = 0.05, 0.2
 D1 = (RATE + VOLATILITY**2 / 2) / VOLATILITY
@@ -80,11 +85,11 @@ def test_levels_of_a_problem_agree_with_plain_monte_carlo():
 def test_levels_telescope_along_one_brownian_path():
     """With F constant every step size gives the same end point, so the coupled levels do not differ at all."""
     constant = GridVelocity(np.ones((2, 4, 4)), "bilinear")
-    levels = ProblemLevels(ConvectionDiffusion(constant, bumps, 0.1), POINTS, first_steps=2)
+    levels = ProblemLevels(ConvectionDiffusion(constant, bumps, 0.1), POINTS, first_steps=2, rng=0)
     sums = levels(3, 512)
     assert np.abs(sums[0]).max() < 1e-10 * 512
     assert (sums[5] > 0).all()
-    again = ProblemLevels(ConvectionDiffusion(constant, bumps, 0.1), POINTS, first_steps=2)
+    again = ProblemLevels(ConvectionDiffusion(constant, bumps, 0.1), POINTS, first_steps=2, rng=0)
     np.testing.assert_allclose(again(3, 256) + again(3, 256), sums, rtol=1e-12, atol=1e-9)
 
 
@@ -101,15 +106,86 @@ def test_inconsistent_levels_are_reported():
         multilevel(geometric_brownian_call(0, milstein=True, broken=True), rmse=2e-3, max_level=4)
 
 
-def test_a_kurtosis_that_spoils_the_variance_is_reported():
-    rng = np.random.default_rng(0)
+def sums_of(y, fine=None):
+    fine = y if fine is None else fine
+    return np.array([y.sum(), (y**2).sum(), (y**3).sum(), (y**4).sum(), fine.sum(), (fine**2).sum()])
+
+
+def rare_events(seed, size):
+    """Normal at level 0; above, `size` once in 512 samples: a kurtosis of 512 whatever the size."""
+    rng = np.random.default_rng(seed)
 
     def rare(level, n):
-        y = (rng.uniform(size=n) < 2.0**-9) * 1.0 if level else rng.normal(size=n)
-        return [y.sum(), (y**2).sum(), (y**3).sum(), (y**4).sum(), 0.0, n]
+        return sums_of((rng.uniform(size=n) < 2.0**-9) * size if level else rng.normal(size=n))
 
-    with pytest.warns(RuntimeWarning, match="kurtosis"):
-        multilevel(rare, rmse=0.1, max_level=2, alpha=1.0, beta=1.0)
+    return rare
+
+
+def test_a_kurtosis_that_spoils_the_variance_is_reported():
+    with pytest.warns(RuntimeWarning, match="finest allowed"), pytest.warns(RuntimeWarning, match="kurtosis"):
+        multilevel(rare_events(0, 40.0), rmse=0.1, max_level=2, alpha=1.0, beta=1.0)
+
+
+def test_a_kurtosis_that_changes_nothing_is_not():
+    """Their share of the variance is 1e-3: with ten times the variance the standard error would be the same."""
+    run = multilevel(rare_events(0, 1.0), rmse=0.1, max_level=2, alpha=1.0, beta=1.0)
+    assert run.kurtosis.max() > 100
+    problem = ConvectionDiffusion(swirl, bumps, 0.1, horizon=0.25)
+    assert multilevel(problem, POINTS[:1], rmse=1e-2, scheme="euler").kurtosis.max() > 0
+
+
+def test_an_error_that_costs_too_much_is_told_before_it_is_paid():
+    levels = geometric_brownian_call(0, milstein=True)
+    with pytest.warns(
+        RuntimeWarning, match=r"rmse 1e-09 takes a cost of about \S+, more than max_cost = 1e\+06; about"
+    ):
+        run = multilevel(levels, rmse=1e-9, max_cost=1e6)
+    assert run.cost <= 1.1e6
+    assert run.rmse > 1e-9
+    assert np.hypot(run.standard_error[0], run.bias_estimate[0]) <= 1.1 * run.rmse
+    assert abs(run.mean[0] - CALL) < 4 * run.rmse
+    with pytest.raises(ValueError, match="max_cost: expected a positive cost"):
+        multilevel(levels, rmse=1e-3, max_cost=0.0)
+
+
+def test_levels_repeat_with_the_recorded_seed():
+    problem = ConvectionDiffusion(swirl, bumps, 0.1, horizon=0.25)
+    a, b = (multilevel_estimate(problem, POINTS[:1], rmse=0.05) for _ in range(2))
+    assert a.mean[0] != b.mean[0]
+    assert multilevel_estimate(problem, POINTS[:1], rmse=0.05, rng=a.seed).mean[0] == a.mean[0]
+    assert "covers sampling and time-step bias" in repr(a)
+
+
+def broken_levels(change):
+    """A level function as `change` makes it of right sums, the samples and their number."""
+    rng = np.random.default_rng(0)
+
+    def level_function(level, n):
+        fine = rng.normal(1.0, 1.0, n)
+        y = fine if level == 0 else rng.normal(0.0, 2.0**-level, n)
+        return change(sums_of(y, fine), y, n)
+
+    return level_function
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda sums, y, n: sums / n, "means in place of sums"),
+        (lambda sums, y, n: sums_of(np.linspace(-1.0, 2.0, n)), "the same samples again"),
+        (lambda sums, y, n: sums + 0j, "expected real sums, got dtype complex128"),
+        (lambda sums, y, n: sums[[1, 0, 2, 3, 4, 5]], r"for which \(ΣY\)² <= n ΣY²"),
+        (lambda sums, y, n: sums[[0, 3, 2, 1, 4, 5]], "for which"),
+        (lambda sums, y, n: sums[[0, 1, 2, 3, 5, 4]], "for which"),
+        (lambda sums, y, n: np.append(sums[:4], [0.0, n]), "P = Y at level 0"),
+        (lambda sums, y, n: np.stack([sums] * (1 + (y[0] > 1.0)), axis=1), "expected the same shape each time"),
+        (lambda sums, y, n: np.stack([y] * 6), "for which"),
+        (lambda sums, y, n: [str(v) for v in sums], "expected real sums"),
+    ],
+)
+def test_what_are_no_sums_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        multilevel(broken_levels(change), rmse=0.02)
 
 
 def test_a_level_limit_that_is_too_low_is_reported():
