@@ -88,6 +88,7 @@ def test_a_constant_is_right_to_the_last_digit():
     assert outcome.passed, outcome
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that the grid is too coarse is what is tested
 @pytest.mark.parametrize("num_points", [24, 48])
 def test_an_unresolved_solution_admits_its_own_error(num_points):
     outcome = verify(RIGHT, solve(RIGHT, num_points=num_points, dt=2e-3, times=TIMES), POINTS, num_paths=4096)
@@ -99,6 +100,7 @@ def rough(seed: int) -> ConvectionDiffusion:
     return ConvectionDiffusion(nodes, lambda x: np.cos(TAU * x[..., 0]) * np.sin(TAU * x[..., 1]), 0.14)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that the grid is too coarse is what is tested
 def test_a_grid_that_is_too_coarse_is_no_agreement():
     """On 32 nodes u is off by up to 1.4, 0.4 and 0.5, and so is the own error: neither side of the test is known."""
     for seed in range(3):
@@ -112,6 +114,7 @@ def test_a_grid_that_is_too_coarse_is_no_agreement():
         assert "finer grid" in outcome.reason
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that the grid is too coarse is what is tested
 def test_a_terminal_condition_that_the_grid_drops_is_no_agreement():
     """f = cos 50τx on 128 nodes, F = 0: the solver keeps 42 waves and returns 0 for exp(-½(50τσ)²) f = 0.45 f."""
     problem = ConvectionDiffusion(np.zeros((2, 8, 8)), lambda x: np.cos(50 * TAU * x[..., 0]), 0.004)
@@ -141,6 +144,7 @@ HALF = TIMES / 2
 LINE = np.random.default_rng(8).uniform(size=(8, 1))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that the grid is too coarse is what is tested
 @pytest.mark.parametrize("num_points", [12, 16, 32])
 def test_no_perturbation_of_an_eighth_passes_at_any_resolution(num_points):
     """u has half a range of 0.37; on 12 nodes the solution itself is off by 0.06."""
