@@ -446,6 +446,7 @@ def _identity(
 
     is_wrapped = isinstance(attacked, attacks.ExpectationOverTransformation)
     kind = x.device.type
+    is_cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return {
         "attack": known(lambda: describe(attack), lambda: None),
         "model": model_identity(model),
@@ -454,7 +455,7 @@ def _identity(
         "images": checkpoint.fingerprint([x, y]),
         "layout": list(x.stride()),
         "device": kind,
-        "autocast": str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None,
+        "autocast": str(torch.get_autocast_dtype(kind)) if is_cast else None,
         "eot_draws": attacked.num_draws if is_wrapped else None,
         "version": VERSION,
     }
