@@ -91,7 +91,7 @@ def multilevel(
     t0: float = 0.0,
     first_steps: int | None = None,
     max_level: int = 16,
-    max_cost: float = 1e11,
+    max_cost: float = 1e10,
     alpha: float | None = None,
     beta: float | None = None,
     level_cost: Callable[[int], float] | None = None,
@@ -106,8 +106,8 @@ def multilevel(
     scheme, rng, t0: for a problem, as in `feynman_kac`.
     first_steps: steps at level 0 of a problem; by default the fewest for which the next level's coupling pays.
     max_level: finest level allowed; RuntimeWarning where the bias is then still too large.
-    max_cost: the most to spend, in units of the cost model, for a problem path-steps a point (1e11 take a core ten
-        minutes to an hour). Where rmse takes more, a RuntimeWarning says so before it is spent, and the error that is
+    max_cost: the most to spend, in units of the cost model, for a problem path-steps a point (1e10 take a core one
+        to six minutes). Where rmse takes more, a RuntimeWarning says so before it is spent, and the error that is
         within reach is aimed at.
     alpha, beta: weak rate and rate of the variance; by default fitted, at least 0.5.
     level_cost: cost of a sample at a level; by default path-steps for a problem, 2**level for a level function.

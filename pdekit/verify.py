@@ -13,6 +13,7 @@ from scipy import special
 
 from pdekit.estimate import BiasWarning, Estimate
 from pdekit.problem import ConvectionDiffusion
+from pdekit.resolution import ResolutionWarning
 from pdekit.sampler import Rng, feynman_kac
 from pdekit.solver import UnstableError, solve
 from pdekit.spectral import resample
@@ -166,6 +167,8 @@ def verify(
     solution_error: the solution's own error at the points; estimated by default from three solves of the problem, on
         the solution's grid, a finer and a coarser one.
 
+    Warns with `ResolutionWarning` where F or f are functions without the period of the box: paths see them as they are.
+
     Raises ValueError where the solution has no frame at t = 0, lacks what `solve` records and no `solution_error` is
     given, does not lie on the nodes, or sigma is 0 (compare with method "characteristics" there).
     """
@@ -174,6 +177,8 @@ def verify(
     for name, value in (("level", level), ("resolves", resolves)):
         if not 0.0 < value < 1.0:
             raise ValueError(f"{name}: expected a number between 0 and 1, got {value}")
+    for message in problem.check_periodic():
+        warnings.warn(message, ResolutionWarning, stacklevel=2)
     solution = _checked(problem, solution)
     if solution_error is None and {"dt", "method"} - set(solution.attrs):
         raise ValueError("verify: expected a Dataset as solve() returns it, or the solution's own solution_error=")

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 import pdekit
-from pdekit import ConvectionDiffusion, RedrawnVelocity, compiled, solve
+from pdekit import ConvectionDiffusion, RedrawnVelocity, ResolutionWarning, compiled, solve
 from pdekit.fastmath import cos, sin
 
 TAU = 2.0 * np.pi
@@ -204,3 +204,14 @@ def test_a_redrawn_velocity_can_be_verified():
     problem = ConvectionDiffusion(redrawn, terminal, 0.25)
     solution = solve(problem, num_points=48, dt=0.01, times=TIMES[::4])
     assert verify(problem, solution, POINTS, num_paths=2048, num_steps=160).passed
+
+
+def test_functions_without_the_period_of_the_box_are_no_agreement():
+    wind = ConvectionDiffusion(lambda x, t: 0.3 * np.sin(2 * np.pi * x) + 0.005 * x, WIND.terminal, 0.2, dim=1)
+    with pytest.warns(ResolutionWarning, match=r"velocity: expected F\(x \+ e\) = F\(x\)"):
+        solution = solve(wind, num_points=48, dt=5e-3)
+    with pytest.warns(ResolutionWarning, match=r"velocity: expected F\(x \+ e\) = F\(x\)"):
+        verify(wind, solution, LINE, num_paths=512, solution_error=1e-3)
+    ramp = ConvectionDiffusion(lambda x, t: -x, lambda x: x[..., 0] ** 2, 0.1, dim=1)
+    with pytest.raises(ValueError, match="velocity: expected F"):
+        verify(ramp, solution, LINE, num_paths=512, solution_error=1e-3)
