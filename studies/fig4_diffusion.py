@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
 from rich.table import Table
 
-from pdekit import ConvectionDiffusion, GridVelocity, RedrawnVelocity, feynman_kac, solve
+from pdekit import ConvectionDiffusion, GridVelocity, RedrawnVelocity, choose_method, feynman_kac, solve
 from pdekit.diagnostics import steepest_difference, total_variation
 from pdekit.plotting import plot_panels
 from pdekit.spectral import laplacian_symbol
@@ -175,12 +175,10 @@ class Panel:
             solution = solve(problem, num_points=factor * n, dt=dt, method=method, seed=config.seed)
             return solution.u[0].values[::factor, ::factor], solution.attrs
 
-        u, attrs = at_nodes(1, config.dt)
-        factor = 1
-        if attrs["method"].startswith("spectral"):
-            # A spectral grid of N nodes holds products of F's modes up to N/3 only: twice the nodes hold all of F.
-            factor = 2
-            u, attrs = at_nodes(2, config.dt, attrs["method"])
+        # A spectral grid of N nodes holds products of F's modes up to N/3 only: twice the nodes hold all of F.
+        factor = 2 if choose_method(problem, 2 * n)[0].startswith("spectral") else 1
+        u, attrs = at_nodes(factor, config.dt)
+        if factor == 2:
             refined, _ = at_nodes(3, config.dt, attrs["method"])
             coarse, remaining = u, 1.0  # what the panel lacks bounds what the refined solution lacks
         else:
@@ -200,6 +198,7 @@ class Panel:
             "sigma": self.sigma,
             "method": self.attrs["method"],
             "method_reason": self.attrs["method_reason"],
+            "warnings": self.attrs["warnings"],
             "solver_points": self.solver_points,
             "dt": self.attrs["dt"],
             "minimum": float(self.u.min()),

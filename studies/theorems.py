@@ -413,7 +413,7 @@ def images_reached(dim: int, length: float, reach: float, sigma: float) -> float
 
 def ramp(x: Array) -> Array:
     """Slope 1 between plateaus at -1 and 1, back to 0 with slope 1 at RAMP_CUT from the middle of the box."""
-    y = (x[..., 0] - 0.5) * RAMP_LENGTH
+    y = (x[..., 0] % 1.0 - 0.5) * RAMP_LENGTH
     return np.clip(y, -1, 1) - np.clip(y - RAMP_CUT, 0, 1) + np.clip(-y - RAMP_CUT, 0, 1)
 
 

@@ -40,7 +40,7 @@ def test_a_field_is_drawn_with_x_to_the_right():
 
 def test_a_solution_and_its_velocity_can_be_drawn():
     velocity = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8))
-    solution = solve(ConvectionDiffusion(velocity, np.eye(8), 0.3), num_points=16, dt=0.05)
+    solution = solve(ConvectionDiffusion(velocity, np.eye(8), 0.3), num_points=32, dt=0.05)
     assert "σ = 0.3" in plot_solution(solution).axes[0].get_title()
     _, ax = plt.subplots()
     plot_velocity(ax, velocity)

@@ -33,7 +33,7 @@ def random_arguments(count: int, seed: int = 0) -> tuple[np.ndarray, ...]:
 
 def ramp(x: np.ndarray) -> np.ndarray:
     """Slope 1 from -1 to 1 at the middle of the box, cut off with slope 1 near its ends; x (..., 1) in [0, 1)."""
-    y = (x[..., 0] - 0.5) * LENGTH
+    y = (x[..., 0] % 1.0 - 0.5) * LENGTH
     return np.clip(y, -1, 1) - np.clip(y - 20, 0, 1) + np.clip(-y - 20, 0, 1)
 
 
