@@ -38,11 +38,12 @@ class Spectrum:
     """Energy of a field by frequency along each axis.
 
     energy: (d, M), energy[a, k] of the modes of frequency ±k along axis a; size: the root mean square that shares
-    relate to.
+    relate to; largest: max|value|, also between the nodes of a grid.
     """
 
     energy: NDArray[np.float64]
     size: float
+    largest: float
 
     def beyond(self, cutoff: int, damping: float = 0.0) -> float:
         """Share of the modes above `cutoff`, each times exp(-damping (2πk)²); ν times the time is diffusion's."""
@@ -70,7 +71,8 @@ def _spectrum(along: Sequence[NDArray], *, components: int = 1, centred: bool = 
         rows.append(power.reshape(-1, power.shape[-1]).mean(axis=0) * components)
     square = float(np.mean([np.mean(values**2) for values in along]))
     mean = float(np.mean([values.mean() for values in along])) if centred else 0.0
-    return Spectrum(np.stack(rows), math.sqrt(max(square - mean**2, 0.0) * components))
+    largest = max(float(np.abs(values).max()) for values in along)
+    return Spectrum(np.stack(rows), math.sqrt(max(square - mean**2, 0.0) * components), largest)
 
 
 def _lines(num_points: int, dim: int) -> list[NDArray[np.float64]]:

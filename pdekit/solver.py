@@ -238,7 +238,7 @@ def solve(
     shape = (num_points,) * dim
     frames = MemoryFrames(len(stops)) if frames_to is None else FileFrames(frames_to, len(stops), shape)
     terminal = problem.terminal_nodes(num_points)
-    bound = float(np.abs(terminal).max())
+    bound = max(float(np.abs(terminal).max()), planner.terminal.largest)
     context = _Context(problem, num_points, dt, bound, flow)
     findings = _Findings()
     if method != "characteristics":

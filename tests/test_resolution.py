@@ -102,6 +102,14 @@ def test_a_step_of_the_terminal_condition_is_not_left_to_ring():
         solve(problem, num_points=128, dt=0.001, method="spectral_rk4")
 
 
+def test_a_crest_between_the_nodes_is_no_overshoot():
+    """The nodes see 15 waves on 32 nodes at changing heights; the bound is that of the wave."""
+    problem = ConvectionDiffusion(np.full((1, 8), 1 / 60), lambda x: np.sin(15 * TAU * x[..., 0]), 0.0)
+    solution = solve(problem, num_points=32, dt=0.05)
+    np.testing.assert_allclose(solution.u[0], np.sin(15 * TAU * (np.arange(32) / 32 + 1 / 60)), atol=1e-6)
+    assert solution.attrs["warnings"] == "none"
+
+
 @pytest.mark.parametrize(("stepper", "limit"), [(StepperRK4, 2.0 * np.sqrt(2.0)), (StepperAB4, 0.43)])
 def test_regions_of_stability_on_the_imaginary_axis(stepper, limit):
     inside, outside = stepper.amplification(1j * limit * np.array([0.99, 1.01]))
