@@ -169,7 +169,7 @@ class _Run:
     def _coefficients(self, velocity: GridVelocity) -> NDArray[Any]:
         """The velocity's table; in single precision where it is large, as the gathers from it are what a step costs.
 
-        A rounding error of 6e-8 is far below the 2e-5 that the trigonometric continuation's table is good to.
+        A rounding error of 6e-8 is far below what the trigonometric continuation's table is good to.
         """
         cache = self.simulation.tables
         if velocity not in cache:

@@ -76,5 +76,6 @@ def resample(values: ArrayLike, num_points: int, *, axes: tuple[int, ...] | None
             new[..., keep // 2] *= 0.5 if num_points > old else 2.0
             if num_points < old:
                 new[..., keep // 2] = new[..., keep // 2].real
-        out = np.moveaxis(fft.irfft(new, n=num_points, axis=-1) * (num_points / old), -1, axis)
+        new *= num_points / old
+        out = np.moveaxis(fft.irfft(new, n=num_points, axis=-1, overwrite_x=True), -1, axis)
     return np.ascontiguousarray(out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy import fft
@@ -116,6 +118,40 @@ def test_the_trigonometric_continuation_is_the_trigonometric_interpolant():
     hat = np.fft.fft2(values) / n**2
     exact = np.einsum("pi,cij,pj->pc", basis[:, 0], hat, basis[:, 1]).real
     assert np.abs(GridVelocity(values, "trigonometric")(x) - exact).max() < 1e-4
+
+
+@pytest.mark.parametrize(("large", "degree", "error"), [(2**22, 3, 7e-5), (0, 5, 2.2e-5)])
+@pytest.mark.parametrize(("dim", "n"), [(1, 16), (1, 15), (2, 8), (3, 6)])
+def test_a_wave_is_continued_to_the_stated_error_and_much_better_where_it_is_long(
+    dim, n, large, degree, error, monkeypatch
+):
+    monkeypatch.setattr("pdekit.splines._LARGE", large)
+    x = np.random.default_rng(0).uniform(-1, 2, (500, dim))
+    for cycles in ((n - 1) // 2, 1):
+        k = np.zeros(dim)
+        k[-1] = cycles
+
+        def wave(p, k=k):
+            return np.cos(TAU * (p @ k) + 0.3)
+
+        table = spline_table(wave(node_points(n, dim))[None], "trigonometric")
+        assert table.degree == degree
+        frequency = cycles / (n * {3: 8, 5: 4}[degree])  # cycles between two points of the finer grid
+        aliases = (frequency / np.array([j - frequency for j in range(-9, 10) if j])) ** (degree + 1)
+        assert np.abs(table(x)[:, 0] - wave(x)).max() < min(2.0 * aliases.sum() + 1e-13, error)
+
+
+def test_the_table_of_a_fine_grid_in_three_dimensions_is_built_in_little_more_memory_than_it_holds():
+    """Allocations as NumPy reports them; all components at once took four times as much, 1.6 GB here."""
+    nodes = random_field((3, 32, 32, 32))
+    tracemalloc.start()
+    table = spline_table(nodes, "trigonometric")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert table.coefficients.nbytes < 60e6
+    assert peak < 1.5 * table.coefficients.nbytes
+    x = node_points(32, 3)[::8, ::8, ::8]
+    np.testing.assert_allclose(np.moveaxis(table(x), -1, 0), nodes[:, ::8, ::8, ::8], atol=1e-12)
 
 
 def test_bicubic_continuation_converges_with_fourth_order():
