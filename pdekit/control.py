@@ -16,25 +16,26 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pdekit.log import say_once
 from pdekit.spectral import gradient, resample
 
 if TYPE_CHECKING:
     from pdekit.simulation import Simulation
 
-_MOST_BYTES = 2**24  # of tables: outside the caches the gathers would cost more than the variance they save
-_NODES_A_WAVE = 8  # the Taylor step from the nearest node is then good to a few per cent at the shortest wave
+_MOST_BYTES = 2**28  # of tables, a fixed number, as results are the same on every machine
+_NODES_A_WAVE = 4, 8  # with 8 the Taylor step from the nearest node is good to a few per cent at the shortest wave
 
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """Gradients (and Hessians) of the frames of a solution.
+    """A solution whose gradient (and Hessian) the kernels look up.
 
-    times: (frames,); components: (frames, C, N, ..., N) with C = d, or d + d (d + 1) / 2 with the upper triangle
-    of the Hessian row by row.
+    times: (frames,), u: (frames, N, ..., N), hessian: whether second derivatives are used.
     """
 
     times: NDArray[np.float64]
-    components: NDArray[np.float64]
+    u: NDArray[np.float64]
+    hessian: bool = False
 
     @classmethod
     def from_solution(cls, solution: xr.Dataset, dim: int, *, hessian: bool = False) -> Control:
@@ -50,8 +51,7 @@ class Control:
             raise ValueError("control: expected a finite solution u, got NaN or infinity in it")
         times = np.asarray(solution["time"].values, dtype=np.float64)
         order = np.argsort(times)
-        nodes = _nodes_needed(u)
-        return cls(times[order], np.stack([_derivatives(resample(u[n], nodes), hessian) for n in order]))
+        return cls(times[order], u[order], hessian)
 
     def tables(self, simulation: Simulation, num_steps: int) -> tuple[Any, ...]:
         """What the kernels take: tables (steps / stride, nodes, C) for runs of `stride` steps each, and σ²Δt."""
@@ -63,25 +63,44 @@ class Control:
         return (*cache[key], simulation.problem.sigma**2 * dt)
 
     def _build(self, t0: float, num_steps: int, dt: float) -> tuple[NDArray[np.float32], int]:
+        nodes, stride = self._resolution(num_steps)
+        dim = self.u.ndim - 1
         # Single precision is plenty for a control variate, and halves what the caches must hold.
-        stride = max(1, ceil(num_steps * self.components[0].size * 4 / _MOST_BYTES))
-        dim = self.components.ndim - 2
-        tables = []
-        for n in range(0, num_steps, stride):
+        tables = np.empty((ceil(num_steps / stride), *[nodes + 1] * dim, self._components), dtype=np.float32)
+        for table, n in zip(tables, range(0, num_steps, stride), strict=True):
             # The step's martingale is centred at the drifted point, at the step's end.
             t = t0 + (n + 0.5 * (min(stride, num_steps - n) + 1)) * dt
-            periodic = np.pad(self._at(t), [(0, 0)] + [(0, 1)] * dim, mode="wrap")
-            by_node = np.moveaxis(periodic, 0, -1).reshape(-1, len(periodic))
-            tables.append(by_node.astype(np.float32, order="C"))
-        return np.stack(tables), stride
+            components = _derivatives(resample(self._at(t), nodes), self.hessian)
+            table[...] = np.moveaxis(np.pad(components, [(0, 0)] + [(0, 1)] * dim, mode="wrap"), 0, -1)
+        return tables.reshape(len(tables), -1, self._components), stride
+
+    @property
+    def _components(self) -> int:
+        dim = self.u.ndim - 1
+        return dim + dim * (dim + 1) // 2 if self.hessian else dim
+
+    def _resolution(self, num_steps: int) -> tuple[int, int]:
+        """Nodes along an axis, and steps that share a table: as fine as the memory allows, space giving way first."""
+        dim, most = self.u.ndim - 1, 4 * self.u.shape[-1]
+        coarse, fine = (min(max(each * _waves(self.u), 32), most) for each in _NODES_A_WAVE)
+        bytes_a_node = 4 * self._components * num_steps
+        nodes = min(max(int((_MOST_BYTES / bytes_a_node) ** (1.0 / dim)) - 1, coarse), fine)
+        stride = ceil(bytes_a_node * (nodes + 1) ** dim / _MOST_BYTES)
+        if stride > 1:
+            say_once(
+                f"control: tables for each of {num_steps} steps would take "
+                f"{bytes_a_node * (nodes + 1) ** dim / 2**20:,.0f} MiB, so {stride} steps share one, which reduces the "
+                "variance less; take fewer steps or a smoother solution"
+            )
+        return nodes, stride
 
     def _at(self, t: float) -> NDArray[np.float64]:
-        """Components at time t, linear between frames."""
+        """u at time t, linear between frames."""
         k = int(np.clip(np.searchsorted(self.times, t) - 1, 0, max(len(self.times) - 2, 0)))
         if len(self.times) == 1:
-            return self.components[0]
+            return self.u[0]
         w = np.clip((t - self.times[k]) / (self.times[k + 1] - self.times[k]), 0.0, 1.0)
-        return (1.0 - w) * self.components[k] + w * self.components[k + 1]
+        return (1.0 - w) * self.u[k] + w * self.u[k + 1]
 
 
 def _derivatives(u: NDArray[np.float64], hessian: bool) -> NDArray[np.float64]:
@@ -94,12 +113,12 @@ def _derivatives(u: NDArray[np.float64], hessian: bool) -> NDArray[np.float64]:
     return np.concatenate([first, np.stack(second)])
 
 
-def _nodes_needed(u: NDArray[np.float64]) -> int:
-    """Nodes along an axis for tables of ∇u: enough for the waves that hold all but 1e-3 of |∇u|² in each frame.
+def _waves(u: NDArray[np.float64]) -> int:
+    """Highest wave number along an axis that is needed to hold all but 1e-3 of |∇u|² in each frame.
 
     Small tables stay in the caches, and what is cut off costs a little variance and no bias.
     """
-    num_points, needed = u.shape[-1], 1
+    needed = 1
     for frame in u:
         for derivative in gradient(frame):
             for along in range(frame.ndim):
@@ -107,4 +126,4 @@ def _nodes_needed(u: NDArray[np.float64]) -> int:
                 spectrum = power.sum(axis=tuple(a for a in range(frame.ndim) if a != along))
                 tail = spectrum[::-1].cumsum()[::-1]
                 needed = max(needed, int((tail > 1e-3 * tail[0]).sum()))
-    return min(max(_NODES_A_WAVE * needed, 32), 4 * num_points)
+    return needed
