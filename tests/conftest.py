@@ -1,4 +1,4 @@
-"""What all tests share: which need a GPU, and one thread for each process."""
+"""What all tests share: one thread for each process, the same random examples, and which need a GPU."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import pytest
 
 # Before NumPy and torch are imported: the suite runs a process on each core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.pluginmanager.hasplugin("hypothesispytest"):  # a borrowed GPU may come without
+        from hypothesis import settings
+
+        settings.register_profile("repeatable", derandomize=True, deadline=None)  # however busy the machine is
+        settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,6 @@ from netkit.intervals import clopper_pearson, mean_accuracy, paired_difference, 
 from netkit.randomness import derived_generator, is_random
 
 IFGSM = partial(attacks.ifgsm, eps=0.2, step_size=0.1, num_steps=3)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    # two threads of a small network mostly wait for each other
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def images(n: int = 30, seed: int = 0) -> tuple[Tensor, Tensor]:

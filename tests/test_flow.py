@@ -29,14 +29,6 @@ def wavy_network(num_blocks: int = 32, sigma: float = 0.25) -> FlowNetwork:
     return network
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def points() -> np.ndarray:
     return np.random.default_rng(0).uniform(-1.0, 1.0, (200, 2))

@@ -11,14 +11,6 @@ from bridge.flow import FlowNetwork, SmoothVelocity
 from bridge.levels import BETA, DepthLevels, coarsened, coupled_outputs, depth_levels, multilevel_ensemble
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def network() -> FlowNetwork:
     velocity = SmoothVelocity(2, width=8, speed=1.5, box=Box(6.0, 8.0), seed=3)

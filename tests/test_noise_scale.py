@@ -10,17 +10,8 @@ from pathlib import Path
 
 import noise_scale
 import pytest
-import torch
 
 STUDY = Path(__file__).resolve().parent.parent / "studies" / "noise_scale.py"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.slow

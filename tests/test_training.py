@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,6 @@ from netkit.randomness import derived_generator, noise_from
 from netkit.training import TrainConfig, epoch_order, learning_rate, train
 
 SHORT = TrainConfig(epochs=3, batch_size=16, eps=0.2, step_size=0.1, num_steps=2, schedule="one-cycle", lr=0.05, seed=7)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
