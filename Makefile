@@ -6,7 +6,7 @@ LOCK    := constraints.txt
 PINS    ?= --constraint $(LOCK)
 PIP     := $(BIN)/python -m pip install -qq --disable-pip-version-check
 INSTALL := $(PIP) $(PINS) --no-build-isolation --editable
-PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PYTEST  := $(BIN)/python -m pytest
 # A process a core, a file in one process: what a module's fixtures make, they make once.
 WORKERS ?= -n logical --maxprocesses 8 --dist loadfile
 ARGS    ?=

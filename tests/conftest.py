@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -16,6 +17,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
         settings.register_profile("repeatable", derandomize=True, deadline=None)  # however busy the machine is
         settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Studies set the number of threads, and numba's OpenMP layer does so for torch as well, unasked."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
