@@ -213,12 +213,13 @@ def test_rounding_does_not_pile_up_over_many_small_steps_in_float32(scheme, plai
     assert abs(estimate.mean[0] - (start + drift * horizon)) < 4 * estimate.standard_error[0] < 0.01
 
 
+@pytest.mark.filterwarnings("ignore::pdekit.estimate.BiasWarning")  # what rounding moves follows no order
 @pytest.mark.parametrize(("dtype", "start"), [("float32", 2.0**20), ("float64", 2.0**50), ("float64", -(2.0**50))])
 def test_coordinates_too_large_for_their_dtype_are_warned_of_once(dtype, start):
     problem = ConvectionDiffusion(np.full((1, 8), 0.3), lambda x: x[..., 0], 0.1)
     with pytest.warns(RuntimeWarning, match=f"coordinates reach .* rounding in {dtype} moves them") as caught:
         feynman_kac(problem, [[start]], num_paths=1000, num_steps=4, dtype=dtype, bias=True)
-    assert len(caught) == 1
+    assert sum("coordinates reach" in str(warning.message) for warning in caught) == 1
 
 
 def test_a_redrawn_velocity_is_followed_interval_by_interval():
@@ -261,6 +262,7 @@ def test_the_solution_as_control_cuts_the_variance(hessian, reduction):
     assert np.abs(zscores(controlled, drift_solution(POINTS))).max() < 4
 
 
+@pytest.mark.filterwarnings("ignore::pdekit.ResolutionWarning")  # a control need not be right
 def test_a_control_in_three_dimensions_keeps_its_variance_reduction_or_says_so(monkeypatch, caplog):
     """Second derivatives in memory for two tables reduced the variance 3 times; one a step does so 47 times."""
     rng = np.random.default_rng(3)

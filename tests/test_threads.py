@@ -23,13 +23,13 @@ problem = ConvectionDiffusion(velocity, np.random.default_rng(2).normal(size=(8,
 slow = ConvectionDiffusion(lambda x, t: velocity(x), problem.terminal, 0.2, dim=2)  # stepped in NumPy
 
 def job(_=None):
-    options = {"num_steps": 16, "progress": False}
+    options = {"num_steps": 16, "progress": False, "rng": 0}
     return [
         feynman_kac(problem, [[0.1, 0.2], [0.3, 0.4]], num_paths=20_000, **options).mean,
         feynman_kac(problem, [[0.1, 0.2]], num_paths=4096, qmc=True, **options).mean,
         feynman_kac(slow, [[0.1, 0.2]], num_paths=4096, **options).mean,
         solve(problem, num_points=288, dt=0.5, method="semi_lagrangian", progress=False).u.values,
-        solve(problem, num_points=32, dt=0.05, method="spectral_rk4", progress=False).u.values,
+        solve(problem, num_points=64, dt=0.05, method="spectral_rk4", progress=False).u.values,
     ]
 
 def same(results):
