@@ -101,7 +101,7 @@ def load(
 
     `digits` is scikit-learn's embedded set (1,797 images, 1x8x8), split by class into 60% training, 10%
     validation and 30% test. `cifar10` and `cifar100` come from `data`: a .npz with x_train, y_train, x_test,
-    y_test (uint8, NHWC), a folder with the packed files of `netkit.packed`, or one with torchvision's official files
+    y_test (uint8, NHWC), or a folder with torchvision's official files
     (default ~/.cache/itoflow), fetched only if `download` is set. `num_train` keeps the first so many training
     images, of which one in ten becomes validation; `num_test` keeps the first so many test images.
 
@@ -113,7 +113,6 @@ def load(
             raise DataError(f"{option} must be a whole number, got {count!r}")
         if count is not None and count < 1:
             raise DataError(f"{option} must be at least 1, got {count}")
-    from netkit import packed  # which is built on this module
 
     if name == "digits":
         if data is not None:
@@ -125,8 +124,6 @@ def load(
     num_classes = 10 if name == "cifar10" else 100
     if source.suffix == ".npz":
         arrays, classes = read_npz(source, num_classes)
-    elif packed.is_packed(source, name):
-        arrays, classes = _checked(source, *packed.read(source, name), num_classes)
     else:
         arrays, classes = _read_torchvision(name, source, download)
     return _cifar(name, arrays, classes, torch.device(device), num_train, num_test)

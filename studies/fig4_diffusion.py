@@ -20,17 +20,17 @@ import numpy as np
 import typer
 import xarray as xr
 from numpy.typing import NDArray
-from reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
 from rich.table import Table
 
 from pdekit import ConvectionDiffusion, GridVelocity, RedrawnVelocity, choose_method, feynman_kac, solve
 from pdekit.diagnostics import steepest_difference, total_variation
 from pdekit.plotting import plot_panels
 from pdekit.spectral import laplacian_symbol
+from studies.lab.reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
+from studies.paper.figure4 import RANGES
 
 SIGMAS = (0.0, 0.01, 0.1)
 LETTERS = ("a", "b", "c")
-PAPER_RANGES = ("-1 .. 1", "-0.6 .. 0.4", "-0.13 .. 0.15")  # read off the colour bars of Fig. 4
 CORRELATION = 0.03  # standard deviation of the Gaussian that smooths the terminal condition, in box lengths
 
 
@@ -279,7 +279,7 @@ def report(out: Path) -> None:
     for name, show in formats:
         table.add_row(name, *[show(p) for p in panels])
         if name == "range":
-            table.add_row("  paper's colour bar", *PAPER_RANGES)
+            table.add_row("  paper's colour bar", *(f"{low:g} .. {high:g}" for low, high in RANGES))
     console.print(table)
     console.print(
         f"(d) u(x, 1): max |f| = {summary['max_terminal']:.3f}, total variation {summary['variation_terminal']:.3g}. "

@@ -10,31 +10,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from report_panels import PARTS, by_epoch
-from report_results import family_of
-from reporting import console, write_json
-from tables import Computed, Row, Table, app_for, results
+from studies.lab.cli import Computed, app_for
+from studies.lab.reporting import console, write_json
+from studies.page.panels import PARTS, by_epoch
+from studies.page.results import family_of
+from studies.paper.tables import FIGURE5
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-FIGURE = Table(
-    name="fig5",
-    caption="Training and validation accuracy over the epochs",
-    loss="pgd",
-    columns=(),
-    rows=(
-        Row("ResNet20"),
-        Row("En1ResNet20"),
-        Row("En2ResNet20"),
-        Row("En5ResNet20"),
-        Row("ResNet44"),
-        Row("En1ResNet44"),
-        Row("En2ResNet44"),
-        Row("Plain5ResNet20"),  # control: the members of the largest ensemble without noise
-    ),
-    claims=(),
-)
 
 # Okabe and Ito's colours, told apart by colour-blind readers too, and line styles for grey prints
 _STYLES = [
@@ -47,7 +30,7 @@ _STYLES = [
 
 
 def finish(computed: Computed) -> None:
-    write_json(computed.path, results(computed.table, computed.rows, computed.settings, computed.seeds))
+    write_json(computed.path, computed.numbers())
     draw(computed.path)
     pictures = " and ".join(computed.path.with_suffix(suffix).name for suffix in (".png", ".pdf"))
     console.print(f"written to {computed.path}, with {pictures} beside it", highlight=False, soft_wrap=True)
@@ -117,7 +100,7 @@ def _title(stored: dict[str, Any]) -> str:
     )
 
 
-app = app_for(FIGURE, finish)
+app = app_for(FIGURE5, finish)
 
 if __name__ == "__main__":
     app()

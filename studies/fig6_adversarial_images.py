@@ -13,26 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from jobs import Column, EvaluateTask, attack_for, column_title, eot_draws, load_data, tasks_for, trained_model
 from numpy.typing import NDArray
-from reporting import console, provenance, write_json
-from tables import Computed, Row, Table, app_for, on_dataset
 
 from netkit.evaluate import through_eot
 from netkit.models import EnResNet
 from netkit.randomness import derived_generator, noise_from
+from studies.lab.cli import Computed, app_for
+from studies.lab.reporting import console, provenance, write_json
+from studies.lab.tasks import Scoring, tasks_for
+from studies.lab.work import load_data, trained_model
+from studies.paper.tables import FIGURE6
 
-FIGURE = Table(
-    name="fig6",
-    caption="Original and adversarial images",
-    loss="pgd",
-    columns=(),
-    rows=(Row("ResNet20"), Row("En5ResNet20")),
-    claims=(),
-    smoke=("ResNet20", "En5ResNet20"),
-)
 NUM_IMAGES = 4
-_ATTACKS: tuple[Column, ...] = ("ifgsm20", "cw")
+_ATTACKS = ("ifgsm20", "cw")
 _LOOKED_AT = 500
 
 
@@ -50,12 +43,12 @@ def compute(computed: Computed) -> tuple[dict[str, Any], dict[str, Any]]:
     """Images (NUM_IMAGES, H, W, C) by column, and for each what the network takes them for, fit for JSON."""
     settings, seed = computed.settings, computed.seeds[0]
     dataset = load_data(settings)
-    networks = {}
+    networks, attacks = {}, {}
     for row in computed.rows:
-        name = on_dataset(row.model, settings.dataset)
-        task = tasks_for(settings, name, seed, ["nat"], loss="pgd")[-1]
-        assert isinstance(task, EvaluateTask)
-        networks[name] = trained_model(name, settings, task)
+        network = row.network.on(settings.dataset)
+        tasks = tasks_for(settings, network, seed, _ATTACKS, loss="pgd")
+        attacks[network.name] = [task for task in tasks if isinstance(task, Scoring)]
+        networks[network.name] = trained_model(attacks[network.name][0], network)
     x, y = dataset.images(dataset.test.x[:_LOOKED_AT]), dataset.test.y[:_LOOKED_AT]
     are_right = torch.stack([_votes(net, x, settings.num_draws, seed)[0] == y for net in networks.values()]).all(0)
     if not are_right.any():
@@ -68,17 +61,18 @@ def compute(computed: Computed) -> tuple[dict[str, Any], dict[str, Any]]:
     images: dict[str, Any] = {"original": _as_pictures(x)}
     columns: list[dict[str, Any]] = []
     for name, net in networks.items():
-        for column in _ATTACKS:
-            attack = attack_for(column, settings)
-            assert attack is not None
-            with noise_from(derived_generator(x.device, seed, column), net):
-                x_adv = through_eot(net, x, y, attack=attack, eot_draws=eot_draws(column, settings))
+        for task in attacks[name]:
+            make = task.row.make
+            assert make is not None
+            with noise_from(derived_generator(x.device, seed, task.attack), net):
+                attack = make(settings.strength, task.num_steps, task.eot_draws)
+                x_adv = through_eot(net, x, y, attack=attack, eot_draws=task.eot_draws)
             votes, shares = _votes(net, x_adv, settings.num_draws, seed)
             columns.append(
                 {
-                    "key": f"{name} {column}",
+                    "key": f"{name} {task.attack}",
                     "network": name,
-                    "attack": column_title(column, settings),
+                    "attack": task.title,
                     "largest_change": float((x_adv - x).abs().max()),
                     "predicted": [dataset.classes[label] for label in votes.tolist()],
                     "share_of_draws": shares.tolist(),
@@ -149,7 +143,7 @@ def _show(axes: Any, picture: NDArray[np.float32], text: str, colour: str) -> No
         spine.set_linewidth(0.4)
 
 
-app = app_for(FIGURE, finish)
+app = app_for(FIGURE6, finish)
 
 if __name__ == "__main__":
     app()

@@ -17,7 +17,6 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
 from rich import box
 from rich.table import Table
 
@@ -28,6 +27,7 @@ from pdekit.multilevel import MultilevelEstimate
 from pdekit.multilevel_plot import plot_multilevel
 from pdekit.progress import Progress
 from pdekit.velocity import compiled
+from studies.lab.reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
 
 SIGMA = 0.1
 POINT = (0.25, 0.625)  # a node of the reference grid

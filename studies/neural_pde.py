@@ -21,9 +21,7 @@ import numpy as np
 import torch
 import typer
 import xarray as xr
-from neural_pde_figure import draw
 from numpy.typing import NDArray
-from reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
 from rich.table import Table
 
 from bridge.box import Box
@@ -39,6 +37,8 @@ from pdekit.diagnostics import steepening_rate
 from pdekit.regularity import bernstein_bound, coupling_bound, printed_bound
 from pdekit.spectral import gradient
 from pdekit.splines import spline_table
+from studies.draw.neural_pde import draw
+from studies.lab.reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
 
 BOX = Box(4.8, 6.0)
 SPEED = 1.6

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from reporting import ROOT, console, one_line_errors, provenance, write_json
 from rich.table import Table
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from netkit.models import EnResNet
 from netkit.noise import NoiseStd
 from netkit.training import Loss
 from pdekit.progress import Progress
+from studies.lab.reporting import ROOT, console, one_line_errors, provenance, write_json
 
 Array = NDArray[np.float64]
 

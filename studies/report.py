@@ -15,20 +15,22 @@ from typing import Annotated, Any
 
 import typer
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from report_findings import (
+
+from studies.lab.networks import Kind
+from studies.lab.reporting import ROOT, InputError, console, one_line_errors
+from studies.page.findings import (
     DATASETS,
     SCHEMES,
     conditions,
     findings,
     number,
-    paper_ranges,
     percent,
     points,
     significant,
     still_right,
     tally,
 )
-from report_panels import (
+from studies.page.panels import (
     accuracies,
     extent_of,
     heads,
@@ -39,12 +41,12 @@ from report_panels import (
     of_the_network,
     training_curves,
 )
-from report_results import KINDS, STYLES, Kind, Results, against, kind_of
-from reporting import ROOT, InputError, console, one_line_errors
+from studies.page.results import KINDS, MADE_BY, STYLES, Results, against, kind_of
+from studies.paper.figure4 import RANGES
 
 Fields = dict[str, Any]
 
-TEMPLATES = Path(__file__).parent / "report"
+TEMPLATES = Path(__file__).parent / "page" / "templates"
 MARKS = ("<!-- results: written by make report -->", "<!-- end of results -->")
 STATUSES = {
     "reproduced": "Reproduced",
@@ -102,13 +104,14 @@ def render(results: Results) -> str:
         "heads_of_orderings": heads_of_orderings,
         "kind_of": kind_of,
         "kinds": KINDS,
+        "made_by": MADE_BY,
         "name_of": name_of,
         "of_levels": of_levels,
         "of_rates": of_rates,
         "of_the_network": of_the_network,
         "orderings": orderings,
         "origin": origin,
-        "paper_ranges": paper_ranges,
+        "paper_ranges": RANGES,
         "picture": picture,
         "schemes": SCHEMES,
         "still_right": still_right,
@@ -179,7 +182,7 @@ def _configuration(configurations: Sequence[Fields]) -> list[str]:
 
 def answers(table: Fields) -> Fields:
     """The table with the orderings alone that ask what an ensemble, its noise and its size are worth."""
-    asked = [verdict for kind in ("base", "silent", "wide") for verdict in against([table], kind).verdicts]
+    asked = [verdict for kind in ("single", "silent", "wide") for verdict in against([table], kind).verdicts]
     return table | {"verdicts": asked}
 
 
@@ -205,7 +208,7 @@ def readme_block(results: Results) -> str:
 def claims_in_words(table: Fields) -> Iterator[str]:
     """What became of each question that the table asks, a line each."""
     questions: dict[Kind, str] = {
-        "base": "A noisy ensemble over one network",
+        "single": "A noisy ensemble over one network",
         "silent": "The noise itself, over as many members without it",
         "wide": "A noisy ensemble over one wide network of its size",
     }
@@ -221,7 +224,7 @@ def legend(table: Fields) -> str:
     kinds: dict[Kind, list[str]] = {}
     for row in table["rows"]:
         kinds.setdefault(kind_of(row["model"]), []).append(row["model"])
-    told = [f"{', '.join(models)}: {KINDS[kind]}" for kind, models in kinds.items() if kind not in ("base", "noisy")]
+    told = [f"{', '.join(models)}: {KINDS[kind]}" for kind, models in kinds.items() if kind not in ("single", "noisy")]
     return "; ".join(told) + "." if told else ""
 
 

@@ -24,12 +24,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
 from scipy.fft import next_fast_len
 from scipy.special import j1
 from scipy.stats import chi, norm
-from theorems_rendering import draw, report
-from theorems_verdicts import judge
 
 from pdekit import ConvectionDiffusion, GridVelocity, solve
 from pdekit.diagnostics import max_gradient, max_speed, steepening_rate
@@ -37,6 +34,9 @@ from pdekit.progress import Progress
 from pdekit.regularity import modulus_of_continuity
 from pdekit.spectral import gradient, resample
 from pdekit.velocity import node_points
+from studies.draw.theorems import draw, report
+from studies.lab.reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
+from studies.paper.theorems import judge
 
 Array = NDArray[np.float64]
 Fields = dict[str, Any]

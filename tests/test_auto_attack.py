@@ -4,13 +4,11 @@ import random
 import re
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from jobs import Settings, attack_for
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
@@ -18,6 +16,7 @@ from netkit import attacks, data, en_resnet
 from netkit.attacks import auto_attack
 from netkit.evaluate import robust_accuracy
 from netkit.identity import describe
+from studies.lab.attacks import ATTACKS, Strength
 
 QUICK: dict[str, Any] = {"num_steps": 10, "num_queries": 20}
 
@@ -124,8 +123,11 @@ def test_the_rand_version_gives_every_image_back_attacked_and_is_no_kinder_than_
 
 
 def test_stored_predictions_are_known_by_the_whole_attack_and_its_version() -> None:
-    settings = Settings("digits", "digits", Path("out"))
-    told = {column: describe(attack_for(column, settings)) for column in ("ifgsm20", "pgd20", "cw", "autoattack")}
+    told = {}
+    for name in ("ifgsm20", "pgd20", "cw", "autoattack"):
+        make = ATTACKS[name].make
+        assert make is not None
+        told[name] = describe(make(Strength(eps=0.2, step_size=0.05), ATTACKS[name].steps, 20))
     bound = "(eot_draws=20, eps=0.2, num_steps=100, version='rand')"
     assert re.sub(r"@\d+", "", told["autoattack"]) == f"netkit.attacks.auto.auto_attack{bound}"
     assert all(re.match(r"netkit\.attacks\.\w+\.\w+@\d+\(", text) for text in told.values())

@@ -11,18 +11,7 @@ from mutations import survivors
 
 from netkit import data
 
-
-def fake_cifar(path: Path, *, num_train: int = 50, num_test: int = 20, **changes: np.ndarray | None) -> Path:
-    rng = np.random.default_rng(0)
-    arrays: dict[str, np.ndarray | None] = {
-        "x_train": rng.integers(0, 256, (num_train, 32, 32, 3), dtype=np.uint8),
-        "y_train": np.arange(num_train) % 10,
-        "x_test": rng.integers(0, 256, (num_test, 32, 32, 3), dtype=np.uint8),
-        "y_test": np.arange(num_test) % 10,
-    }
-    arrays |= changes
-    np.savez(path, **{key: array for key, array in arrays.items() if array is not None})
-    return path
+Write = Callable[..., Path]
 
 
 def test_digits_are_split_by_class_without_overlap_or_loss() -> None:
@@ -56,7 +45,7 @@ def test_a_split_is_the_same_every_time_and_its_fingerprint_notices_one_pixel() 
     assert first.fingerprint("train", "val") == second.fingerprint("train", "val")
 
 
-def test_npz_becomes_channels_first_bytes_with_a_tenth_for_validation(tmp_path: Path) -> None:
+def test_npz_becomes_channels_first_bytes_with_a_tenth_for_validation(tmp_path: Path, fake_cifar: Write) -> None:
     path = fake_cifar(tmp_path / "c.npz")
     cifar = data.load("cifar10", data=path)
     assert (len(cifar.train), len(cifar.val), len(cifar.test)) == (45, 5, 20)
@@ -67,7 +56,7 @@ def test_npz_becomes_channels_first_bytes_with_a_tenth_for_validation(tmp_path: 
         assert torch.equal(together, torch.from_numpy(file["x_train"]).double().sum((1, 2, 3)).sort().values)
 
 
-def test_num_train_takes_the_first_images(tmp_path: Path) -> None:
+def test_num_train_takes_the_first_images(tmp_path: Path, fake_cifar: Write) -> None:
     path = fake_cifar(tmp_path / "c.npz")
     some = data.load("cifar10", data=path, num_train=20, num_test=7)
     assert (len(some.train), len(some.val), len(some.test)) == (18, 2, 7)
@@ -119,7 +108,7 @@ def test_augmentation_depends_on_its_generator_alone() -> None:
     ],
 )
 def test_a_wrong_npz_is_refused_with_what_was_expected(
-    tmp_path: Path, changes: dict[str, np.ndarray | None], message: str
+    tmp_path: Path, fake_cifar: Write, changes: dict[str, np.ndarray | None], message: str
 ) -> None:
     with pytest.raises(data.DataError, match=message):
         data.load("cifar10", data=fake_cifar(tmp_path / "c.npz", **changes))
@@ -144,7 +133,9 @@ def test_wrong_names_and_files_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_what_is_read_of_a_damaged_npz_is_what_it_held(tmp_path: Path, save: Callable[..., None]) -> None:
+def test_what_is_read_of_a_damaged_npz_is_what_it_held(
+    tmp_path: Path, fake_cifar: Write, save: Callable[..., None]
+) -> None:
     path = fake_cifar(tmp_path / "c.npz", **tiny_cifar())
     with np.load(path) as file:
         save(path, **dict(file))
@@ -154,7 +145,7 @@ def test_what_is_read_of_a_damaged_npz_is_what_it_held(tmp_path: Path, save: Cal
         assert all(np.array_equal(found[0][key], arrays[key]) for key in arrays), damaged
 
 
-def test_a_member_that_the_directory_swallows_is_missed(tmp_path: Path) -> None:
+def test_a_member_that_the_directory_swallows_is_missed(tmp_path: Path, fake_cifar: Write) -> None:
     """One byte, the length of the comment before, hides the names of the classes from zipfile."""
     path = fake_cifar(tmp_path / "c.npz", **tiny_cifar())
     content = bytearray(path.read_bytes())
@@ -167,7 +158,7 @@ def test_a_member_that_the_directory_swallows_is_missed(tmp_path: Path) -> None:
         data.load("cifar10", data=path)
 
 
-def test_an_array_that_is_cut_short_by_its_header_is_refused(tmp_path: Path) -> None:
+def test_an_array_that_is_cut_short_by_its_header_is_refused(tmp_path: Path, fake_cifar: Write) -> None:
     path = fake_cifar(tmp_path / "c.npz", **tiny_cifar())
     content = path.read_bytes()
     assert content.count(b"(12, 8, 8, 3)") == 1

@@ -254,6 +254,18 @@ def test_rows_of_copies_of_a_batch_are_the_rows_of_each() -> None:
     assert (share.size, share.count(2 * share.size), share.weight) == (2, 10, 0.4)
 
 
+@pytest.mark.slow
+def test_two_processes_do_a_table_between_them(tmp_path: Path) -> None:
+    options = ["--smoke", "--num-train", "40", "--num-test", "8", "--device", "cpu", "--out", str(tmp_path)]
+    output = finished(launched("studies/table2.py", *options))
+    told = [line.split(":")[0] for line in output.splitlines() if line.startswith(("train ", "attack "))]
+    assert len(told) == len(set(told)) == 2 + 2 * 4  # each once, by the first of them
+    rows = json.loads((tmp_path / "table2-digits-smoke.json").read_text())["rows"]
+    assert [list(row["cells"]) for row in rows] == 2 * [["nat", "fgsm", "ifgsm20", "cw"]]
+    for path in tmp_path.glob("models/*.safetensors"):
+        assert checkpoint.load(path, kind="training")["provenance"]["batch"]["processes"] == 2
+
+
 if __name__ == "__main__":
     with parallel.joined("cpu"):
         work(Path(sys.argv[1]))

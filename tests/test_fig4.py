@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fig4_diffusion
 import numpy as np
 import pytest
 import typer
 import xarray as xr
 from typer.testing import CliRunner
+
+from studies import fig4_diffusion
 
 STUDY = Path(__file__).resolve().parent.parent / "studies" / "fig4_diffusion.py"
 

@@ -1,42 +1,88 @@
-"""The dependency direction: studies -> bridge -> {pdekit, netkit}; pdekit needs no torch, netkit no numba."""
+"""Who may import whom: studies -> bridge -> {pdekit, netkit}, the layers of studies, and no circles anywhere."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("pdekit", "netkit", "bridge", "studies")
 FORBIDDEN = {
     "pdekit": {"torch", "torchvision", "safetensors", "sklearn", "typer", "netkit", "bridge", "studies"},
     "netkit": {"numba", "rocket_fft", "xarray", "typer", "pdekit", "bridge", "studies"},
     "bridge": {"typer", "studies"},
 }
+LAYERS = {"lab": set(), "paper": {"lab"}, "draw": {"lab", "paper"}, "page": {"lab", "paper"}}
+"""Which of its other parts each part of studies may import; the scripts beside them may import all."""
 
 
-def imported(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+
+
+def imported(module: str, *, when_called: bool = True) -> Iterator[str]:
+    """The modules that one imports, also those of other projects; not what only type checkers import."""
+    path = MODULES[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not when_called:
+            continue
+        waiting += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names.add(node.module.split(".")[0])
-    return names
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            source = ".".join(part for part in (above, node.module) if part)
+            for alias in node.names:
+                yield f"{source}.{alias.name}" if f"{source}.{alias.name}" in MODULES else source
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
-def test_packages_import_only_what_their_layer_may(package):
-    files = list((ROOT / package).rglob("*.py"))
-    assert files
-    offences = {f.name: bad for f in files if (bad := imported(f) & FORBIDDEN[package])}
+def test_packages_import_only_what_their_layer_may(package: str) -> None:
+    ours = [module for module in MODULES if module.split(".")[0] == package]
+    assert len(ours) > 3
+    offences = {m: bad for m in ours if (bad := {name.split(".")[0] for name in imported(m)} & FORBIDDEN[package])}
     assert not offences
 
 
-def test_importing_pdekit_needs_neither_matplotlib_nor_torch():
-    import subprocess
-    import sys
+@pytest.mark.parametrize("part", LAYERS)
+def test_parts_of_the_studies_import_only_those_below_them(part: str) -> None:
+    ours = [module for module in MODULES if module.startswith(f"studies.{part}.")]
+    assert len(ours) > 1
+    allowed = tuple(f"studies.{name}." for name in (part, *LAYERS[part]))
+    offences = {
+        module: bad
+        for module in ours
+        if (bad := [name for name in imported(module) if name.startswith("studies") and not name.startswith(allowed)])
+    }
+    assert not offences
 
+
+@pytest.mark.parametrize("when_called", [False, True])
+def test_no_module_imports_itself_by_a_detour(when_called: bool) -> None:
+    graph = {
+        module: {name for name in imported(module, when_called=when_called) if name in MODULES and name not in PACKAGES}
+        for module in MODULES
+    }
+    assert sum(map(len, graph.values())) > 100
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the circle
+
+
+def test_importing_pdekit_needs_neither_matplotlib_nor_torch() -> None:
     code = "import sys, pdekit; print([m for m in ('torch', 'matplotlib', 'typer') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "[]"
@@ -44,15 +90,11 @@ def test_importing_pdekit_needs_neither_matplotlib_nor_torch():
 
 def test_netkit_is_imported_without_a_home_folder():
     """As in a container whose user has no entry: only what looks for the cache of data says that there is none."""
-    import os
-    import subprocess
-    import sys
-
     code = (
         "import pwd\n"
         "def absent(_): raise KeyError('no such user')\n"
         "pwd.getpwuid = absent\n"
-        "import netkit, netkit.packed\n"
+        "import netkit\n"
         "netkit.load('digits')\n"
         "try:\n"
         "    netkit.load('cifar10')\n"
@@ -63,3 +105,14 @@ def test_netkit_is_imported_without_a_home_folder():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "Could not determine home directory.: say where the images are, data=..."
+
+
+@pytest.mark.parametrize("script", ["fig4_diffusion", "theorems"])
+def test_studies_of_the_equation_need_no_torch(script: str) -> None:
+    waiting, seen = [f"studies.{script}"], set()
+    while waiting:
+        module = waiting.pop()
+        names = set(imported(module, when_called=False))
+        assert "torch" not in {name.split(".")[0] for name in names}, module
+        seen.add(module)
+        waiting += [name for name in names if name in MODULES and name not in seen]

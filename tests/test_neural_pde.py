@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import neural_pde
 import numpy as np
 import pytest
 import typer
 import xarray as xr
 from typer.testing import CliRunner
+
+from studies import neural_pde
 
 STUDY = Path(__file__).resolve().parent.parent / "studies" / "neural_pde.py"
 

@@ -8,8 +8,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import noise_scale
 import pytest
+
+from studies import noise_scale
 
 STUDY = Path(__file__).resolve().parent.parent / "studies" / "noise_scale.py"
 

@@ -8,108 +8,45 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import math
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from html import escape
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
-import multilevel
+import made_up_records
 import numpy as np
 import pytest
-import report
-import report_results
 from jinja2 import ChoiceLoader, DictLoader, FileSystemLoader
-from learning_rates import gather
+from made_up_records import DIGITS, ROWS, STAMP, TINY, a_training
 from mutations import survivors
-from report import MARKS, Results, markdown_table, readme_block, render, with_block
-from report_charts import WIDTH, Axis, Dot, Series, dot_chart, line_chart
-from report_findings import findings, status_of, still_right
-from report_panels import accuracies, heads, of_rates, training_curves
-from report_results import STYLES, Count, kind_of
-from reporting import InputError, read_objects, without_folder
 
-from netkit import checkpoint
+from studies import multilevel, report
+from studies.lab.records import Records
+from studies.lab.reporting import InputError, read_objects
+from studies.page.charts import WIDTH, Axis, Dot, Series, dot_chart, line_chart
+from studies.page.findings import findings, status_of, still_right
+from studies.page.panels import accuracies, heads, of_rates, training_curves
+from studies.page.results import STYLES, Count, Results, _withdrawn, kind_of
+from studies.report import MARKS, markdown_table, readme_block, render, with_block
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = ROOT / "studies" / "results"
 WIDTHS = (360, 768, 1280)
-BASE36 = "0123456789abcdefghijklmnopqrstuvwxyz"
-ROWS = {"ResNet20": 0.42, "En1ResNet20": 0.45, "En2ResNet20": 0.56, "Plain2ResNet20": 0.555, "Wide2ResNet20": 0.5}
-ATTACKS = {"nat": "natural", "fgsm": "FGSM", "ifgsm20": "IFGSM20", "transfer": "IFGSM20 of the noise-free twin"}
-
-
-def stamp(command: str) -> dict:
-    return {
-        "command": command,
-        "config": {"seeds": [0, 1, 2]},
-        "commit": "abc",
-        "versions": {"torch": "2.15"},
-        "device": "cpu",
-        "cpu": "made up, 2 cores",
-        "created": "2026-01-01T00:00:00+00:00",
-    }
-
-
-def made_up_reproduction(folder: Path, *, n: int = 400, draws: int = 10, seeds: int = 3) -> list[dict]:
-    """Three files as studies/reproduce.py writes them, for networks that answer at random around ROWS."""
-    rng = np.random.default_rng(0)
-    hard = rng.uniform(-0.3, 0.3, n)
-    scores, trainings = [], []
-    for row, share in ROWS.items():
-        for seed in range(seeds):
-            own = {"setting": "tiny", "dataset": "cifar10", "row": row, "seed": seed}
-            size = {"num_parameters": 270_000, "num_members": 1, "width": 16}
-            for attack, title in ATTACKS.items():
-                if attack == "transfer" and kind_of(row) != "noisy":
-                    continue
-                images = n // 2 if attack == "transfer" else n
-                easier = 0.25 if attack == "nat" else 0.0
-                right = rng.binomial(draws, np.clip(share + easier + hard[:images], 0, 1))
-                mean = float(right.mean() / draws)
-                scores.append(
-                    own
-                    | size
-                    | {"attack": attack, "attack_title": title, "n": images, "num_draws": draws, "eot_draws": 5}
-                    | {"mean": mean, "vote": mean, "interval": [mean - 0.02, mean + 0.02], "confidence": 0.95}
-                    | {"correct": "".join(BASE36[count] for count in right), "oracle": None}
-                    | {"provenance": stamp("reproduce.py --made-up")}
-                )
-            history = [
-                {"epoch": e, "loss": 2 - e / 5, "accuracy": share * e / 5, "val_natural": share, "val_robust": None}
-                | {"seconds": 1.0}
-                for e in range(5)
-            ]
-            history[-1]["val_robust"] = share
-            trainings.append(
-                own
-                | size
-                | {"config": {"loss": "pgd"}, "lr": 0.1, "peak_lr": 0.1, "num_train": 100, "selected_epoch": 5}
-                | {"history": history, "provenance": stamp("reproduce.py --made-up")}
-            )
-    folder.mkdir(parents=True)
-    for name, lines in (("scores", scores), ("trainings", trainings)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    described = {"title": "made up", "what": "Nothing was run.", "limits": "All of it.", "dataset": "cifar10"}
-    described |= {"preset": "fast", "hardware": ["none"], "command": ["reproduce.py --made-up"]}
-    (folder / "settings.json").write_text(json.dumps({"tiny": described}))
-    return scores
 
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory) -> Results:
-    """The stored results, with a made-up reproduction in place of the stored one."""
+    """The stored results of all studies but of those that train networks, which are made up."""
     folder = tmp_path_factory.mktemp("results")
     for part in STORED.iterdir():
-        if part.is_dir() and part.name != "reproduction":
+        if part.is_dir() and part.name != "records":
             (folder / part.name).symlink_to(part)
-    made_up_reproduction(folder / "reproduction")
-    return Results(folder)
+    return Results(made_up_records.write(folder, made_up_records.cifar(), made_up_records.digits()))
 
 
 @pytest.fixture(scope="module")
@@ -194,14 +131,14 @@ def test_numbers_are_those_of_the_files(page, everything):
     assert f"exceeded in {printed['fails']} of {verdicts['theorem2']['n']} random cases" in words
     for panel in json.loads((STORED / "fig4" / "fig4.json").read_text())["panels"]:
         assert f"{panel['minimum']:.2f} to {panel['maximum']:.2f}".replace("-", "−") in words
-    for path in (STORED / "tables").glob("*.json"):
-        stored = json.loads(path.read_text())
-        section = page.split(f'id="{path.stem}"')[1].split("</section>")[0]
-        for row in stored["rows"]:
+    assert len(everything.tables) == 11
+    for table in (*everything.tables, *everything.reproduction):
+        section = page.split(f'id="{table["anchor"]}"')[1].split("</section>")[0]
+        for row in table["rows"]:
             for cell in row["cells"].values():
                 assert f"<b>{100 * cell['mean']:.1f}</b>" in section
         shown = Counter(re.findall(r"<b>(holds|does not hold|undecided)</b>", section))
-        assert shown == Counter(verdict["verdict"] for verdict in stored["verdicts"])
+        assert shown == Counter(verdict["verdict"] for verdict in table["verdicts"])
     assert "nan" not in words.lower().split()
 
 
@@ -209,44 +146,17 @@ def test_the_same_files_give_the_same_page(page, everything):
     assert render(Results(everything.folder)) == page
 
 
-def test_the_reproduction_is_paired_over_images_and_seeds(everything):
+def test_the_reproduction_is_one_table_of_all_networks_and_attacks(everything):
     (table,) = everything.reproduction
-    scores = [json.loads(line) for line in (everything.folder / "reproduction/scores.jsonl").read_text().splitlines()]
-
-    def shares(row, attack):
-        found = [s for s in scores if (s["row"], s["attack"]) == (row, attack)]
-        return np.array([[int(digit, 36) / 10 for digit in s["correct"]] for s in found])
-
-    assert [row["model"] for row in table["rows"]] == list(ROWS)
-    for row in table["rows"]:
-        for attack, cell in row["cells"].items():
-            assert cell["mean"] == pytest.approx(shares(row["model"], attack).mean(), abs=1e-12)
-            assert cell["interval"][0] < cell["mean"] < cell["interval"][1]
+    assert [row["model"] for row in table["rows"]] == ["ResNet20", "En1ResNet20", "En2ResNet20", *list(ROWS)[3:]]
+    assert (table["title"], table["anchor"]) == ("CPU, narrow networks", "table2-cifar10-cpu-narrow")
+    assert list(table["columns"]) == ["nat", "fgsm", "ifgsm20"]
     verdicts = {(v["better"], v["worse"], v["column"]): v for v in table["verdicts"]}
-    for (better, worse, attack), verdict in verdicts.items():
-        difference = shares(better, attack) - shares(worse, attack)
-        assert verdict["difference"] == pytest.approx(difference.mean(), abs=1e-12)
-        by_image = difference.mean(0)
-        least = by_image.std() / math.sqrt(len(by_image))  # the part of the standard error that is over images
-        assert verdict["interval"][1] - verdict["interval"][0] > 3.8 * least
     assert verdicts["En2ResNet20", "ResNet20", "ifgsm20"]["verdict"] == "holds"
     assert verdicts["En2ResNet20", "Wide2ResNet20", "ifgsm20"]["paper_difference"] is None
     assert verdicts["En2ResNet20", "ResNet20", "nat"]["paper_difference"] == pytest.approx(80.34 - 75.11)
-    assert "transfer" not in table["columns"]
-    for row in table["strengths"]:
-        found = row["differences"]["transfer"]
-        ours, usual = shares(row["model"], "transfer"), shares(row["model"], "ifgsm20")[:, :200]
-        assert found["mean"] == pytest.approx((ours - usual).mean(), abs=1e-12)
-        assert (found["n"], found["num_seeds"]) == (200, 3)
     assert [row["model"] for row in table["strengths"]] == ["En1ResNet20", "En2ResNet20"]
-
-
-def test_answers_that_do_not_fit_are_refused(tmp_path):
-    scores = made_up_reproduction(tmp_path / "reproduction")
-    scores[0]["correct"] = "z" + scores[0]["correct"][1:]
-    (tmp_path / "reproduction" / "scores.jsonl").write_text("".join(json.dumps(s) + "\n" for s in scores))
-    with pytest.raises(ValueError, match="ResNet20, nat, seed 0: expected 400 counts of at most 10 draws"):
-        _ = Results(tmp_path).reproduction
+    assert {(f["n"], f["num_seeds"]) for row in table["strengths"] for f in row["differences"].values()} == {(200, 3)}
 
 
 def test_an_empty_folder_gives_a_page_that_says_how_to_fill_it(tmp_path):
@@ -260,15 +170,14 @@ def test_an_empty_folder_gives_a_page_that_says_how_to_fill_it(tmp_path):
 
 @pytest.mark.parametrize(
     "left_out",
-    ["neural_pde", "fig4", "theorems", "multilevel", "noise_scale", "tables", "learning_rates", "fig5", "fig6"],
+    ["neural_pde", "fig4", "theorems", "multilevel", "noise_scale", "records", "fig5", "fig6"],
 )
 def test_any_part_may_be_missing(everything, tmp_path, left_out):
-    assert getattr(everything, left_out)
     for part in everything.folder.iterdir():
-        if part.name not in (left_out, "reproduction"):
+        if part.name != left_out:
             (tmp_path / part.name).symlink_to(part)
     partial = Results(tmp_path)
-    assert len(partial.missing) > len(Results(STORED).missing)
+    assert len(partial.missing) > len(everything.missing)
     ids = {attributes.get("id") for _, attributes in Elements(render(partial)).elements}
     assert {"summary", "idea", "figure4", "theorems", "multilevel", "tables", "missing"} <= ids
 
@@ -298,37 +207,33 @@ def test_a_set_of_orderings_has_the_status_of_most_of_them(words, status):
 
 
 def test_below_three_seeds_nothing_is_decided(tmp_path):
-    made_up_reproduction(tmp_path / "reproduction", seeds=2)
-    results = Results(tmp_path)
+    results = Results(made_up_records.write(tmp_path, made_up_records.cifar(seeds=2)))
     (table,) = results.reproduction
     assert {verdict["verdict"] for verdict in table["verdicts"]} == {"too few seeds"}
     assert {finding.status for finding in findings(results)} == {"undecided"}
 
 
 def test_the_headline_is_of_the_setting_that_tells_of_the_claim(tmp_path):
-    scores = made_up_reproduction(tmp_path / "reproduction")
-    early = [s | {"setting": "fast"} for s in scores if (s["row"], s["attack"]) == ("ResNet20", "nat")]
-    whole = [s | {"setting": "fast"} for s in scores]
-    path = tmp_path / "reproduction" / "scores.jsonl"
+    tiny = made_up_records.cifar()
+    fast = [r | {"setting": "fast", "job": f"fast {r['job']}", "trainings": {}} for r in tiny.scores]
+    early = [r for r in fast if (r["network"], r["attack"]) in [("ResNet20", "nat"), ("En2ResNet20", "fgsm")]]
     found = {}
-    for name, more in (("alone", []), ("early", early), ("whole", whole)):
-        path.write_text("".join(json.dumps(line) + "\n" for line in [*scores, *more]))
-        found[name] = (Results(tmp_path).headline or {})["setting"]
-    assert found == {"alone": "tiny", "early": "tiny", "whole": "fast"}
+    for name, more in (("alone", []), ("early", early), ("whole", fast)):
+        results = Results(made_up_records.write(tmp_path / name, tiny, Records([], more)))
+        found[name] = (results.headline or {})["setting"]
+    assert found == {"alone": TINY["setting"], "early": TINY["setting"], "whole": "fast"}
 
 
 def test_a_best_rate_at_the_end_of_what_was_tried_decides_nothing(tmp_path):
-    def network(model, members, best):
-        rates = [{"lr": lr, "peak_lr": lr * members, "validation": [0.5 - abs(lr - best)]} for lr in (0.1, 0.2, 0.4)]
-        return {"model": model, "num_members": members, "seeds": [0], "rates": rates}
-
-    (tmp_path / "learning_rates").mkdir()
     statuses = []
     for single, pair in ((0.4, 0.2), (0.2, 0.2), (0.2, 0.4)):
-        networks = [network("ResNet8", 1, single), network("En2ResNet8", 2, pair)]
-        stored = {"dataset": "digits", "networks": networks, "provenance": stamp("learning_rates.py")}
-        (tmp_path / "learning_rates" / "learning_rates.json").write_text(json.dumps(stored))
-        (finding,) = findings(Results(tmp_path))
+        trainings = [
+            a_training(network, 0, lr=lr, peak_lr=lr * members, validation=0.5 - abs(lr - best), **DIGITS)
+            for network, members, best in (("ResNet8", 1, single), ("En2ResNet8", 2, pair))
+            for lr in (0.1, 0.2, 0.4)
+        ]
+        results = Results(made_up_records.write(tmp_path / f"{single} {pair}", Records(trainings, [])))
+        (finding,) = findings(results)
         statuses.append(finding.status)
     assert statuses == ["undecided", "reproduced", "undecided"]
 
@@ -363,32 +268,18 @@ def test_constant_noise_is_judged_by_what_it_moves_beside_the_noise_itself(tmp_p
     assert "50% to 50%" in statuses["partly"]
 
 
-def network_file(
-    folder: Path,
-    name: str,
-    *,
-    lr: float,
-    seed: int,
-    members: int,
-    value: float,
-    of: str = "digits",
-    preset: str = "digits",
-) -> None:
-    configuration = {"loss": "pgd", "epochs": 2, "lr": lr, "lr_scaling": "members", "seed": seed}
-    identity = {"model": {"members": [{}] * members}, "configuration": configuration}
-    provenance = {"batch": {"peak_lr": lr * members}}
-    tree = {"identity": identity, "epoch": 2, "best": {"value": value}, "provenance": provenance}
-    checkpoint.save(folder / f"{of}-{name}-{preset}-seed{seed}-{round(1e6 * lr):x}.safetensors", tree, kind="training")
-
-
 def test_learning_rates_are_compared_on_equal_seeds(tmp_path):
-    for lr, seed, value in ((0.1, 0, 0.3), (0.1, 1, 0.5), (0.1, 2, 0.9), (0.2, 0, 0.4), (0.2, 1, 0.6)):
-        network_file(tmp_path, "En2ResNet8", lr=lr, seed=seed, members=2, value=value)
-    network_file(tmp_path, "ResNet8", lr=0.1, seed=0, members=1, value=0.2)  # one rate alone: nothing to compare
-    network_file(tmp_path, "ResNet20", lr=0.1, seed=0, members=1, value=0.2, of="cifar10", preset="one-step")
-    network_file(tmp_path, "ResNet20", lr=0.2, seed=0, members=1, value=0.3, of="cifar10", preset="one-step")
-    assert [row["model"] for row in gather(tmp_path, "cifar10")] == ["ResNet20"]
-    (row,) = gather(tmp_path, "digits")
+    tried = ((0.1, 0, 0.3), (0.1, 1, 0.5), (0.1, 2, 0.9), (0.2, 0, 0.4), (0.2, 1, 0.6))
+    trainings = [
+        *(a_training("En2ResNet8", s, lr=lr, peak_lr=2 * lr, validation=v, **DIGITS) for lr, s, v in tried),
+        a_training("ResNet8", 0, **DIGITS),  # one rate alone: nothing to compare
+        *(a_training("ResNet8", 0, lr=lr, loss="natural", **DIGITS) for lr in (0.1, 0.2)),
+        *(a_training("ResNet20", 0, lr=lr) for lr in (0.1, 0.2)),
+    ]
+    small, large = Results(made_up_records.write(tmp_path, Records(trainings, []))).learning_rates
+    assert (small["dataset"], large["dataset"]) == ("cifar10", "digits")
+    assert [row["model"] for row in small["networks"]] == ["ResNet20"]
+    (row,) = large["networks"]
     assert (row["model"], row["seeds"]) == ("En2ResNet8", [0, 1])
     assert row["rates"] == [
         {"lr": 0.1, "peak_lr": 0.2, "validation": [0.3, 0.5]},
@@ -409,20 +300,6 @@ def test_multilevel_is_measured_against_the_equation():
     json.dumps(numbers)
 
 
-@pytest.mark.parametrize(
-    ("word", "kept"),
-    [
-        ("/a/b/c.npz", "c.npz"),
-        ("--data=/a/b/c.npz", "--data=c.npz"),
-        ("--out", "--out"),
-        ("a/b", "a/b"),
-        ("0.1", "0.1"),
-    ],
-)
-def test_a_stored_command_names_no_folder_of_a_machine(word, kept):
-    assert without_folder(word) == kept
-
-
 def test_images_that_are_still_right_are_counted():
     columns = [
         {"network": "A", "attack": "FGSM", "predicted": ["1", "2", "9"]},
@@ -432,8 +309,15 @@ def test_images_that_are_still_right_are_counted():
     assert said == "2 of 3 for A under FGSM; 0 of 3 for B under FGSM"
 
 
+def with_tables(tables: list[dict], folder: Path) -> Results:
+    """An empty folder of results, but for these tables."""
+    results = Results(folder)
+    results.__dict__["_all_tables"] = tables  # where the property would keep them
+    return results
+
+
 def test_other_tables_are_counted_together(tmp_path):
-    (tmp_path / "tables").mkdir()
+    tables = []
     cell = {
         "mean": 0.5,
         "vote": 0.5,
@@ -463,22 +347,24 @@ def test_other_tables_are_counted_together(tmp_path):
         ("table4", [again, claim | {"better": "En2ResNet8", "paper_difference": 1.0, "verdict": "undecided"}]),
         ("table8", [claim | {"paper_difference": None, "verdict": "holds"}]),
     ):
-        stored = {
-            "table": name, "title": name, "caption": "", "note": "", "dataset": "digits", "paper_dataset": "cifar10",
-            "columns": {"nat": "natural"}, "rows": rows, "provenance": stamp(f"{name}.py"),
-            "verdicts": verdicts,
-        }  # fmt: skip
-        (tmp_path / "tables" / f"{name}-digits.json").write_text(json.dumps(stored))
-    (finding,) = findings(Results(tmp_path))
+        tables.append(
+            {
+                "table": name, "title": name, "caption": "", "note": "", "rows": rows, "columns": {"nat": "natural"},
+                "dataset": "digits", "paper_dataset": "cifar10", "setting": "", "anchor": name, "verdicts": verdicts,
+                "strengths": [], "attack_titles": {}, "stamps": [STAMP],
+            }
+        )  # fmt: skip
+    results = with_tables(tables, tmp_path)
+    (finding,) = findings(results)
     assert finding.claim == "The paper’s orderings, Table 1, Table 4 on 8×8 digits"
     assert finding.status == "partly"
     assert finding.evidence.startswith("Of 2 orderings 1 holds, 0 are reversed and 1 is undecided")
-    assert Counter(re.findall("<b>(holds|undecided)</b>", render(Results(tmp_path)))) == {"holds": 3, "undecided": 1}
+    assert Counter(re.findall("<b>(holds|undecided)</b>", render(results))) == {"holds": 3, "undecided": 1}
 
 
 def test_kinds_of_networks_are_told_by_their_names():
     names = ["ResNet20", "En2ResNet20", "Plain2ResNet20", "Wide5ResNet8", "WRN-14-2", "TwoPoint2ResNet8"]
-    assert [kind_of(name) for name in names] == ["base", "noisy", "silent", "wide", "base", "two-point"]
+    assert [kind_of(name) for name in names] == ["single", "noisy", "silent", "wide", "single", "two-point"]
 
 
 def numbers(pattern: str, svg: str) -> list[float]:
@@ -563,11 +449,15 @@ def test_one_colour_is_one_kind_of_network_in_every_chart(everything):
     for panel in [*panels, *of_rates(rates)]:
         looks = {}
         for style, path, label in re.findall(r'class="dot (c\d)" d="(.+?)".*?<title>(.+?): ', panel.chart):
-            looks[label] = style, path
-        labels = re.findall(r'class="label (c\d)"[^>]*>(.+?)</text>', panel.chart)
+            looks[unescape(label)] = style, path
+        found = re.findall(r'class="label (c\d)"[^>]*>(.+?)</text>', panel.chart)
+        labels = [(style, unescape(label)) for style, label in found]
         assert len(labels) == len(looks) > 4
         assert all(looks[label][0] == style for style, label in labels)
-        assert all(kinds[style] == kind_of(label + "ResNet8") for label, (style, _) in looks.items())
+        assert all(
+            kinds[style] == kind_of(label if "Net" in label or "WRN" in label else label + "ResNet8")
+            for label, (style, _) in looks.items()
+        )
         assert len(set(looks.values())) == len(looks)  # nor do two lines look the same
 
 
@@ -622,7 +512,8 @@ def a_table(cells: list[dict], title: str = "C&W (50)") -> dict:
     ]
     return {
         "table": "table2", "title": "Table 2", "caption": "Made up", "note": "", "dataset": "digits",
-        "paper_dataset": "cifar10", "columns": {"cw": title}, "rows": rows, "provenance": stamp("table2.py"),
+        "paper_dataset": "cifar10", "columns": {"cw": title}, "rows": rows, "setting": "", "anchor": "table2-digits",
+        "strengths": [], "attack_titles": {}, "stamps": [STAMP],
         "verdicts": [
             {"better": "En2ResNet8", "worse": "En1ResNet8", "column": "cw", "difference": 0.1, "interval": [0.0, 0.2]}
             | {"paper_difference": 0.5, "verdict": "too few seeds", "n": 9, "num_seeds": 1}
@@ -631,9 +522,7 @@ def a_table(cells: list[dict], title: str = "C&W (50)") -> dict:
 
 
 def page_of(table: dict, folder: Path) -> str:
-    (folder / "tables").mkdir()
-    (folder / "tables" / "table2-digits.json").write_text(json.dumps(table))
-    return render(Results(folder))
+    return render(with_tables([table], folder))
 
 
 def test_what_all_cells_share_stands_in_the_head_and_else_in_the_cell(tmp_path):
@@ -702,6 +591,26 @@ def test_the_headline_is_cifar_where_there_is_any(everything):
     assert "(75.1)" in text.splitlines()[2]
     assert text.splitlines()[0] == "| network | natural | FGSM | IFGSM20 |"  # what the paper does not have stays out
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+
+
+def test_orderings_by_number_of_members_are_withdrawn_where_the_decay_differed():
+    def table(config):
+        networks = [{"provenance": {"config": config}}]
+        rows = [
+            {"model": name, "num_members": count, "runs": [{"networks": networks}]}
+            for name, count in (("A", 1), ("En1A", 1), ("En2A", 2))
+        ]
+        pairs = [("En1A", "A"), ("En2A", "A")]
+        verdicts = [{"better": b, "worse": w, "verdict": "holds"} for b, w in pairs]
+        return {"rows": rows, "note": "Small.", "verdicts": verdicts}
+
+    new = table({"lr_scaling": "members", "val_num_steps": 10})
+    assert _withdrawn(new) == new
+    withdrawn = _withdrawn(table({"lr_scaling": "members"}))
+    assert [found["verdict"] for found in withdrawn["verdicts"]] == ["holds", "withdrawn"]
+    assert withdrawn["note"].startswith("Small. Orderings of networks with different numbers of members are withdrawn")
+    count = Count(withdrawn["verdicts"])
+    assert (len(count.holding), len(count.withdrawn), len(count.undecided)) == (1, 1, 0)
 
 
 # In a browser
@@ -862,28 +771,11 @@ if __name__ == "__main__":
     chromium.close()
 
 
-def test_orderings_by_number_of_members_are_withdrawn_where_the_decay_differed() -> None:
-    rows = [{"model": name, "num_members": count} for name, count in (("A", 1), ("En1A", 1), ("En2A", 2))]
-    pairs = [("En1A", "A"), ("En2A", "A")]
-    table = {
-        "rows": rows,
-        "note": "Small.",
-        "verdicts": [{"better": b, "worse": w, "verdict": "holds"} for b, w in pairs],
-    }
-    old, new = {"lr_scaling": "members"}, {"lr_scaling": "members", "val_num_steps": 10}
-    assert report_results._withdrawn(table, new) == table
-    withdrawn = report_results._withdrawn(table, old)
-    assert [found["verdict"] for found in withdrawn["verdicts"]] == ["holds", "withdrawn"]
-    assert withdrawn["note"].startswith("Small. Orderings of networks with different numbers of members are withdrawn")
-    count = report_results.Count(withdrawn["verdicts"])
-    assert (len(count.holding), len(count.withdrawn), len(count.undecided)) == (1, 1, 0)
-
-
 def test_stored_lines_that_are_no_objects_are_named_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
-    whole = '{"seed": 0}\n\n{"seed": 1}\n'
+    whole = '{"seed": 0}\n{"seed": 1}\n{"seed": 2}\n'
     path.write_text(whole)
-    assert read_objects(path) == [{"seed": 0}, {"seed": 1}]
+    assert read_objects(path) == [{"seed": 0}, {"seed": 1}, {"seed": 2}]
     for content, message in (
         (whole.encode() + b'{"seed"', "line 4, is damaged: expected JSON"),
         (whole.encode() + b"[1]", r"line 4, is damaged: expected an object, got '\[1\]'"),

@@ -1,6 +1,7 @@
+"""The command line that all tables share, on Table 2 at --smoke size."""
+
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
@@ -9,34 +10,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tables
 import torch
-from jobs import Settings
-from rendering import draw
 from rich.console import Console
-from table2 import TABLE, app
-from test_data import fake_cifar
+from rich.progress import Progress
 from typer.testing import CliRunner, Result
 
 from netkit import checkpoint
-from netkit.evaluate import Score
+from studies.draw.terminal import draw
+from studies.lab import cli, records
+from studies.lab.networks import Network
+from studies.lab.tasks import Settings, Training
+from studies.table2 import app
 
-SMOKE = ["--smoke", "--workers", "1", "--device", "cpu"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    # The number of threads can change the last bits; the studies set it from the number of cores.
-    before = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "sched_getaffinity", lambda _: {0})
-        yield
-    torch.set_num_threads(before)
+SMALL = ["--smoke", "--device", "cpu", "--num-train", "64", "--num-test", "20"]
+SMOKE = [*SMALL, "--workers", "1"]
 
 
 def run(*arguments: str | Path) -> Result:
@@ -44,19 +38,22 @@ def run(*arguments: str | Path) -> Result:
 
 
 def without_clock(path: Path) -> dict[str, Any]:
-    stored = json.loads(path.read_text())
+    stored: dict[str, Any] = json.loads(path.read_text())
     del stored["provenance"], stored["stamps"]
     for row in stored["rows"]:
         for trained in (trained for entry in row["runs"] for trained in entry["networks"]):
-            del trained["train_seconds"]
+            del trained["provenance"]
+            for epoch in trained["history"]:
+                del epoch["seconds"]
     return stored
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smoke(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     out = tmp_path_factory.mktemp("smoke")
-    result = run(*SMOKE, "--out", out)
+    result = run(*SMOKE, "--out", out, "--results", out / "results")
     assert result.exit_code == 0, result.output
+    assert result.output.count("train ") == 2
     return out
 
 
@@ -67,80 +64,94 @@ def test_the_smoke_run_stores_numbers_with_their_provenance(smoke: Path) -> None
     assert {"config", "versions", "device", "created"} <= stored["provenance"].keys()
     for row in stored["rows"]:
         for cell in row["cells"].values():
-            assert cell["n"] == 40
-            assert cell["num_seeds"] == 1
+            assert (cell["n"], cell["num_seeds"]) == (20, 1)
             assert cell["interval"][0] <= cell["mean"] <= cell["interval"][1]
-    draws = [row["cells"]["nat"]["num_draws"] for row in stored["rows"]]
-    assert draws == [1, 2]
+    assert [row["cells"]["nat"]["num_draws"] for row in stored["rows"]] == [1, 2]
+    assert str(smoke) not in json.dumps(stored)
+
+
+def test_its_records_join_a_folder_of_results(smoke: Path) -> None:
+    found = records.read(smoke / "results")
+    assert len(found.trainings) == 2
+    assert len(found.scores) == 8
+    assert {"commit", "cpu", "created"} <= found.scores[0]["provenance"].keys()
+    assert str(smoke) not in json.dumps([found.trainings, found.scores])
 
 
 def test_a_second_run_trains_and_attacks_nothing(smoke: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in smoke.glob("*/*")}
     stored = without_clock(smoke / "table2-digits-smoke.json")
     result = run(*SMOKE, "--out", smoke)
-    assert "seed 0" not in result.output
+    assert "seed 0" not in result.output.partition("Table 2")[0]
     assert {path: path.stat().st_mtime_ns for path in smoke.glob("*/*")} == before
     assert without_clock(smoke / "table2-digits-smoke.json") == stored
-
-
-def test_other_test_images_reuse_the_trained_models(smoke: Path) -> None:
-    result = run(*SMOKE, "--out", smoke, "--num-test", "30", "--rows", "ResNet20", "--no-table")
-    assert "attack ResNet8" in result.output
-    assert "train ResNet8" not in result.output
 
 
 def test_the_table_is_drawn_from_its_file_alone(smoke: Path, tmp_path: Path) -> None:
     shutil.copy(smoke / "table2-digits-smoke.json", tmp_path / "copy.json")
     text = io.StringIO()
     draw(tmp_path / "copy.json", Console(width=100, file=text))
-    for word in ("En2ResNet8", "(80.3)", "n = 40", "seeds 0", "natural", "CIFAR-10"):
+    for word in ("En2ResNet8", "(80.3)", "n = 20", "seeds 0", "natural", "CIFAR-10", "too few seeds"):
         assert word in text.getvalue()
 
 
-def test_listed_jobs_are_commands_that_leave_nothing_to_do(smoke: Path, tmp_path: Path) -> None:
-    options = [*SMOKE, "--out", str(tmp_path), "--seed", "3", "--num-seeds", "2"]
-    listed = subprocess.run(
-        [sys.executable, "studies/table2.py", *options, "--list-jobs"], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    assert len(listed) == 4
-    for line in listed:
-        words = line.split()
-        assert words[:2] == ["python", "studies/table2.py"]
-        assert words.count("--seed") == words.count("--workers") == words.count("--rows") == 1
-        assert run(*words[2:]).exit_code == 0
-    assert not list(tmp_path.glob("*.json"))
-    result = run(*options)
-    assert "train " not in result.output
-    assert (tmp_path / "table2-digits-smoke.json").exists()
-
-
-def test_a_cifar_file_goes_through_the_same_command(tmp_path: Path) -> None:
-    data = fake_cifar(tmp_path / "fake.npz", num_train=20, num_test=10)
-    options = ["--dataset", "cifar10", "--data", data, "--preset", "smoke", "--rows", "ResNet20", "--num-train", "20"]
-    result = run(*options, "--num-test", "10", "--out", tmp_path, *SMOKE)
+def test_other_test_images_reuse_the_trained_models(smoke: Path, tmp_path: Path) -> None:
+    shutil.copytree(smoke, tmp_path / "out")
+    result = run(*SMOKE, "--out", tmp_path / "out", "--num-test", "10", "--rows", "ResNet20", "--columns", "nat")
     assert result.exit_code == 0, result.output
-    stored = json.loads((tmp_path / "table2-cifar10-smoke.json").read_text())
+    assert "attack ResNet8" in result.output
+    assert "train ResNet8" not in result.output
+
+
+def test_a_cifar_file_goes_through_the_same_command_and_another_one_is_refused(
+    tmp_path: Path, fake_cifar: Callable[..., Path]
+) -> None:
+    data = fake_cifar(tmp_path / "fake.npz", num_train=20, num_test=10)
+    options = ["--dataset", "cifar10", "--preset", "smoke", "--rows", "ResNet20", "--columns", "nat", "--smoke"]
+    options += ["--num-train", "20", "--num-test", "10", "--out", tmp_path / "out", "--workers", "1", "--device", "cpu"]
+    result = run(*options, "--data", data)
+    assert result.exit_code == 0, result.output
+    assert "another task" not in result.output
+    stored = json.loads((tmp_path / "out" / "table2-cifar10-smoke.json").read_text())
     assert stored["rows"][0]["num_parameters"] == pytest.approx(0.27e6, rel=0.02)
     assert stored["provenance"]["config"]["training"]["eps"] == 8 / 255
+    other = fake_cifar(tmp_path / "other.npz", num_train=20, num_test=10, y_test=torch.arange(1, 11).numpy() % 10)
+    result = run(*options, "--data", other)
+    assert result.exit_code == 2
+    assert "is of other images: other --data need another --out" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
-def test_a_killed_study_ends_as_an_uninterrupted_one(smoke: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "studies/table2.py", "--smoke", "--workers", "2", "--device", "cpu"]
-    command += ["--out", str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
-        while not list(tmp_path.glob("models/*.safetensors")):
-            assert process.poll() is None
-            time.sleep(0.005)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "table2-digits-smoke.json").exists()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    assert "attack" in done.stdout
+def test_an_interrupted_and_killed_study_ends_as_an_undisturbed_one(smoke: Path, tmp_path: Path) -> None:
+    def written() -> int:
+        return len([*tmp_path.glob("models/*.safetensors"), *tmp_path.glob("scores/*.safetensors")])
 
+    command = [sys.executable, "studies/table2.py", *SMALL, "--workers", "2", "--out", str(tmp_path)]
+    options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    options |= {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "start_new_session": True}
+    ended = {}
+    for how in (signal.SIGINT, signal.SIGKILL):
+        before = written()
+        with subprocess.Popen(command, **options) as process:
+            while written() == before:
+                assert process.poll() is None
+                time.sleep(0.005)
+            if how is signal.SIGINT:
+                os.killpg(process.pid, how)  # as Ctrl-C in a terminal does
+            else:
+                process.kill()
+            ended[how] = process.communicate()[1], process.returncode
+        assert not (tmp_path / "table2-digits-smoke.json").exists()
+        if how is signal.SIGINT:
+            assert not [path for path in tmp_path.rglob("*") if path.suffix == ".progress" or "stop-" in path.name]
+    assert ended[signal.SIGINT] == ("interrupted; the same command continues from here\n", 130)
+    assert ended[signal.SIGKILL][1] == -signal.SIGKILL
+    done = run(*SMOKE, "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "attack" in done.output
     assert without_clock(tmp_path / "table2-digits-smoke.json") == without_clock(smoke / "table2-digits-smoke.json")
-    assert not list(tmp_path.glob("models/*.tmp"))  # what the killed process left is swept up
+    assert not list(tmp_path.glob("*/*.tmp"))  # what the killed process left is swept up
     for path in tmp_path.glob("models/*.safetensors"):
         ours, theirs = (
             checkpoint.load(folder / "models" / path.name, kind="training")["best"]["weights"]
@@ -152,10 +163,13 @@ def test_a_killed_study_ends_as_an_uninterrupted_one(smoke: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset", "mnist"], "unknown data set 'mnist'"),
+        (["--dataset", "mnist"], "dataset: expected one of digits, cifar10, cifar100, got 'mnist'"),
         (["--dataset", "cifar10", "--data", "absent.npz"], "no such data file: absent.npz"),
-        (["--preset", "none"], "unknown preset 'none'"),
+        (["--preset", "none"], "got 'none'"),
         (["--rows", "VGG16"], "got 'VGG16'"),
+        (["--rows", ","], "expected rows separated by commas, got ','"),
+        (["--columns", "nat,square"], "unknown column 'square': expected some of nat, fgsm"),
+        (["--columns", ","], "unknown column ''"),
         (["--lr", "0.1,fast"], "expected numbers separated by commas, got '0.1,fast'"),
         (["--lr", "-1"], "lr must be positive and finite, got -1"),
         (["--device", "abacus"], "unknown device 'abacus'"),
@@ -163,6 +177,8 @@ def test_a_killed_study_ends_as_an_uninterrupted_one(smoke: Path, tmp_path: Path
         (["--num-train", "1"], "num_train must be at least 2, got 1"),
         (["--seed", "-1"], "seed must be at least 0, got -1"),
         (["--num-draws", "0"], "num_draws must be at least 1, got 0"),
+        (["--num-draws", "36"], "num_draws: expected at most 35, got 36"),
+        (["--scheduler", "tcp://localhost:1", "--slurm", "x"], "expected one of --scheduler and --slurm, got both"),
     ],
 )
 def test_wrong_input_ends_with_one_line_and_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -174,66 +190,66 @@ def test_wrong_input_ends_with_one_line_and_code_2(tmp_path: Path, arguments: li
     assert not list(tmp_path.iterdir())
 
 
-def test_a_damaged_checkpoint_is_named_and_refused(smoke: Path, tmp_path: Path) -> None:
-    shutil.copytree(smoke, tmp_path / "out")
-    path = next((tmp_path / "out" / "models").glob("*-ResNet8-*"))
-    path.write_bytes(path.read_bytes()[:1000])
-    result = run(*SMOKE, "--out", tmp_path / "out")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("models/*-ResNet8-*.safetensors", "is truncated"),
+        ("scores/*-ResNet8-*-nat-*.safetensors", "is truncated"),
+        ("models/*-ResNet8-*.json", "line 2, is damaged"),
+        ("scores/*-ResNet8-*-nat-*.json", "line 2, is damaged"),
+    ],
+)
+def test_a_damaged_file_is_named_and_refused(smoke: Path, tmp_path: Path, name: str, message: str) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(smoke, out)
+    (path,) = out.glob(name)
+    if path.suffix == ".safetensors":  # read where there is something left to do
+        next(out.glob("scores/*-ResNet8-*-nat-*.json")).unlink()
+        path.write_bytes(path.read_bytes()[:-20])
+    else:
+        path.write_text(path.read_text()[:20])
+    result = run(*SMOKE, "--out", out)
     assert result.exit_code == 2
-    assert f"{path} is truncated" in result.stderr
-
-
-def test_every_row_has_the_papers_numbers_except_the_controls() -> None:
-    missing = [row.model for row in TABLE.rows if set(TABLE.paper_values(row)) != set(TABLE.columns)]
-    assert missing == ["Plain5ResNet20", "Wide5ResNet20", *TABLE.on_request]
-    assert not {row.model for row in tables._chosen_rows(TABLE, "cifar10", None)} & set(TABLE.on_request)
-    printed = {row["model"] for row in tables.PAPER["table2"]["rows"]}
-    assert printed <= {row.model for row in TABLE.rows}
-    assert {name for claim in TABLE.claims for name in (claim.better, claim.worse)} <= {row.model for row in TABLE.rows}
-
-
-def test_a_table_says_of_each_run_that_it_was_put_together_from_where_it_came() -> None:
-    first = {"command": "table2.py --out /home/me/one --lr 0.1", "commit": "a", "versions": {}, "device": "cpu"}
-    first |= {"cpu": "x", "config": {"seed": 0}, "created": "2026-01-02"}
-    again = first | {"config": {"seed": 1}, "created": "2026-01-01"}
-    later = first | {"commit": "b", "created": "2026-01-03"}
-    found = tables.origins([later, first, again])
-    assert [(stamp["commit"], stamp["created"]) for stamp in found] == [("a", "2026-01-01"), ("b", "2026-01-03")]
-    assert {stamp["command"] for stamp in found} == {"table2.py --out one --lr 0.1"}
-
-
-def test_verdicts_come_from_the_scores_and_turn_where_the_paper_does() -> None:
-    y = torch.zeros(200, dtype=torch.long)
-
-    def scores_of(share: float) -> list[Score]:
-        return 3 * [Score((torch.arange(200) >= 200 * share).long().unsqueeze(0), y)]
-
-    # The paper's ResNet110 beats En2ResNet110 when both are trained naturally (Table 1)
-    natural = dataclasses.replace(TABLE, name="table1", columns=("nat",))
-    rows = [tables.Row("ResNet110"), tables.Row("En2ResNet110"), tables.Row("ResNet44"), tables.Row("En2ResNet44")]
-    scores = {("ResNet110", "nat"): scores_of(0.9), ("En2ResNet110", "nat"): scores_of(0.6)}
-    scores |= {("ResNet44", "nat"): scores_of(0.9), ("En2ResNet44", "nat"): scores_of(0.6)}
-    claims = (tables.Claim("En2ResNet110", "ResNet110"), tables.Claim("En2ResNet44", "ResNet44"))
-    verdicts = tables.verdicts(dataclasses.replace(natural, claims=claims), rows, "cifar10", scores)  # type: ignore[arg-type]
-    assert [(v["better"], v["verdict"]) for v in verdicts] == [("ResNet110", "holds"), ("En2ResNet44", "does not hold")]
-    assert verdicts[0]["difference"] == pytest.approx(0.3)
-    assert verdicts[0]["paper_difference"] == pytest.approx(94.30 - 93.49)
+    assert str(path) in result.stderr
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_several_learning_rates_are_tried_and_the_best_on_validation_counts(tmp_path: Path) -> None:
-    result = run(*SMOKE, "--out", tmp_path, "--rows", "ResNet20", "--lr", "1e-9,0.4", "--epochs", "16")
+    options = ["--rows", "ResNet20", "--columns", "nat", "--lr", "1e-9,0.4", "--epochs", "16", "--num-train", "128"]
+    result = run(*SMOKE, "--out", tmp_path, "--results", tmp_path / "results", *options)
     assert result.exit_code == 0, result.output
     stored = json.loads((tmp_path / "table2-digits-smoke.json").read_text())
-    entry = stored["rows"][0]["runs"][0]["networks"][0]
+    (entry,) = stored["rows"][0]["runs"][0]["networks"]
     values = {
         tree["identity"]["configuration"]["lr"]: tree["best"]["value"]
-        for path in tmp_path.glob("models/*")
+        for path in tmp_path.glob("models/*.safetensors")
         for tree in [checkpoint.load(path, kind="training")]
     }
     assert entry["lr"] == max(values, key=lambda lr: values[lr])
-    assert len(values) == 2
+    assert len(values) == len(set(values.values())) == 2
+    found = records.read(tmp_path / "results")
+    assert {line["lr"]: line["validation"] for line in found.trainings} == values
+    (score,) = found.scores
+    assert list(score["trainings"]) == [entry["job"]]
 
 
-def test_settings_refuse_what_no_training_can_use() -> None:
-    with pytest.raises(ValueError, match="unknown preset"):
-        Settings(dataset="digits", preset="none", out=Path("out"))
+def test_the_bar_of_a_task_goes_with_it_however_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Kept(Progress):
+        def __init__(self, *columns: Any, **options: Any) -> None:
+            super().__init__(*columns, **options)
+            made.append(self)
+
+    monkeypatch.setattr(cli, "Progress", Kept)
+    monkeypatch.setattr(cli, "console", Console(file=io.StringIO(), force_terminal=True))
+    settings = Settings("digits", "digits", Path())
+    first, second, third = (Training(settings, Network.parse("ResNet8"), seed, 0.1) for seed in range(3))
+    with cli.progress() as (report, finished, ended):
+        for task in (first, second, third):
+            report(task, 1, 2)
+        finished(first, "accuracy 50%", 1.0)
+        ended(second, "failed, out of memory")
+        assert [bar.description for bar in made[0].tasks] == [str(third)]
+    assert made[0].live.transient  # what a deadline stops leaves nothing behind either

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import theorems
 import typer
 from scipy.special import erf
-from theorems import Bump, disc, images_reached, jumping_line, random_field
-from theorems_verdicts import judge_gradients, judge_ramp
 from typer.testing import CliRunner
+
+from studies import theorems
+from studies.paper.theorems import judge_gradients, judge_ramp
+from studies.theorems import Bump, disc, images_reached, jumping_line, random_field
 
 STUDY = Path(__file__).resolve().parent.parent / "studies" / "theorems.py"
 

@@ -1,0 +1,1 @@
+"""The paper: its figures, tables and claims, declared, computed and drawn."""

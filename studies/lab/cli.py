@@ -1,0 +1,304 @@
+"""The command line that all tables share: what is asked for, in one line what is wrong with it, and progress."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from netkit import parallel
+from netkit.checkpoint import CheckpointError
+from netkit.data import DataError
+from netkit.intervals import FEWEST_SEEDS
+from netkit.presets import PRESETS
+from studies.lab import assemble, engines, records
+from studies.lab.attacks import ATTACKS
+from studies.lab.declared import Row, Table
+from studies.lab.networks import Network, on_dataset
+from studies.lab.reporting import ROOT, InputError, console, num_cores, one_line_errors, provenance
+from studies.lab.run import WorkerDied, costliest_first, run_all
+from studies.lab.tasks import Settings, Task, tasks_for
+from studies.lab.work import require_same_data
+
+USAGE = (InputError, DataError, CheckpointError, OSError)
+FAILURE = (FloatingPointError, WorkerDied)
+
+_SMOKE = {"epochs": 1, "num_train": 128, "num_test": 40, "attack_steps": 2, "num_draws": 2, "eot": 2}
+
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto")]
+Workers = Annotated[int | None, typer.Option(help="Tasks at a time; default: one a core, one on a GPU")]
+Scheduler = Annotated[str | None, typer.Option(help="Run on the workers of this dask scheduler, tcp://host:port")]
+Slurm = Annotated[str | None, typer.Option(help="Run as jobs of SLURM in this partition")]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A table whose networks are trained and whose attacks are done; `path` is where its numbers belong."""
+
+    table: Table
+    rows: Sequence[Row]
+    settings: Settings
+    seeds: range
+    path: Path
+
+    @property
+    def tasks(self) -> list[Task]:
+        return tasks_of(self.table, self.rows, self.settings, self.seeds)
+
+    def numbers(self) -> assemble.Fields:
+        """The table, from the records of its own tasks."""
+        own = records.of_tasks(self.tasks)
+        where = assemble.Where(self.settings.dataset, self.settings.title)
+        training = asdict(self.settings.train_config(self.seeds[0], self.table.loss))
+        config = {
+            "settings": asdict(self.settings) | {"data": self.settings.data and self.settings.data.name, "out": ""},
+            "training": training | {"lr": list(self.settings.candidates())},
+            "seeds": list(self.seeds),
+        }
+        stamp = {"provenance": provenance(config, device=self.settings.device)}
+        return stamp | assemble.table(self.table, self.rows, own, where)
+
+
+def compute(
+    table: Table,
+    finish: Callable[[Computed], None],
+) -> Callable[..., None]:
+    """The command of one table, or of a figure over the same networks, which has a `finish` of its own."""
+
+    def main(
+        dataset: Annotated[str, typer.Option(help="digits, cifar10 or cifar100")] = "digits",
+        data: Annotated[Path | None, typer.Option(help=".npz file, or folder with official CIFAR files")] = None,
+        download: Annotated[bool, typer.Option(help="Fetch the official CIFAR files")] = False,
+        preset: Annotated[str | None, typer.Option(help=f"Of {', '.join(PRESETS)}; default: paper, or digits")] = None,
+        rows: Annotated[str | None, typer.Option(help="Only these networks, separated by commas")] = None,
+        columns: Annotated[
+            str | None, typer.Option(help=f"Instead of the paper's, separated by commas: {', '.join(ATTACKS)}")
+        ] = None,
+        num_train: Annotated[int | None, typer.Option(help="Only the first N training images")] = None,
+        num_test: Annotated[int | None, typer.Option(help="Only the first N test images")] = None,
+        epochs: Annotated[int | None, typer.Option(help="Instead of the preset's")] = None,
+        lr: Annotated[
+            str | None, typer.Option(help="Learning rates, separated by commas; the best on validation counts")
+        ] = None,
+        attack_steps: Annotated[int | None, typer.Option(help="Cap the steps of all attacks")] = None,
+        eot: Annotated[int | None, typer.Option(help="Noise draws in each attack gradient; default 5")] = None,
+        num_draws: Annotated[int | None, typer.Option(help="Draws each example is scored on; default 10")] = None,
+        seed: Annotated[int, typer.Option(help="The first seed")] = 0,
+        num_seeds: Annotated[int | None, typer.Option(help="Default: 3 on digits, else 1")] = None,
+        device: Device = "auto",
+        workers: Workers = None,
+        scheduler: Scheduler = None,
+        slurm: Slurm = None,
+        out: Annotated[Path, typer.Option(help="Folder for models, predictions and results")] = ROOT / "out",
+        results: Annotated[Path | None, typer.Option(help="Folder whose records those of this table join")] = None,
+        smoke: Annotated[bool, typer.Option(help="As little as shows that everything runs")] = False,
+    ) -> None:
+        with one_line_errors(USAGE, FAILURE, interrupted="interrupted; the same command continues from here"):
+            require(0, seed=seed)
+            require(2, num_train=num_train)
+            require(1, num_test=num_test, epochs=epochs, attack_steps=attack_steps, eot=eot)
+            require(1, num_draws=num_draws, num_seeds=num_seeds, workers=workers)
+            small = _SMOKE if smoke else {}
+            settings = Settings(
+                dataset=dataset,
+                preset=preset or ("digits" if dataset == "digits" else "paper"),
+                out=out,
+                data=data,
+                download=download,
+                learning_rates=_numbers(lr),
+                num_train=num_train or small.get("num_train"),
+                num_test=num_test or small.get("num_test"),
+                epochs=epochs or small.get("epochs"),
+                attack_steps=attack_steps or small.get("attack_steps"),
+                eot_draws=eot or small.get("eot", 5),
+                num_draws=num_draws or small.get("num_draws", 10),
+                auto_draws=small.get("eot", 20),
+                device=device_called(device),
+            )
+            count = num_seeds or (FEWEST_SEEDS if dataset == "digits" and not smoke else 1)
+            asked = table if columns is None else replace(table, attacks=_chosen_attacks(table, columns))
+            chosen = _chosen_rows(asked, dataset, rows or (",".join(table.smoke) if smoke else None))
+            parts = (table.name, dataset, settings.preset, "smoke" * smoke)
+            path = out / f"{'-'.join(part for part in dict.fromkeys(parts) if part)}.json"
+            computed = Computed(asked, chosen, settings, range(seed, seed + count), path)
+            with parallel.joined(settings.device):
+                rank, _ = parallel.processes()
+                console.quiet = rank > 0
+                # from the whole table, not from what is left: the number of threads can change the last bits
+                usual = min(num_cores(), len(chosen) * count) if settings.device == "cpu" else 1
+                require_same_data(computed.tasks)
+                with (
+                    engine(workers or usual, scheduler, slurm, out) as (executor, num_workers),
+                    progress() as (report, finished, _),
+                ):
+                    run_all(
+                        costliest_first(computed.tasks),
+                        executor=executor,
+                        num_workers=num_workers,
+                        num_threads=max(1, num_cores() // (workers or usual)),
+                        report=report,
+                        finished=finished,
+                    )
+            if rank == 0:
+                if results is not None:
+                    records.merge(records.of_tasks(computed.tasks), results)
+                finish(computed)
+
+    main.__doc__ = (
+        f"{table.title}: {table.caption}.\n\nWithout options: 8x8 digits and networks of depth 8, in minutes on two "
+        "cores. What is on disk is not done again, and an interrupted run continues where it was."
+    )
+    return main
+
+
+def app_for(table: Table, finish: Callable[[Computed], None]) -> typer.Typer:
+    """`compute` as a program."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(compute(table, finish))
+    return app
+
+
+def tasks_of(table: Table, rows: Sequence[Row], settings: Settings, seeds: Sequence[int]) -> list[Task]:
+    """All tasks behind some rows of a table.
+
+    Not clean images where an oracle is attacked, nor "transfer", which has another oracle.
+    """
+    return [
+        task
+        for seed in seeds
+        for row in rows
+        for task in tasks_for(
+            settings,
+            row.network.on(settings.dataset),
+            seed,
+            [a for a in table.attacks if row.oracle is None or not (ATTACKS[a].make is None or ATTACKS[a].on_twin)],
+            loss=row.loss or table.loss,
+            oracle=None if row.oracle is None else Network.parse(row.oracle).on(settings.dataset),
+            weights=row.weights,
+        )
+    ]
+
+
+@contextlib.contextmanager
+def engine(
+    workers: int, scheduler: str | None, slurm: str | None, out: Path
+) -> Iterator[tuple[Executor | None, float]]:
+    """The executor that the command line asks for, None for this process, and how many tasks it takes at a time."""
+    if scheduler is not None and slurm is not None:
+        raise InputError("expected one of --scheduler and --slurm, got both")
+    if scheduler is None and slurm is None and workers == 1:
+        yield None, 1
+        return
+    started: contextlib.AbstractContextManager[Executor]
+    count = float("inf")
+    if scheduler is not None:
+        started = engines.dask(scheduler)
+    elif slurm is not None:
+        started = engines.slurm(slurm, out / "slurm")
+    else:
+        started, count = engines.Processes(workers), workers
+    with started as executor:
+        yield executor, count
+
+
+def require(least: int, **options: float | None) -> None:
+    """Raise InputError for an option that is given and below `least`."""
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise InputError(f"{name} must be at least {least}, got {value}")
+
+
+def _numbers(text: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise InputError(f"expected numbers separated by commas, got {text!r}") from None
+
+
+def device_called(name: str) -> str:
+    """The device that the command line asks for; raises InputError where there is none.
+
+    Of several processes that torchrun started, each has its own GPU.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"unknown device {name!r}: expected cpu, cuda, cuda:1 or auto") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"no device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return name
+
+
+def _chosen_rows(table: Table, dataset: str, names: str | None) -> list[Row]:
+    """The declared rows that are asked for; any other network can be asked for too, without paper values."""
+    if names is None:
+        usual = [row for row in table.rows if row.model not in table.on_request]
+        return [row for row in usual if _has_stand_ins(row, dataset)]
+    if not names.strip(" ,"):
+        raise InputError(f"expected rows separated by commas, got {names!r}")
+    declared = {alias: row for row in table.rows for alias in (row.label, on_dataset(row.label, dataset))}
+    chosen = [declared.get(name.strip(), Row(name.strip())) for name in names.split(",") if name.strip()]
+    for row in chosen:
+        try:
+            row.network.on(dataset)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    return chosen
+
+
+def _has_stand_ins(row: Row, dataset: str) -> bool:
+    names = [row.model] + ([row.oracle] if row.oracle else [])
+    return all(Network.parse(name).has_stand_in_on(dataset) for name in names)
+
+
+def _chosen_attacks(table: Table, names: str) -> tuple[str, ...]:
+    """The attacks that are asked for; those the paper does not have have no paper values."""
+    if not table.attacks:
+        raise InputError(f"{table.title} attacks nothing and has no columns to choose")
+    chosen = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    if unknown := [name for name in chosen or ("",) if name not in ATTACKS]:
+        raise InputError(f"unknown column {unknown[0]!r}: expected some of {', '.join(ATTACKS)}")
+    for reason in filter(None, (ATTACKS[name].lacks() for name in chosen)):
+        raise InputError(reason)
+    return chosen
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[
+    tuple[Callable[[Task, int, int], None], Callable[[Task, str, float], None], Callable[[Task, str], None]]
+]:
+    """`report` and `finished` for `run_all`, and `ended(task, what)`, which prints how one ended in any other way.
+
+    A bar for each running task where there is a terminal, a line for each that has ended.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    hidden = not console.is_terminal
+    with Progress(*columns, TimeElapsedColumn(), console=console, disable=hidden, transient=True) as bars:
+        shown: dict[Task, TaskID] = {}
+
+        def report(task: Task, done: int, total: int) -> None:
+            if task not in shown:
+                shown[task] = bars.add_task(str(task))
+            bars.update(shown[task], completed=done, total=total)
+
+        def ended(task: Task, what: str) -> None:
+            if task in shown:
+                bars.remove_task(shown.pop(task))
+            bars.console.print(f"{task}: {what}", highlight=False, soft_wrap=True, markup=False)
+
+        def finished(task: Task, outcome: str, seconds: float) -> None:
+            ended(task, f"{outcome} ({seconds:.1f} s)")
+
+        yield report, finished, ended

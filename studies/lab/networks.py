@@ -1,0 +1,129 @@
+"""Networks by the names that the paper's tables and this project's controls have, each parsed once into a value."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from netkit.models import EnResNet, en_resnet, equal_size_resnet
+from netkit.noise import NoiseKind
+from netkit.randomness import derived_seed
+
+Kind = Literal["single", "noisy", "silent", "two-point", "wide", "average"]
+
+_PREFIX: dict[str, Kind] = {"": "single", "En": "noisy", "Plain": "silent", "TwoPoint": "two-point", "Wide": "wide"}
+_NOISE: dict[Kind, NoiseKind] = {"noisy": "gaussian", "two-point": "two_point"}
+_NAME = re.compile(
+    r"(?:(En|Plain|TwoPoint|Wide)([1-9]\d*))?(?:ResNet([1-9]\d*)|(?:WideResNet|WRN-)([1-9]\d*)-([1-9]\d*))"
+)
+_ON_DIGITS = {"ResNet20": "ResNet8", "ResNet32": "ResNet14", "WRN-14-2": "WRN-8-2"}
+REPEAT_SEED = 1000  # between the seeds of networks of one kind, trained apart for one ensemble
+
+
+@dataclass(frozen=True)
+class Network:
+    """A row's network.
+
+    name: "ResNet20" and "WRN-14-2" are single networks, "En5ResNet20" averages five with noise, "Plain5ResNet20" five
+        without, "TwoPoint5ResNet20" five with noise of ±1, and "Wide5ResNet20" is a single one with as many parameters
+        as five. "A&B" averages A and B, trained together, "A+B" trained apart.
+    num_members: n in the name of a noisy, silent, two-point or wide network, else 1.
+    """
+
+    name: str
+    kind: Kind
+    num_members: int = 1
+    depth: int = 0
+    widen_factor: int = 1
+    parts: tuple[Network, ...] = ()
+
+    @classmethod
+    def parse(cls, name: str) -> Network:
+        """The network called `name`; raises ValueError for a name of another form, or a depth that does not exist."""
+        for sign in "+&":
+            if sign in name:
+                return cls(name, "average", parts=tuple(cls.parse(part) for part in name.split(sign)))
+        if (match := _NAME.fullmatch(name)) is None:
+            raise ValueError(
+                "expected a network such as ResNet20, WRN-14-2, En2ResNet20, Plain2ResNet20, Wide2ResNet20, or several "
+                f"joined by & (trained together) or + (trained apart), got {name!r}"
+            )
+        prefix, count, depth, wide_depth, widen = match.groups()
+        network = cls(name, _PREFIX[prefix or ""], int(count or 1), int(depth or wide_depth), int(widen or 1))
+        if network.depth < 8 or network.depth % 6 not in (2, 4):
+            raise ValueError(f"expected a depth of 6n + 2 or 6n + 4 with n >= 1, got {name!r}")
+        return network
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether it answers at random."""
+        return self.kind in _NOISE or any(part.is_noisy for part in self.parts)
+
+    @property
+    def family(self) -> str:
+        """The single network that it is made of: ResNet20 for En2ResNet20."""
+        prefix = _NAME.fullmatch(self.name)
+        return self.name if prefix is None or prefix[1] is None else self.name.removeprefix(prefix[1] + prefix[2])
+
+    @property
+    def num_averaged(self) -> int:
+        """How many networks its prediction is the average of."""
+        if self.parts:
+            return sum(part.num_averaged for part in self.parts)
+        return 1 if self.kind == "wide" else self.num_members
+
+    @property
+    def is_trained_apart(self) -> bool:
+        return "+" in self.name
+
+    def trained(self, seed: int) -> list[tuple[Network, int]]:
+        """The networks that are trained for it, each with its seed: more than one where they are trained apart.
+
+        Networks of one kind get seeds of their own, which no other ensemble of a few seeds in a row uses.
+        """
+        if not self.is_trained_apart:
+            return [(self, seed)]
+        return [(part, seed + REPEAT_SEED * self.parts[:i].count(part)) for i, part in enumerate(self.parts)]
+
+    def on(self, dataset: str) -> Network:
+        """The network that stands for it; see `on_dataset`."""
+        return Network.parse(on_dataset(self.name, dataset))
+
+    def has_stand_in_on(self, dataset: str) -> bool:
+        """Whether every part of it has one that is small enough for digits."""
+        singles = [part.family for part in self.parts or (self,)]
+        return dataset != "digits" or all(single in _ON_DIGITS for single in singles)
+
+    def build(self, *, seed: int, **options: Any) -> EnResNet:
+        """The untrained network; options as for `netkit.en_resnet`: num_classes, in_channels, width."""
+        if self.parts:
+            pairs = (
+                self.trained(seed)
+                if self.is_trained_apart
+                else [(part, derived_seed(seed, "part", number)) for number, part in enumerate(self.parts)]
+            )
+            return EnResNet([part.build(seed=own, **options) for part, own in pairs], seed=seed)
+        options |= {"widen_factor": self.widen_factor, "seed": seed}
+        if self.kind == "wide":
+            return equal_size_resnet(self.depth, num_members=self.num_members, **options)
+        return en_resnet(self.depth, num_members=self.num_members, noise=_NOISE.get(self.kind, "off"), **options)
+
+
+def on_dataset(text: str, dataset: str) -> str:
+    """`text` with the networks that stand for those it names: on digits, depth 8 for depth 20 and 14 for 32."""
+    for printed, ours in _ON_DIGITS.items() if dataset == "digits" else ():
+        text = re.sub(rf"{printed}(?![\d-])", ours, text)
+    return text
+
+
+def stand_ins(text: str) -> list[str]:
+    """For each network named in `text` that another one stands for on digits, which one."""
+    return [
+        f"{ours} stands for {printed}"
+        for printed, ours in _ON_DIGITS.items()
+        if re.search(rf"{printed}(?![\d-])", text)
+    ]

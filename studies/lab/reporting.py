@@ -1,0 +1,151 @@
+"""What every study shares: where results go, how they are stamped, and one terminal to print on."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parents[2]
+console = Console()
+
+_PACKAGES = ("itoflow", "numpy", "scipy", "numba", "rocket-fft", "xarray", "torch", "scikit-learn")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # a copy without its history
+        return "unknown"
+
+
+_COMMIT = _commit()  # now: a long study ends with the code it began with, whatever was committed meanwhile
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def num_cores() -> int:
+    """The cores that this process may use; fewer than the machine has where a scheduler or taskset says so."""
+    if hasattr(os, "sched_getaffinity"):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def provenance(config: Mapping[str, Any], *, device: str = "cpu") -> dict[str, Any]:
+    """The stamp a stored result carries: what ran, with which versions, where and when (UTC)."""
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *map(without_folder, sys.argv[1:])]),
+        "config": dict(config),
+        "commit": _COMMIT,
+        "versions": {p: v for p in _PACKAGES if (v := _version(p))} | {"python": platform.python_version()},
+        "device": device,
+        "cpu": f"{_cpu()}, {num_cores()} core{'s' if num_cores() > 1 else ''}",
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def without_folder(word: str) -> str:
+    """The last part of an absolute path, and any other word as it is: where a file lay is no part of a result."""
+    option, _, value = word.rpartition("=")
+    if not Path(value).is_absolute():
+        return word
+    return f"{option}={Path(value).name}" if option else Path(value).name
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write through a temporary file, so that an interrupted study never leaves half a result."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as readable JSON, whole or not at all."""
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+class InputError(ValueError):
+    """A command line asks for something that does not exist or does not fit."""
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises InputError, in one line, where it holds anything else."""
+    return parsed_object(path, _text(path))
+
+
+def read_objects(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects in the lines of a file; errors as `read_object`."""
+    return [parsed_object(path, line, number) for number, line in enumerate(_text(path).splitlines(), 1)]
+
+
+def parsed_object(path: Path, text: str, number: int = 1) -> dict[str, Any]:
+    """The JSON object in `text`, which begins in line `number` of the file; errors as `read_object`."""
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {number + error.lineno - 1}, is damaged: expected JSON, {error.msg}") from None
+    except RecursionError:
+        raise InputError(f"{path}, line {number}, is damaged: nested too deep for JSON of this project") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}, line {number}, is damaged: expected an object, got {text[:40]!r}")
+    return content
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is damaged: {error.reason} at byte {error.start}, expected UTF-8") from None
+
+
+@contextmanager
+def one_line_errors(
+    usage: tuple[type[Exception], ...],
+    failure: tuple[type[Exception], ...] = (),
+    *,
+    interrupted: str = "interrupted",
+) -> Iterator[None]:
+    """End a command on wrong input with one line and code 2, on a failed run with code 1, interrupted with 130.
+
+    `interrupted` is what Ctrl-C prints. Any other exception is a bug and shows itself.
+    """
+    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    try:
+        yield
+    except usage as error:
+        errors.print(f"error: {error}")
+        raise SystemExit(2) from None
+    except failure as error:
+        errors.print(f"error: {error}")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        errors.print(interrupted)
+        raise SystemExit(130) from None
