@@ -193,7 +193,7 @@ def feynman_kac(
             share = grown(done / _BIAS_SHARE)
         else:
             share = grown(done / (_PROBE_SHARE if martingale is None else _CONTROLLED_PROBE_SHARE))
-        probed = bias or (doublings > 0 and (8 * share <= done or martingale is not None))
+        probed = bias or (doublings > 0 and (32 * share <= done or martingale is not None))
         for where, first, count in sim.batches(len(x), share, num_steps) if probed else ():
             coarse = sample(where, first, count, 2)
             change = coarse - sample(where, first, count)
