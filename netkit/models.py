@@ -11,7 +11,7 @@ last pooling is a mean over whatever resolution is left, so that images smaller 
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, Literal
@@ -48,6 +48,9 @@ class Normalize(nn.Module):
 class PreActBlock(nn.Module):
     """One residual block: x + F(x) with F = conv ∘ relu ∘ bn ∘ conv ∘ relu ∘ bn, then the noise."""
 
+    frozen: Callable[[Tensor], Tensor] | None = None
+    """What computes the residual mapping inside `netkit.frozen`."""
+
     def __init__(self, in_width: int, out_width: int, *, stride: int, noise: ResidualNoise) -> None:
         super().__init__()
         self.bn1 = BatchNorm2d(in_width)
@@ -60,6 +63,8 @@ class PreActBlock(nn.Module):
 
     def residual(self, x: Tensor) -> Tensor:
         """x + F(x) without the noise: the Euler step of Eq. 8."""
+        if self.frozen is not None:
+            return self.frozen(x)
         out = F.relu(self.bn1(x), inplace=True)
         if self.shortcut is not None:
             x = self.shortcut(out)

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from netkit.frozen import frozen
 from netkit.randomness import is_random
 
 BatchNormMode = Literal["eval", "train", "keep"]
@@ -98,7 +99,7 @@ def logits_of(net: nn.Module, x: Tensor, num_labels: int) -> Tensor:
 
 @contextmanager
 def under_attack(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
-    """Inside the block, batch norm layers are in `mode`, and no parameter collects gradients."""
+    """Inside the block, batch norm layers are in `mode`, and parameters are constants (`netkit.frozen`)."""
     if mode not in get_args(BatchNormMode):
         raise ValueError(f"expected batch_norm to be one of {get_args(BatchNormMode)}, got {mode!r}")
     layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -110,7 +111,8 @@ def under_attack(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
                 layer.train(mode == "train")
         for parameter in learning:
             parameter.requires_grad_(False)
-        yield
+        with frozen(model):
+            yield
     finally:
         for layer, training in zip(layers, before, strict=True):
             layer.train(training)
