@@ -234,7 +234,7 @@ def test_what_another_treatment_of_noise_changes_is_paired_with_the_usual() -> N
     (found,) = assemble.table(TABLE, TABLE.rows, Records([], [*usual, *twin]), WHERE)["strengths"]
     assert (found["model"], found["eot_draws"]) == ("En2ResNet20", 5)
     difference = found["differences"]["transfer"]
-    assert (difference["mean"], difference["n"], difference["num_seeds"]) == (pytest.approx(0.2), 10, 3)
+    assert (difference["difference"], difference["n"], difference["num_seeds"]) == (pytest.approx(0.2), 10, 3)
 
 
 def test_a_table_says_of_each_run_that_it_was_put_together_from_where_it_came() -> None:

@@ -193,7 +193,6 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> Fields:
     difference = paired_difference(*([right_answers(line)[:n] for line in side] for side in (first, second)))
     return {
         "difference": difference.mean,
-        "mean": difference.mean,
         "interval": [difference.interval.low, difference.interval.high],
         "confidence": difference.interval.confidence,
         "verdict": difference.verdict,

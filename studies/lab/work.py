@@ -87,13 +87,7 @@ def _train(task: Training, report: Report) -> str:
     value = best.val_natural if best.val_robust is None else best.val_robust
     if parallel.processes()[0] == 0:
         tree = checkpoint.load(task.path, kind="training")
-        record = {
-            "setting": settings.title,
-            "dataset": settings.dataset,
-            "network": task.network.name,
-            "seed": task.seed,
-            "loss": task.loss,
-            "data": _fingerprint(settings, *task.splits),
+        record = _common(task) | {
             "lr": task.lr,
             "peak_lr": tree["provenance"]["batch"]["peak_lr"],
             "num_parameters": count_parameters(model),
@@ -143,13 +137,7 @@ def _score(task: Scoring, report: Report) -> str:
         store=task.path,
         on_block=report,
     )
-    record = {
-        "setting": settings.title,
-        "dataset": settings.dataset,
-        "network": task.network.name,
-        "seed": task.seed,
-        "loss": task.loss,
-        "data": _fingerprint(settings, *task.splits),
+    record = _common(task) | {
         "attack": task.attack,
         "title": task.title,
         "oracle": "noise-free twin" if row.on_twin else task.oracle and task.oracle.name,
@@ -164,6 +152,19 @@ def _score(task: Scoring, report: Report) -> str:
     }
     records.write(task, record)
     return f"accuracy {100 * score.mean:.1f}%"
+
+
+def _common(task: Task) -> records.Record:
+    """What the records of trainings and of scores both say."""
+    settings = task.settings
+    return {
+        "setting": settings.title,
+        "dataset": settings.dataset,
+        "network": task.network.name,
+        "seed": task.seed,
+        "loss": task.loss,
+        "data": _fingerprint(settings, *task.splits),
+    }
 
 
 def _bits(model: EnResNet) -> str:
