@@ -15,14 +15,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from bridge.flow import FlowNetwork, ProblemNetwork, as_points, boxed_velocity
 from bridge.levels import coarsened
-from pdekit.problem import ConvectionDiffusion
-from pdekit.solver import solve
-from pdekit.splines import spline_table
+from pdekit import ConvectionDiffusion, UnstableError, solve
+from pdekit.equation.refinement import change
+from pdekit.numerics.splines import spline_table
 
 Array = NDArray[np.float64]
 _BATCH = 8192  # points times draws in one pass: small enough for a cache
@@ -53,13 +54,17 @@ def solution_at(
     def squared(z: Array) -> Array:
         return problem.evaluate_terminal(z) ** 2
 
-    second = replace(problem, terminal=squared, dim=problem.dim)
-    values = []
-    for case, n, step in ((problem, num_points, dt), (problem, 3 * num_points // 4, 2 * dt), (second, num_points, dt)):
-        u = solve(case, num_points=n, dt=step, method=method, progress=False).u[0].values
-        values.append(spline_table(u[None], "trigonometric")(points)[..., 0])
-    fine, coarse, square = values
-    return PointValues(fine, np.abs(fine - coarse), np.maximum(square - fine**2, 0.0))
+    def at_points(case: ConvectionDiffusion) -> tuple[xr.Dataset, Array]:
+        solution = solve(case, num_points=num_points, dt=dt, method=method, progress=False)
+        return solution, spline_table(solution.u[:1].values, "trigonometric")(points)[..., 0]
+
+    solution, value = at_points(problem)
+    _, square = at_points(replace(problem, terminal=squared))
+    coarser = change(problem, solution, num_points=3 * num_points // 4, dt=2 * dt, progress=False)
+    if coarser is None:
+        raise UnstableError(f"the coarser solve with 2 dt = {2 * dt:g} is unstable; use a smaller dt")
+    error = np.abs(spline_table(coarser[None], "trigonometric")(points)[..., 0])
+    return PointValues(value, error, np.maximum(square - value**2, 0.0))
 
 
 @dataclass(frozen=True, eq=False)

@@ -255,7 +255,7 @@ class _ProblemVelocity(nn.Module):
         self._problem = problem
 
     def forward(self, x: Tensor, t: float) -> Tensor:
-        values = self._problem.evaluate_velocity(x.detach().cpu().double().numpy(), self._problem.horizon * t)
+        values = self._problem.velocity.at(x.detach().cpu().double().numpy(), self._problem.horizon * t)
         return torch.from_numpy(self._problem.horizon * values).to(x)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bridge.flow import FlowNetwork, as_points
-from pdekit.multilevel import MultilevelEstimate, multilevel
+from pdekit.paths.multilevel import MultilevelEstimate, multilevel
 
 ALPHA, BETA, GAMMA = 1.0, 2.0, 1.0
 _BATCH = 8192  # points times draws in one pass: small enough for a cache

@@ -1,12 +1,13 @@
 """Convection-diffusion on the periodic box: solutions, Feynman-Kac paths, and each as a check of the other."""
 
 from pdekit.characteristics import characteristics
-from pdekit.estimate import BiasWarning, Estimate
-from pdekit.multilevel import MultilevelEstimate, multilevel
+from pdekit.equation.plan import UnstableError, choose_method
+from pdekit.equation.resolution import ResolutionWarning
+from pdekit.equation.solver import solve
+from pdekit.paths.estimate import BiasWarning, Estimate
+from pdekit.paths.multilevel import MultilevelEstimate, multilevel
+from pdekit.paths.sampler import feynman_kac
 from pdekit.problem import ConvectionDiffusion
-from pdekit.resolution import ResolutionWarning
-from pdekit.sampler import feynman_kac
-from pdekit.solver import UnstableError, choose_method, solve
 from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity, compiled
 from pdekit.verify import Verification, verify
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pdekit import paths
-from pdekit.checks import check_whole, real_values
+from pdekit.numerics.lanes import LANES, add_scaled, velocity_on_lanes
 from pdekit.problem import ConvectionDiffusion
-from pdekit.simulation import velocity_pieces
-from pdekit.threads import spread
-from pdekit.threefry import LANES
-from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity
+from pdekit.runtime.checks import check_whole, real_values
+from pdekit.runtime.kernels import kernel
+from pdekit.runtime.threads import spread
+from pdekit.velocity import Velocity
 
 
 def characteristics(
@@ -30,35 +31,32 @@ def characteristics(
     if not np.isfinite([t0, problem.horizon if t1 is None else t1]).all():
         raise ValueError(f"t0, t1: expected finite times, got {t0} and {t1}")
     dt = ((problem.horizon if t1 is None else t1) - t0) / num_steps
-    if not isinstance(problem.velocity, GridVelocity | RedrawnVelocity | CompiledVelocity):
-        return _in_numpy(problem, x, t0, dt, num_steps)
+    for first, last, velocity in problem.velocity.pieces(t0, dt, num_steps):
+        x = _carried(velocity, x, t0, dt, first, last)
+    return x
+
+
+def _carried(
+    velocity: Velocity, x: NDArray[np.float64], t0: float, dt: float, first: int, last: int
+) -> NDArray[np.float64]:
+    """Points (P, d) after the steps first .. last - 1 with one velocity."""
+    argument = velocity.for_lanes("float64")
+    if argument is None:
+        for n in range(first, last):
+            t = t0 + n * dt
+            k1 = velocity.at(x, t)
+            k2 = velocity.at(x + 0.5 * dt * k1, t + 0.5 * dt)
+            k3 = velocity.at(x + 0.5 * dt * k2, t + 0.5 * dt)
+            k4 = velocity.at(x + dt * k3, t + dt)
+            x = x + dt / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
+        return x
     blocks = -(-len(x) // LANES)
     lanes = np.zeros((blocks * LANES, x.shape[1]))
     lanes[: len(x)] = x
     state = np.ascontiguousarray(np.moveaxis(lanes.reshape(blocks, LANES, -1), -1, 1))
-    for first, last, velocity in velocity_pieces(problem.velocity, t0, dt, num_steps):
-        work = len(x) * (last - first)
-        if isinstance(velocity, GridVelocity):
-            table = (velocity.table.coefficients, velocity.table.degree)
-            spread(paths.characteristics_table, blocks, table, t0, dt, first, last, state, items=work)
-        else:
-            args = (velocity.on_lanes, t0, dt, first, last, state)
-            spread(paths.characteristics_user, blocks, *args, items=work)
+    step = _ON_TABLE if isinstance(argument, tuple) else _ON_FUNCTION
+    spread(step, blocks, argument, t0, dt, first, last, state, items=len(x) * (last - first))
     return np.moveaxis(state, 1, -1).reshape(-1, x.shape[1])[: len(x)].copy()
-
-
-def _in_numpy(
-    problem: ConvectionDiffusion, x: NDArray[np.float64], t0: float, dt: float, num_steps: int
-) -> NDArray[np.float64]:
-    velocity = problem.evaluate_velocity
-    for n in range(num_steps):
-        t = t0 + n * dt
-        k1 = velocity(x, t)
-        k2 = velocity(x + 0.5 * dt * k1, t + 0.5 * dt)
-        k3 = velocity(x + 0.5 * dt * k2, t + 0.5 * dt)
-        k4 = velocity(x + dt * k3, t + dt)
-        x = x + dt / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
-    return x
 
 
 def check_points(points: ArrayLike, problem: ConvectionDiffusion) -> NDArray[np.float64]:
@@ -69,3 +67,28 @@ def check_points(points: ArrayLike, problem: ConvectionDiffusion) -> NDArray[np.
     if not np.isfinite(x).all():
         raise ValueError(f"points: expected finite coordinates, got {x[~np.isfinite(x)][0]}")
     return x
+
+
+def _runge_kutta(begin: int, end: int, velocity: Any, t0: float, dt: float, first: int, last: int, x: NDArray) -> None:
+    """Classical Runge-Kutta steps of dX/dt = F(X, t), every lane its own starting point."""
+    for block in range(begin, end):
+        xb = x[block]
+        k1, k2, k3, k4 = np.empty_like(xb), np.empty_like(xb), np.empty_like(xb), np.empty_like(xb)
+        y = np.empty_like(xb)
+        for n in range(first, last):
+            t = t0 + n * dt
+            velocity_on_lanes(velocity, xb, t, k1)
+            add_scaled(xb, 0.5 * dt, k1, y)
+            velocity_on_lanes(velocity, y, t + 0.5 * dt, k2)
+            add_scaled(xb, 0.5 * dt, k2, y)
+            velocity_on_lanes(velocity, y, t + 0.5 * dt, k3)
+            add_scaled(xb, dt, k3, y)
+            velocity_on_lanes(velocity, y, t + dt, k4)
+            add_scaled(xb, dt / 6.0, k1, xb)
+            add_scaled(xb, dt / 3.0, k2, xb)
+            add_scaled(xb, dt / 3.0, k3, xb)
+            add_scaled(xb, dt / 6.0, k4, xb)
+
+
+# the kernel for functions is not kept on disk, where numba could not find it again
+_ON_TABLE, _ON_FUNCTION = kernel()(_runge_kutta), kernel(cache=False)(_runge_kutta)

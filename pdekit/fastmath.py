@@ -25,7 +25,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import extending, float32, int32, int64, types, uint64
 from numba.extending import overload
 
-from pdekit.kernels import kernel
+from pdekit.runtime.kernels import kernel
 
 __all__ = ["cos", "cos2pi", "exp", "log", "sin", "sin2pi"]
 

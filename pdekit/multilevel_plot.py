@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pdekit.multilevel import MultilevelEstimate
+from pdekit.paths.multilevel import MultilevelEstimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,16 +9,15 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pdekit.checks import check_real, check_whole, real_values
-from pdekit.spectral import resample
-from pdekit.splines import SplineTable, spline_table
-from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity, check_nodes, node_points
+from pdekit.numerics.spectral import resample
+from pdekit.numerics.splines import SplineTable, spline_table
+from pdekit.runtime.checks import check_real, check_whole, real_values
+from pdekit.velocity import Function, Velocity, as_velocity, check_nodes, node_points
 
-Velocity = GridVelocity | RedrawnVelocity | CompiledVelocity | Callable[[NDArray, float], NDArray]
 Terminal = NDArray | Callable[[NDArray], NDArray]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class ConvectionDiffusion:
     """∂u/∂t + F(x,t)·∇u + ½σ²Δu = 0 on the periodic unit box, u(x, T) = f(x)   (Eq. 10).
 
@@ -38,71 +36,47 @@ class ConvectionDiffusion:
     values, or a dimension that is no whole number, cannot be told or does not agree.
     """
 
-    velocity: Velocity | ArrayLike
-    terminal: Terminal | ArrayLike
+    velocity: Velocity
+    terminal: Terminal
     sigma: float
-    dim: int = 0
-    horizon: float = 1.0
+    dim: int
+    horizon: float
 
-    def __post_init__(self) -> None:
-        sigma = check_real("sigma", self.sigma, "a finite number >= 0", positive=False)
-        horizon = check_real("horizon", self.horizon, "a positive time")
-        dim = check_whole("dim", self.dim, 0)
-        velocity = self.velocity if callable(self.velocity) else GridVelocity(np.asarray(self.velocity))
-        terminal = self.terminal
+    def __init__(
+        self,
+        velocity: Velocity | Function | ArrayLike,
+        terminal: Terminal | ArrayLike,
+        sigma: float,
+        dim: int = 0,
+        horizon: float = 1.0,
+    ) -> None:
+        sigma = check_real("sigma", sigma, "a finite number >= 0", positive=False)
+        horizon = check_real("horizon", horizon, "a positive time")
+        dims = {"dim": dim} if check_whole("dim", dim, 0) else {}
         if not callable(terminal):
             terminal = check_nodes("terminal", terminal)
             if len(set(terminal.shape)) != 1 or terminal.size < 2:
                 raise ValueError(f"terminal: expected node values of shape (N, ..., N), got {terminal.shape}")
-        known = {
-            "velocity": getattr(velocity, "dim", None),
-            "terminal": None if callable(terminal) else terminal.ndim,
-            "dim": dim or None,
-        }
-        dims = {name: d for name, d in known.items() if d is not None}
-        if not dims:
-            raise ValueError("dim: expected the number of space dimensions, as velocity and terminal are callables")
+            dims["terminal"] = terminal.ndim
+        velocity = as_velocity(velocity, next(iter(dims.values()), None))
+        dims = {"velocity": velocity.dim} | dims
         if len(set(dims.values())) != 1:
             raise ValueError(f"dimensions do not agree: {', '.join(f'{n} has {d}' for n, d in dims.items())}")
-        object.__setattr__(self, "velocity", velocity)
-        object.__setattr__(self, "terminal", terminal)
-        object.__setattr__(self, "sigma", sigma)
-        object.__setattr__(self, "horizon", horizon)
-        object.__setattr__(self, "dim", next(iter(dims.values())))
+        values = {"velocity": velocity, "terminal": terminal, "sigma": sigma, "dim": velocity.dim, "horizon": horizon}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @property
     def diffusivity(self) -> float:
         """½σ², the coefficient of the Laplacian."""
         return 0.5 * self.sigma**2
 
-    @property
-    def continuation(self) -> str:
-        """How F is continued between its nodes; "exact" where it is given as a function."""
-        return getattr(self.velocity, "continuation", "exact")
-
-    @property
-    def autonomous(self) -> bool:
-        """Whether F is known not to depend on time."""
-        return isinstance(self.velocity, GridVelocity)
-
     @cached_property
     def _terminal_table(self) -> SplineTable:
         return spline_table(np.asarray(self.terminal)[None], "trigonometric")
 
-    def evaluate_velocity(self, x: NDArray, t: float) -> NDArray[np.float64]:
-        """F at points (..., d), checked for shape, finiteness and real values.
-
-        A callable gets points of its own and its result is copied: it may change either afterwards.
-        """
-        out = real_values("velocity(x, t)", self.velocity(x.copy(), t))  # type: ignore[operator]
-        if out.shape != x.shape:
-            raise ValueError(f"velocity(x, t): expected shape {x.shape} for points of that shape, got {out.shape}")
-        if not np.isfinite(out).all():
-            raise ValueError(f"velocity(x, t): expected finite values, got {out[~np.isfinite(out)][0]} at t = {t:g}")
-        return out
-
     def evaluate_terminal(self, x: NDArray) -> NDArray[np.float64]:
-        """f at points (..., d), checked like the velocity."""
+        """f at points (..., d), checked like the velocity's values."""
         if callable(self.terminal):
             out = real_values("terminal(x)", self.terminal(x.copy()))
         else:
@@ -128,8 +102,8 @@ class ConvectionDiffusion:
         rng = np.random.default_rng(0)
         times = [self.horizon * t for t in (0.1234, 0.5719, 0.9183)]
         found = []
-        if not isinstance(self.velocity, GridVelocity | RedrawnVelocity):
-            found.append(("velocity", "F", lambda x: [self.evaluate_velocity(x, t) for t in times]))
+        if not self.velocity.periodic:
+            found.append(("velocity", "F", lambda x: [self.velocity.at(x, t) for t in times]))
         if callable(self.terminal):
             found.append(("terminal", "f", lambda x: [self.evaluate_terminal(x)]))
         cure = "wrap the coordinates, x - np.floor(x)"
@@ -164,30 +138,10 @@ class ConvectionDiffusion:
             return self.evaluate_terminal(node_points(num_points, self.dim))
         return resample(self.terminal, num_points)
 
-    def velocity_nodes(self, num_points: int, t: float) -> NDArray[np.float64]:
-        """F on the nodes of a grid at time t, (d, N, ..., N).
-
-        Node values are brought to a coarser grid by cutting the modes that it cannot hold, never by sampling, which
-        would fold them into others.
-        """
-        velocity = self.velocity
-        if isinstance(velocity, RedrawnVelocity):
-            velocity = velocity.field(velocity.index(t))
-        axes = tuple(range(1, self.dim + 1))
-        sampled = num_points
-        if isinstance(velocity, GridVelocity):
-            if velocity.continuation == "trigonometric":
-                return resample(velocity.values, num_points, axes=axes)
-            # splines have modes beyond those of their nodes; twice the nodes hold all that matter
-            sampled *= max(1, math.ceil(2 * velocity.num_points / num_points))
-        points = node_points(sampled, self.dim)
-        nodes = np.ascontiguousarray(np.moveaxis(self.evaluate_velocity(points, t), -1, 0))
-        return resample(nodes, num_points, axes=axes)
-
     @classmethod
     def from_initial_value(
         cls,
-        velocity: Callable[[NDArray, float], NDArray] | ArrayLike,
+        velocity: Velocity | Function | ArrayLike,
         initial: Terminal | ArrayLike,
         sigma: float,
         *,
@@ -200,15 +154,5 @@ class ConvectionDiffusion:
 
         With u(x, t) = v(x, T - t) the velocity becomes F(x, t) = -G(x, T - t), and f = v_0.
         """
-        if not callable(velocity):
-            velocity = GridVelocity(np.asarray(velocity))
-        if isinstance(velocity, GridVelocity):
-            return cls(GridVelocity(-velocity.values, velocity.continuation), initial, sigma, dim, horizon)
-        if isinstance(velocity, RedrawnVelocity):
-            raise ValueError("from_initial_value: expected a velocity that does not jump in time, got a redrawn one")
-        forward = velocity
-
-        def reversed_velocity(x: NDArray, t: float) -> NDArray:
-            return -np.asarray(forward(x, horizon - t))
-
-        return cls(reversed_velocity, initial, sigma, dim or getattr(velocity, "dim", 0), horizon)
+        told = dim or None if callable(initial) else np.ndim(initial)
+        return cls(as_velocity(velocity, told).reversed(horizon), initial, sigma, dim, horizon)

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 from scipy.special import erf
 
-from pdekit.spectral import derivative_wavenumbers
+from pdekit.numerics.spectral import derivative_wavenumbers
 
 Array = NDArray[np.float64]
 

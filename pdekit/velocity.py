@@ -1,23 +1,27 @@
 """Velocity fields F(x, t) on the periodic unit box, in the forms that solver and sampler both understand.
 
-Every velocity is callable as `velocity(x, t)` with points x of shape (..., d) and returns (..., d). What the
-compiled kernels need beyond that stands in the classes here.
+A `Velocity` answers for itself all that they ask: values at points and nodes, for how long it stands still, what the
+compiled loops over paths take, how it is told from another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import floor
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pdekit.checks import check_real, check_whole
-from pdekit.kernels import kernel
-from pdekit.splines import SplineTable, check_continuation, spline_table
+from pdekit.numerics.spectral import resample
+from pdekit.numerics.splines import SplineTable, check_continuation, spline_table
+from pdekit.runtime.checks import check_real, check_whole, real_values
+from pdekit.runtime.kernels import kernel
+
+Function = Callable[[NDArray, float], ArrayLike]
 
 
 def node_points(num_points: int, dim: int) -> NDArray[np.float64]:
@@ -39,12 +43,118 @@ def check_nodes(name: str, values: ArrayLike) -> NDArray[np.float64]:
     return nodes
 
 
+def digest(values: NDArray) -> str:
+    """A short hash of node values."""
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
+
+
+class Velocity:
+    """F(x, t) in dim space dimensions; `velocity(x, t)` takes points x (..., d) and returns (..., d).
+
+    interval: how long F stands still in time, from each multiple of it: inf for a steady F, 0 for one that changes at
+        all times. In between F jumps, and no step may straddle a multiple.
+    continuation: how F is continued between its nodes, "exact" where it has none.
+    periodic: whether F has the period of the box by construction.
+    """
+
+    dim: int
+    interval: float
+    continuation: str = "exact"
+    periodic: bool = False
+
+    @property
+    def steady(self) -> bool:
+        return self.interval == math.inf
+
+    @property
+    def jumps(self) -> bool:
+        return 0.0 < self.interval < math.inf
+
+    @property
+    def own_nodes(self) -> NDArray[np.float64] | None:
+        """The node values (d, N, ..., N) that F is given by, None for a function."""
+        return None
+
+    def __call__(self, x: ArrayLike, t: float) -> NDArray[np.float64]:
+        raise NotImplementedError
+
+    def at(self, x: NDArray, t: float) -> NDArray[np.float64]:
+        """F at points (..., d), checked for shape, finiteness and real values.
+
+        A function gets points of its own and its result is copied: it may change either afterwards.
+        """
+        out = real_values("velocity(x, t)", self(x.copy(), t))
+        if out.shape != x.shape:
+            raise ValueError(f"velocity(x, t): expected shape {x.shape} for points of that shape, got {out.shape}")
+        if not np.isfinite(out).all():
+            raise ValueError(f"velocity(x, t): expected finite values, got {out[~np.isfinite(out)][0]} at t = {t:g}")
+        return out
+
+    def nodes(self, num_points: int, t: float) -> NDArray[np.float64]:
+        """F on the nodes of a grid at time t, (d, N, ..., N)."""
+        return np.ascontiguousarray(np.moveaxis(self.at(node_points(num_points, self.dim), t), -1, 0))
+
+    def standing(self, t: float) -> Velocity:
+        """F as it stands from time t until its next jump; a time within rounding of a jump comes after it."""
+        return self
+
+    def pieces(self, t0: float, dt: float, num_steps: int) -> Iterator[tuple[int, int, Velocity]]:
+        """(first step, last step, velocity) of the pieces of steps between two jumps.
+
+        Raises ValueError where a step would straddle a jump.
+        """
+        yield 0, num_steps, self
+
+    def for_lanes(self, dtype: str, *, noisy: bool = False) -> Any:
+        """What compiled loops over paths take: (table, degree), a compiled function, or None where there is neither.
+
+        noisy: the paths have noise, beside which a relative error of 6e-8 in F is nothing.
+        """
+        return None
+
+    def identity(self, points: NDArray, times: NDArray) -> Any:
+        """What tells F from another, as JSON holds it: a function by its values at points (P, d) and times."""
+        return [self.at(points, float(t)).ravel().tolist() for t in times]
+
+    def reversed(self, horizon: float) -> Velocity:
+        """-F(x, horizon - t), the velocity of the initial-value problem (Remark 1). Raises ValueError if F jumps."""
+        return FunctionVelocity(lambda x, t: -np.asarray(self(x, horizon - t)), self.dim)
+
+
+def as_velocity(value: Velocity | Function | ArrayLike, dim: int | None) -> Velocity:
+    """Node values or a function as a `Velocity`; dim: of a function that does not say it itself.
+
+    Raises ValueError where nobody knows the dimension of a function.
+    """
+    if isinstance(value, Velocity):
+        return value
+    if not callable(value):
+        return GridVelocity(np.asarray(value))
+    dim = getattr(value, "dim", dim)
+    if dim is None:
+        raise ValueError("dim: expected the number of space dimensions, as velocity and terminal are callables")
+    return FunctionVelocity(value, dim)
+
+
 @dataclass(frozen=True, eq=False)
-class GridVelocity:
+class FunctionVelocity(Velocity):
+    """A plain Python function (x, t) -> F with x and F of shape (..., d)."""
+
+    function: Function
+    dim: int
+
+    interval = 0.0
+
+    def __call__(self, x: ArrayLike, t: float) -> NDArray[np.float64]:
+        return self.function(x, t)  # type: ignore[arg-type,return-value]
+
+
+@dataclass(frozen=True, eq=False)
+class GridVelocity(Velocity):
     """A steady velocity given at the nodes of a uniform grid.
 
     values: (d, N, ..., N), component c at node x_i = i / N in values[c].
-    continuation: how it is continued between nodes; see `pdekit.splines`. At small sigma this choice defines
+    continuation: how it is continued between nodes; see `pdekit.numerics.splines`. At small sigma this choice defines
         the problem, so it is recorded with every solution.
 
     Raises ValueError for a wrong shape, non-finite values or an unknown continuation.
@@ -52,6 +162,9 @@ class GridVelocity:
 
     values: NDArray[np.float64]
     continuation: str = "trigonometric"
+
+    interval = math.inf
+    periodic = True
 
     def __post_init__(self) -> None:
         values = check_nodes("velocity", self.values)
@@ -65,13 +178,20 @@ class GridVelocity:
             raise ValueError(f"velocity: expected at least 2 nodes an axis, got shape {values.shape}")
         check_continuation(self.continuation)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return GridVelocity, (self.values, self.continuation)  # without the table, which may be large
+
     @property
-    def dim(self) -> int:
+    def dim(self) -> int:  # type: ignore[override]
         return self.values.shape[0]
 
     @property
     def num_points(self) -> int:
         return self.values.shape[-1]
+
+    @property
+    def own_nodes(self) -> NDArray[np.float64]:
+        return self.values
 
     @cached_property
     def table(self) -> SplineTable:
@@ -80,9 +200,32 @@ class GridVelocity:
     def __call__(self, x: ArrayLike, t: float = 0.0) -> NDArray[np.float64]:
         return self.table(x)
 
+    def nodes(self, num_points: int, t: float = 0.0) -> NDArray[np.float64]:
+        """F on the nodes of another grid.
+
+        A coarser grid gets the modes that it can hold, never samples, which would fold the others into them.
+        """
+        axes = tuple(range(1, self.dim + 1))
+        if self.continuation == "trigonometric":
+            return resample(self.values, num_points, axes=axes)
+        # splines have modes beyond those of their nodes; twice the nodes hold all that matter
+        sampled = num_points * max(1, math.ceil(2 * self.num_points / num_points))
+        return resample(super().nodes(sampled, t), num_points, axes=axes)
+
+    def for_lanes(self, dtype: str, *, noisy: bool = False) -> tuple[NDArray[Any], int]:
+        if noisy and self.continuation == "trigonometric":
+            dtype = "float32"  # its table is large, and gathers from it are what a step of a path costs
+        return self.table.coefficients.astype(dtype, copy=False), self.table.degree
+
+    def identity(self, points: NDArray, times: NDArray) -> str:
+        return f"nodes {digest(self.values)} {self.continuation}"
+
+    def reversed(self, horizon: float) -> GridVelocity:
+        return GridVelocity(-self.values, self.continuation)
+
 
 @dataclass(frozen=True, eq=False)
-class RedrawnVelocity:
+class RedrawnVelocity(Velocity):
     """A velocity redrawn at random at the start of every time interval and frozen within it.
 
     Each component at each node is uniform(-1, 1), independent in space and between intervals. The field of
@@ -97,6 +240,8 @@ class RedrawnVelocity:
     dim: int = 2
     continuation: str = "trigonometric"
 
+    periodic = True
+
     def __post_init__(self) -> None:
         check_real("interval", self.interval, "a positive duration")
         check_whole("num_points", self.num_points, 2)
@@ -109,12 +254,35 @@ class RedrawnVelocity:
         """The velocity of interval n, t in [n, n + 1) * interval."""
         return _redrawn_field(self.num_points, self.seed, self.dim, self.continuation, n)
 
-    def index(self, t: float) -> int:
-        """The interval that holds time t; a time within rounding of an interval's start belongs to it."""
-        return floor(t / self.interval + 1e-9)
+    def standing(self, t: float) -> GridVelocity:
+        return self.field(math.floor(t / self.interval + 1e-9))
 
     def __call__(self, x: ArrayLike, t: float) -> NDArray[np.float64]:
-        return self.field(self.index(t))(x)
+        return self.standing(t)(x)
+
+    def nodes(self, num_points: int, t: float) -> NDArray[np.float64]:
+        return self.standing(t).nodes(num_points)
+
+    def pieces(self, t0: float, dt: float, num_steps: int) -> Iterator[tuple[int, int, Velocity]]:
+        per_interval, offset = round(self.interval / dt), round(t0 / dt)
+        straddles = abs(self.interval - per_interval * dt) > 1e-6 * dt or abs(t0 - offset * dt) > 1e-6 * dt
+        if per_interval < 1 or straddles:
+            raise ValueError(
+                f"num_steps: expected a whole number of steps in each interval {self.interval:g} of the redrawn "
+                f"velocity, got steps of {dt:g} from t0 = {t0:g}"
+            )
+        first = 0
+        while first < num_steps:
+            n = (offset + first) // per_interval
+            last = min((n + 1) * per_interval - offset, num_steps)
+            yield first, last, self.field(n)
+            first = last
+
+    def identity(self, points: NDArray, times: NDArray) -> str:
+        return repr(self)
+
+    def reversed(self, horizon: float) -> Velocity:
+        raise ValueError("velocity: expected one that does not jump in time, got a redrawn one")
 
 
 @lru_cache(maxsize=8)
@@ -124,7 +292,7 @@ def _redrawn_field(num_points: int, seed: int, dim: int, continuation: str, n: i
 
 
 @dataclass(frozen=True, eq=False)
-class CompiledVelocity:
+class CompiledVelocity(Velocity):
     """A velocity written as a scalar function of the coordinates and compiled by numba.
 
     kernel: jitted `f(x_1, ..., x_d, t) -> (F_1, ..., F_d)`. Use the branch-free functions of `pdekit.fastmath`
@@ -134,10 +302,18 @@ class CompiledVelocity:
     kernel: Any
     dim: int
 
+    interval = 0.0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CompiledVelocity, (self.kernel, self.dim)
+
     @cached_property
     def on_lanes(self) -> Any:
         """The kernel on points x (d, L) into f (d, L), compiled: what the loops over paths call."""
         return _ON_LANES[self.dim](self.kernel)
+
+    def for_lanes(self, dtype: str, *, noisy: bool = False) -> Any:
+        return self.on_lanes
 
     def __call__(self, x: ArrayLike, t: float) -> NDArray[np.float64]:
         points = np.asarray(x, dtype=np.float64)

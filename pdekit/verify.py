@@ -11,14 +11,14 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from pdekit.estimate import BiasWarning, Estimate
+from pdekit.equation.plan import UnstableError
+from pdekit.equation.refinement import change
+from pdekit.equation.resolution import ResolutionWarning
+from pdekit.equation.solver import solve
+from pdekit.numerics.splines import spline_table
+from pdekit.paths.estimate import BiasWarning, Estimate
+from pdekit.paths.sampler import Rng, feynman_kac
 from pdekit.problem import ConvectionDiffusion
-from pdekit.resolution import ResolutionWarning
-from pdekit.sampler import Rng, feynman_kac
-from pdekit.solver import UnstableError, solve
-from pdekit.spectral import resample
-from pdekit.splines import spline_table
-from pdekit.velocity import RedrawnVelocity
 
 _MOST_WORK = 1e9  # nodes times steps of the solve on a doubled grid: half a minute in 2-D
 _SLOWEST = 0.75  # differences of doubled grids that fall more slowly than this are not extrapolated any further
@@ -254,34 +254,27 @@ def _own_error(
     """
     n, attrs = len(solution.x), solution.attrs
     dt, rtol = float(attrs["dt"]), attrs.get("rtol")
-
-    def solved(factor: float) -> NDArray[np.float64] | None:
-        slower = factor if factor > 1.0 or not isinstance(problem.velocity, RedrawnVelocity) else 1.0
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # whatever a grid lacks shows in the differences
-                found = solve(
-                    problem,
-                    num_points=max(8, round(factor * n)),
-                    dt=dt / slower,
-                    method=str(attrs["method"]),
-                    rtol=None if rtol is None else rtol / 10.0 ** np.sign(factor - 1.0),
-                    progress=progress,
-                )
-        except UnstableError:
-            return None
-        return resample(found.u[0].values, n)
-
-    here, coarse = solved(1.0), solved(0.5)
-    affordable = (2 * n) ** problem.dim * 2 * problem.horizon / dt <= _MOST_WORK
-    fine = solved(2.0) if affordable else coarse
-    if here is None or fine is None:
+    coarser_dt = dt if problem.velocity.jumps else 2.0 * dt
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # whatever the grid lacks shows in the differences
+            here = solve(problem, num_points=n, dt=dt, method=str(attrs["method"]), rtol=rtol, progress=progress)
+    except UnstableError:
         return np.full(len(x), np.inf)
-    difference = fine - here
+
+    def changed(factor: float, dt: float) -> NDArray[np.float64] | None:
+        tighter = None if rtol is None else rtol / 10.0 ** np.sign(factor - 1.0)
+        return change(problem, here, num_points=max(8, round(factor * n)), dt=dt, rtol=tighter, progress=progress)
+
+    coarse = changed(0.5, coarser_dt)
+    affordable = (2 * n) ** problem.dim * 2 * problem.horizon / dt <= _MOST_WORK
+    difference = changed(2.0, 0.5 * dt) if affordable else coarse
+    if difference is None:
+        return np.full(len(x), np.inf)
     ratio = 0.0
     if affordable:
         ratio = _SLOWEST
-        if coarse is not None and (before := _rms(here - coarse)) > 0.0:
+        if coarse is not None and (before := _rms(coarse)) > 0.0:
             ratio = min(_SLOWEST, _rms(difference) / before)
     return np.maximum(np.abs(_at(difference, x)), _rms(difference)) / (1.0 - ratio)
 

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from pdekit import ConvectionDiffusion, GridVelocity, RedrawnVelocity, choose_method, feynman_kac, solve
-from pdekit.diagnostics import steepest_difference, total_variation
+from pdekit.numerics.diagnostics import steepest_difference, total_variation
+from pdekit.numerics.spectral import laplacian_symbol
 from pdekit.plotting import plot_panels
-from pdekit.spectral import laplacian_symbol
 from studies.lab.reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
 from studies.paper.figure4 import RANGES
 

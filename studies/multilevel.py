@@ -21,11 +21,11 @@ from rich import box
 from rich.table import Table
 
 from pdekit import ConvectionDiffusion, feynman_kac, multilevel, solve
-from pdekit.estimate import BiasWarning
 from pdekit.fastmath import cos2pi, sin2pi
-from pdekit.multilevel import MultilevelEstimate
 from pdekit.multilevel_plot import plot_multilevel
-from pdekit.progress import Progress
+from pdekit.paths.estimate import BiasWarning
+from pdekit.paths.multilevel import MultilevelEstimate
+from pdekit.runtime.progress import Progress
 from pdekit.velocity import compiled
 from studies.lab.reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
 

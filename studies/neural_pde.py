@@ -33,10 +33,10 @@ from bridge.levels import coupled_outputs, depth_levels, multilevel_ensemble
 from bridge.planar import SHAPES, fit, planar_data
 from bridge.weights import least_error_weights, least_squares_weights, optimal_weights
 from pdekit import characteristics, solve
-from pdekit.diagnostics import steepening_rate
+from pdekit.numerics.diagnostics import steepening_rate
+from pdekit.numerics.spectral import gradient
+from pdekit.numerics.splines import spline_table
 from pdekit.regularity import bernstein_bound, coupling_bound, printed_bound
-from pdekit.spectral import gradient
-from pdekit.splines import spline_table
 from studies.draw.neural_pde import draw
 from studies.lab.reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
 
@@ -330,7 +330,7 @@ def smoothing(network: FlowNetwork, config: Config) -> list[dict[str, Any]]:
     x, y = planar_data(config.shape, 1000, config.seed + 1)
     n = config.num_points
     problem = network_problem(network)
-    gamma = max(steepening_rate(-problem.velocity_nodes(n, float(t))) for t in np.linspace(0, 1, 9))
+    gamma = max(steepening_rate(-problem.velocity.nodes(n, float(t))) for t in np.linspace(0, 1, 9))
     f = problem.terminal_nodes(2 * n)
     inside = np.abs(box_nodes(BOX, 2 * n)).max(-1) <= BOX.inner
     steepest = float(np.sqrt((gradient(f) ** 2).sum(0))[inside].max()) / BOX.width

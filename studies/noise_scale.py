@@ -27,7 +27,7 @@ from netkit.checkpoint import CheckpointError
 from netkit.models import EnResNet
 from netkit.noise import NoiseStd
 from netkit.training import Loss
-from pdekit.progress import Progress
+from pdekit.runtime.progress import Progress
 from studies.lab.reporting import ROOT, console, one_line_errors, provenance, write_json
 
 Array = NDArray[np.float64]

@@ -29,10 +29,10 @@ from scipy.special import j1
 from scipy.stats import chi, norm
 
 from pdekit import ConvectionDiffusion, GridVelocity, solve
-from pdekit.diagnostics import max_gradient, max_speed, steepening_rate
-from pdekit.progress import Progress
+from pdekit.numerics.diagnostics import max_gradient, max_speed, steepening_rate
+from pdekit.numerics.spectral import gradient, resample
 from pdekit.regularity import modulus_of_continuity
-from pdekit.spectral import gradient, resample
+from pdekit.runtime.progress import Progress
 from pdekit.velocity import node_points
 from studies.draw.theorems import draw, report
 from studies.lab.reporting import ROOT, InputError, console, one_line_errors, provenance, write_json

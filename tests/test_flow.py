@@ -12,8 +12,8 @@ from bridge.comparison import Comparison, compare, rms_without_noise, scheme_res
 from bridge.flow import FlowNetwork, NetworkVelocity, ProblemNetwork, SmoothVelocity, box_nodes, network_problem
 from bridge.planar import attacked, fit, planar_data
 from pdekit import ConvectionDiffusion, feynman_kac
-from pdekit.brownian import brownian_increments
-from pdekit.threefry import seed_of
+from pdekit.paths.brownian import brownian_increments
+from pdekit.paths.threefry import seed_of
 
 BOX = Box(3.4, 4.6)
 

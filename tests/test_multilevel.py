@@ -8,10 +8,10 @@ from scipy import stats
 
 from pdekit import multilevel as multilevel_estimate
 from pdekit.fastmath import cos2pi, sin2pi
-from pdekit.multilevel import ProblemLevels
 from pdekit.multilevel_plot import plot_multilevel
+from pdekit.paths.multilevel import ProblemLevels
+from pdekit.paths.sampler import feynman_kac
 from pdekit.problem import ConvectionDiffusion
-from pdekit.sampler import feynman_kac
 from pdekit.velocity import GridVelocity, RedrawnVelocity, compiled
 
 multilevel = partial(multilevel_estimate, rng=0)

@@ -7,7 +7,8 @@ import pytest
 from scipy.special import erf
 
 from pdekit import ConvectionDiffusion, solve
-from pdekit.diagnostics import max_gradient, steepening_rate
+from pdekit.numerics.diagnostics import max_gradient, steepening_rate
+from pdekit.numerics.spectral import resample
 from pdekit.regularity import (
     bernstein_bound,
     best_mu,
@@ -17,7 +18,6 @@ from pdekit.regularity import (
     modulus_of_continuity,
     printed_bound,
 )
-from pdekit.spectral import resample
 from pdekit.velocity import node_points
 
 TAU = 2.0 * np.pi

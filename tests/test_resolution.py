@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pdekit import ConvectionDiffusion, GridVelocity, ResolutionWarning, UnstableError, choose_method, solve
-from pdekit.diagnostics import strain_rates
-from pdekit.resolution import Flow, terminal_spectrum, velocity_spectra
-from pdekit.spectral import resample
-from pdekit.steppers import StepperAB4, StepperRK4
+from pdekit.equation.resolution import Flow, terminal_spectrum, velocity_spectra
+from pdekit.equation.steppers import StepperAB4, StepperRK4
+from pdekit.numerics.diagnostics import strain_rates
+from pdekit.numerics.spectral import resample
 from pdekit.velocity import node_points
 
 TAU = 2.0 * np.pi

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pdekit import sampler, solve
+from pdekit import solve
 from pdekit.characteristics import characteristics
-from pdekit.estimate import BiasWarning, Estimate, Moments, bias_from_doublings
 from pdekit.fastmath import sin2pi
+from pdekit.paths import sampler
+from pdekit.paths.estimate import BiasWarning, Estimate, Moments, bias_from_doublings
 from pdekit.problem import ConvectionDiffusion
 from pdekit.velocity import GridVelocity, RedrawnVelocity, compiled
 
@@ -109,7 +110,7 @@ def mean_square_of(scheme, num_steps):
     return mean_square
 
 
-@pytest.mark.filterwarnings("ignore::pdekit.estimate.BiasWarning")
+@pytest.mark.filterwarnings("ignore::pdekit.paths.estimate.BiasWarning")
 @pytest.mark.parametrize(
     ("scheme", "extrapolate", "order"), [("euler", False, 1), ("euler", True, 2), ("heun", False, 2)]
 )
@@ -129,7 +130,7 @@ def test_weak_order_is_the_declared_one(scheme, extrapolate, order):
     assert abs(slope - order) < 0.2
 
 
-@pytest.mark.filterwarnings("ignore::pdekit.estimate.BiasWarning")
+@pytest.mark.filterwarnings("ignore::pdekit.paths.estimate.BiasWarning")
 @pytest.mark.parametrize(("scheme", "order"), [("euler", 1), ("heun", 2)])
 def test_bias_estimate_converges_at_the_weak_order_and_explains_the_error(scheme, order):
     problem = ConvectionDiffusion(swirl, wave, 0.1)
@@ -143,7 +144,7 @@ def test_bias_estimate_converges_at_the_weak_order_and_explains_the_error(scheme
     assert np.abs((coarse[1].mean - fine.mean) / error).max() < 4
 
 
-@pytest.mark.filterwarnings("ignore::pdekit.estimate.BiasWarning")
+@pytest.mark.filterwarnings("ignore::pdekit.paths.estimate.BiasWarning")
 def test_two_point_increments_keep_the_weak_order_of_euler():
     problem = ConvectionDiffusion(swirl, wave, 0.1)
     options = {"num_paths": 50_000, "num_steps": 64, "scheme": "euler"}
@@ -172,7 +173,7 @@ def test_result_does_not_depend_on_threads_or_batches(options, monkeypatch):
     finally:
         numba.set_num_threads(threads)
     parts = [run(POINTS[:2]), run(POINTS[2:], first_point=2)]
-    monkeypatch.setattr("pdekit.simulation._STEPS_PER_CALL", 2 * 256 * 8)
+    monkeypatch.setattr("pdekit.paths.simulation._STEPS_PER_CALL", 2 * 256 * 8)
     small = run()
     for other in (single, small):
         np.testing.assert_array_equal(whole.mean, other.mean)
@@ -213,7 +214,7 @@ def test_rounding_does_not_pile_up_over_many_small_steps_in_float32(scheme, plai
     assert abs(estimate.mean[0] - (start + drift * horizon)) < 4 * estimate.standard_error[0] < 0.01
 
 
-@pytest.mark.filterwarnings("ignore::pdekit.estimate.BiasWarning")  # what rounding moves follows no order
+@pytest.mark.filterwarnings("ignore::pdekit.paths.estimate.BiasWarning")  # what rounding moves follows no order
 @pytest.mark.parametrize(("dtype", "start"), [("float32", 2.0**20), ("float64", 2.0**50), ("float64", -(2.0**50))])
 def test_coordinates_too_large_for_their_dtype_are_warned_of_once(dtype, start):
     problem = ConvectionDiffusion(np.full((1, 8), 0.3), lambda x: x[..., 0], 0.1)
@@ -279,8 +280,8 @@ def test_a_control_in_three_dimensions_keeps_its_variance_reduction_or_says_so(m
     controlled = squared_error(control=solution, hessian=True)
     assert np.exp(np.log(plain / controlled).mean()) > 30
     assert not caplog.records
-    monkeypatch.setattr("pdekit.control._MOST_BYTES", 2**22)
-    monkeypatch.setattr("pdekit.log._told", set())
+    monkeypatch.setattr("pdekit.paths.control._MOST_BYTES", 2**22)
+    monkeypatch.setattr("pdekit.runtime.log._told", set())
     with caplog.at_level("WARNING"):
         capped = squared_error(control=solution, hessian=True)
     assert "steps share one, which reduces the variance less" in caplog.text
@@ -315,7 +316,7 @@ def test_sobol_paths_meet_the_closed_form_with_an_honest_error(options):
     assert abs(np.mean(z)) < 4 / np.sqrt(len(z))  # points of one run share their scrambles
 
 
-@pytest.mark.filterwarnings("ignore::pdekit.estimate.BiasWarning")
+@pytest.mark.filterwarnings("ignore::pdekit.paths.estimate.BiasWarning")
 def test_sobol_paths_cut_the_error_of_a_smooth_problem():
     problem = ConvectionDiffusion(swirl, wave, 0.1)
     plain = feynman_kac(problem, POINTS, num_paths=2**16, num_steps=32)
@@ -411,8 +412,8 @@ import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell hands on SIGINT ignored
 import numpy as np
 from pdekit.problem import ConvectionDiffusion
-from pdekit.sampler import feynman_kac
-from pdekit.solver import solve
+from pdekit.paths.sampler import feynman_kac
+from pdekit.equation.solver import solve
 problem = ConvectionDiffusion(np.ones((2, 8, 8)), np.ones((8, 8)), 0.1)
 feynman_kac(problem, [[0.0, 0.0]], num_paths=512, num_steps=8)
 print("ready", flush=True)

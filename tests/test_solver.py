@@ -64,8 +64,8 @@ def test_a_drifting_mode_decays_exactly(method, drift, k):
     [("spectral_rk4", (20, 40, 80)), ("spectral_ab4", (160, 320, 640)), ("semi_lagrangian", (5, 10, 20))],
 )
 def test_observed_order_is_the_declared_one(method, steps):
-    from pdekit.semilagrangian import SemiLagrangian
-    from pdekit.steppers import StepperAB4, StepperRK4
+    from pdekit.equation.semilagrangian import SemiLagrangian
+    from pdekit.equation.steppers import StepperAB4, StepperRK4
 
     order = {"spectral_rk4": StepperRK4, "spectral_ab4": StepperAB4, "semi_lagrangian": SemiLagrangian}[method].order
     problem = ConvectionDiffusion(smooth_velocity, bump, 0.2, dim=2)
@@ -313,7 +313,7 @@ NAN = np.where(np.arange(128).reshape(2, 8, 8) == 77, np.nan, 0.0)
         (lambda: solve(ConvectionDiffusion(NODES, TERMINAL, 0.1), method="spectral_adaptive"), "expected rtol"),
         (
             lambda: solve(ConvectionDiffusion(RedrawnVelocity(8, 0.01, 0), TERMINAL, 0.1), dt=0.004),
-            "whole fraction of the redrawing interval 0.01, got 0.004",
+            "whole fraction of the interval between jumps 0.01, got 0.004",
         ),
         (
             lambda: solve(ConvectionDiffusion(lambda x, t: x[..., 0], TERMINAL, 0.1)),
@@ -335,7 +335,7 @@ def test_a_grid_coarser_than_the_velocitys_cuts_its_modes_and_does_not_fold_them
     terminal = np.cos(TAU * f[..., 0])
     for continuation in ("trigonometric", "bicubic"):
         problem = ConvectionDiffusion(GridVelocity(nodes, continuation), terminal, 0.2)
-        assert np.abs(problem.velocity_nodes(32, 0.0)).max() < 0.02
+        assert np.abs(problem.velocity.nodes(32, 0.0)).max() < 0.02
         with pytest.warns(ResolutionWarning, match="32 nodes cannot hold 1 of F .*num_points >= 62"):
             coarse = float(solve(problem, num_points=32, dt=5e-3, method="spectral_rk4").u[0, 0, 0])
         fine = float(solve(problem, num_points=128, dt=5e-3, method="spectral_rk4").u[0, 0, 0])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import fft
 
-from pdekit.advection import SpectralAdvection, available_backends, bandlimit
-from pdekit.diagnostics import (
+from pdekit.equation.advection import SpectralAdvection, available_backends, bandlimit
+from pdekit.numerics.diagnostics import (
     cell_peclet,
     courant,
     max_gradient,
@@ -18,8 +18,8 @@ from pdekit.diagnostics import (
     steepest_difference,
     total_variation,
 )
-from pdekit.spectral import five_point_symbol, gradient, laplacian_symbol, resample
-from pdekit.splines import spline_table
+from pdekit.numerics.spectral import five_point_symbol, gradient, laplacian_symbol, resample
+from pdekit.numerics.splines import spline_table
 from pdekit.velocity import GridVelocity, RedrawnVelocity, compiled, node_points
 
 TAU = 2.0 * np.pi
@@ -125,7 +125,7 @@ def test_the_trigonometric_continuation_is_the_trigonometric_interpolant():
 def test_a_wave_is_continued_to_the_stated_error_and_much_better_where_it_is_long(
     dim, n, large, degree, error, monkeypatch
 ):
-    monkeypatch.setattr("pdekit.splines._LARGE", large)
+    monkeypatch.setattr("pdekit.numerics.splines._LARGE", large)
     x = np.random.default_rng(0).uniform(-1, 2, (500, dim))
     for cycles in ((n - 1) // 2, 1):
         k = np.zeros(dim)

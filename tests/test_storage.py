@@ -13,10 +13,10 @@ import pytest
 import xarray as xr
 from mutations import survivors
 
-import pdekit.solver
+import pdekit.equation.solver
 from pdekit import ConvectionDiffusion, solve
-from pdekit.solver import UnstableError
-from pdekit.storage import Checkpoint, CheckpointError, FileFrames
+from pdekit.equation.plan import UnstableError
+from pdekit.equation.storage import Checkpoint, CheckpointError, FileFrames
 
 TAU = 2.0 * np.pi
 
@@ -187,7 +187,7 @@ def test_an_interruption_passes_through_at_once(monkeypatch, tmp_path):
     def interrupt(self, *args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pdekit.solver.SpectralMethod, "step", interrupt)
+    monkeypatch.setattr(pdekit.equation.solver.SpectralMethod, "step", interrupt)
     with pytest.raises(KeyboardInterrupt):
         solve(problem(), num_points=16, dt=0.1, method="spectral_rk4", frames_to=tmp_path / "u.nc")
     assert not (tmp_path / "u.nc").exists()

@@ -10,8 +10,8 @@ import numba
 import numpy as np
 import pytest
 
-from pdekit import threads
-from pdekit.threads import num_threads, spread
+from pdekit.runtime import threads
+from pdekit.runtime.threads import num_threads, spread
 
 JOBS = """
 import multiprocessing, sys, threading

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pdekit.brownian import brownian_increments
-from pdekit.threefry import random_words, seed_of
+from pdekit.paths.brownian import brownian_increments
+from pdekit.paths.threefry import random_words, seed_of
 
 MASK = 2**64 - 1
 
@@ -39,7 +39,7 @@ def threefry_in_integers(key, counter):
     ],
 )
 def test_known_answers_of_random123(key, counter, answer):
-    from pdekit.threefry import threefry
+    from pdekit.paths.threefry import threefry
 
     assert threefry(*(np.uint64(v) for v in (*key, *counter))) == answer
     assert threefry_in_integers(key, counter) == answer

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from numba import njit
 
-from pdekit.brownian import GAUSSIAN, fill_increments
-from pdekit.control import Control
+from pdekit.equation.solver import solve
 from pdekit.fastmath import cos2pi, exp, sin2pi
-from pdekit.multilevel import multilevel
+from pdekit.numerics.lanes import LANES
+from pdekit.paths.brownian import GAUSSIAN, fill_increments
+from pdekit.paths.control import Control
+from pdekit.paths.multilevel import multilevel
+from pdekit.paths.sampler import feynman_kac
+from pdekit.paths.simulation import Simulation
 from pdekit.problem import ConvectionDiffusion
-from pdekit.sampler import feynman_kac
-from pdekit.simulation import Simulation
-from pdekit.solver import solve
-from pdekit.threefry import LANES
 from pdekit.velocity import CompiledVelocity, compiled
 
 SIGMA, NUM_STEPS = 0.1, 64
@@ -186,7 +186,7 @@ def test_path_steps_against_peers():
 
 def test_velocities_and_schemes():
     paths = 12_800
-    node_values = ConvectionDiffusion(p1, terminal, SIGMA).velocity_nodes(64, 0.0)
+    node_values = ConvectionDiffusion(p1, terminal, SIGMA).velocity.nodes(64, 0.0)
     grid = ConvectionDiffusion(node_values, terminal, SIGMA)
     streams = np.arange(len(POINTS), dtype=np.uint64)
 

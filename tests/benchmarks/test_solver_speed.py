@@ -18,8 +18,8 @@ import pytest
 from scipy import fft
 
 from pdekit import ConvectionDiffusion, solve
-from pdekit.advection import available_backends
-from pdekit.spectral import derivative_wavenumbers, laplacian_symbol
+from pdekit.equation.advection import available_backends
+from pdekit.numerics.spectral import derivative_wavenumbers, laplacian_symbol
 from pdekit.velocity import node_points
 
 TAU = 2.0 * np.pi

@@ -8,19 +8,37 @@ size; a stage is then one fused pass over the modes.
     StepperAB4       Adams-Bashforth, fourth order, 1 evaluation a step, started by RK4
     StepperDP5       Dormand-Prince 5(4), step size driven by a tolerance, 6 evaluations a step (FSAL)
 
-A stepper advances a state in place: `step(u, s)` returns the step size taken.
+A stepper advances a state in place: `step(u, s, limit)` returns the step size taken, which for the adaptive one is at
+most `limit`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pdekit.kernels import kernel
+from pdekit.runtime.kernels import kernel
 
 Advance = Callable[[NDArray, float, NDArray], None]  # (u_hat, s, out): out = N(u_hat, s)
+
+
+class Stepper(Protocol):
+    """order: of the method; dt: the step it takes, or tries next."""
+
+    order: int
+    dt: float
+
+    def step(self, u: NDArray, s: float, limit: float = np.inf) -> float:
+        """Advance u (modes) in place from s on, and return by how much."""
+
+    def history(self) -> dict[str, NDArray]:
+        """What a restart needs beyond the state."""
+
+    def restore(self, history: dict[str, NDArray]) -> None:
+        """Take over what `history` gave."""
 
 
 @kernel(fastmath={"contract"})
@@ -73,7 +91,7 @@ class StepperRK4:
         """Growth in a step of v' = λv where w = λ dt; at most 1 on the imaginary axis up to |w| = 2√2."""
         return np.abs(1.0 + w * (1.0 + w / 2.0 * (1.0 + w / 3.0 * (1.0 + w / 4.0))))
 
-    def step(self, u: NDArray, s: float) -> float:
+    def step(self, u: NDArray, s: float, limit: float = np.inf) -> float:
         flat, stage = u.reshape(-1), self._stage.reshape(-1)
         slopes = self.slopes.reshape(4, -1)
         self._advance(u, s, self.slopes[0])
@@ -118,7 +136,7 @@ class StepperAB4:
         companion[..., [1, 2, 3], [0, 1, 2]] = 1.0
         return np.abs(np.linalg.eigvals(companion)).max(axis=-1)
 
-    def step(self, u: NDArray, s: float) -> float:
+    def step(self, u: NDArray, s: float, limit: float = np.inf) -> float:
         newest = self._taken % 4
         self._taken += 1
         if self._starter is not None and self._taken < 4:
@@ -144,8 +162,8 @@ class StepperAB4:
 class StepperDP5:
     """Dormand-Prince 5(4) under the integrating factor, with a PI step-size controller.
 
-    rtol, atol: the local error a unit of time, in the root-mean-square norm of the field, is kept below
-    atol + rtol * rms(u). dt starts at `dt` and is never larger than `dt_max`.
+    rtol: the local error a unit of time, in the root-mean-square norm of the field, is kept below rtol * rms(u). dt: of
+        the first step.
     norm: u_hat -> rms of the field.
     """
 
@@ -170,12 +188,10 @@ class StepperDP5:
         *,
         norm: Callable[[NDArray], float],
         rtol: float,
-        atol: float = 0.0,
-        dt_max: float = np.inf,
     ) -> None:
         if not rtol > 0:
             raise ValueError(f"rtol: expected a positive number, got {rtol}")
-        self.dt, self.dt_max, self.rtol, self.atol = dt, dt_max, rtol, atol
+        self.dt, self.rtol = dt, rtol
         self._symbol, self._advance, self._norm = symbol.ravel(), advance, norm
         self._slopes = np.empty((7, *symbol.shape), dtype=complex)
         self._stage = np.empty(symbol.shape, dtype=complex)
@@ -196,7 +212,7 @@ class StepperDP5:
         slopes = self._slopes.reshape(7, -1)
         flat, stage = u.reshape(-1), self._stage.reshape(-1)
         while True:
-            dt = min(self.dt, self.dt_max, limit)
+            dt = min(self.dt, limit)
             if limit < 2.0 * dt and dt < limit:
                 dt = 0.5 * limit  # two equal steps rather than one and a sliver
             if not dt > 1e-12 * max(1.0, abs(s)):
@@ -209,7 +225,7 @@ class StepperDP5:
                 _combine(flat, factor, weights, slopes[used], stage)
                 self._advance(self._stage, s + self._C[i] * dt, self._slopes[i])
             _combine(flat, self._zero, self._error_weights, slopes, self._error.reshape(-1))
-            allowed = (self.atol + self.rtol * self._norm(u)) * dt
+            allowed = self.rtol * self._norm(u) * dt
             ratio = self._norm(self._error) / allowed if allowed > 0 else 0.0
             if ratio <= 1.0:
                 # PI controller (Hairer, Norsett & Wanner 1993, II.4) on an error per unit step of order 4
@@ -217,7 +233,7 @@ class StepperDP5:
                 self._last_ratio = max(ratio, 1e-4)
                 u[...] = self._stage
                 self._slopes[0] = self._slopes[6]
-                if dt >= 0.999 * min(self.dt, self.dt_max) or growth < 1.0:
+                if dt >= 0.999 * self.dt or growth < 1.0:
                     self.dt = dt * min(max(growth, 0.2), 3.0)
                 return dt
             shrink = 0.9 * ratio**-0.25 if np.isfinite(ratio) else 0.1

@@ -15,9 +15,10 @@ from numba import types, uint64
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from pdekit.kernels import kernel
-from pdekit.threads import spread
-from pdekit.threefry import LANES, fill_words, normals32, normals64
+from pdekit.numerics.lanes import LANES
+from pdekit.paths.threefry import fill_words, normals32, normals64
+from pdekit.runtime.kernels import kernel
+from pdekit.runtime.threads import spread
 
 GAUSSIAN, TWO_POINT, GIVEN = 0, 1, 2
 INCREMENTS = {"gaussian": GAUSSIAN, "two_point": TWO_POINT}

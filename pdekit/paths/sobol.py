@@ -20,9 +20,10 @@ from numba import uint32, uint64
 from numpy.typing import NDArray
 
 from pdekit.fastmath import lane, log_kernel
-from pdekit.kernels import kernel
-from pdekit.threads import spread
-from pdekit.threefry import LANES, threefry
+from pdekit.numerics.lanes import LANES
+from pdekit.paths.threefry import threefry
+from pdekit.runtime.kernels import kernel
+from pdekit.runtime.threads import spread
 
 _BITS = 32
 

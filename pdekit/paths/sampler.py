@@ -13,17 +13,17 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from pdekit.brownian import INCREMENTS
 from pdekit.characteristics import characteristics, check_points
-from pdekit.control import Control
-from pdekit.estimate import BiasWarning, Estimate, Moments, bias_from_doublings, quantile
-from pdekit.paths import SCHEMES, WEAK_ORDER
+from pdekit.numerics.lanes import LANES
+from pdekit.paths.brownian import INCREMENTS
+from pdekit.paths.control import Control
+from pdekit.paths.estimate import BiasWarning, Estimate, Moments, bias_from_doublings, quantile
+from pdekit.paths.simulation import Simulation
+from pdekit.paths.sobol import SobolPaths
+from pdekit.paths.stepping import SCHEMES, WEAK_ORDER
+from pdekit.paths.threefry import seed_of
 from pdekit.problem import ConvectionDiffusion
-from pdekit.progress import Progress
-from pdekit.simulation import Simulation
-from pdekit.sobol import SobolPaths
-from pdekit.threefry import LANES, seed_of
-from pdekit.velocity import RedrawnVelocity
+from pdekit.runtime.progress import Progress
 
 Rng = int | np.random.Generator | np.random.SeedSequence | None
 
@@ -95,7 +95,7 @@ def feynman_kac(
     estimated by halving the step; `num_paths` and the options for random paths have no effect.
 
     Warns (RuntimeWarning) of a tolerance that `max_paths` does not allow, and (its subclass
-    `pdekit.estimate.BiasWarning`) of a time-step bias that the interval lacks or that does not follow the weak order.
+    `BiasWarning`) of a time-step bias that the interval lacks or that does not follow the weak order.
     Raises ValueError for wrong shapes, names or numbers, FloatingPointError where a path leaves the finite numbers.
     """
     start = perf_counter()
@@ -245,7 +245,7 @@ def repeatable(rng: Rng) -> Rng:
 def _doublings(problem: ConvectionDiffusion, num_steps: int, t0: float) -> int:
     """How often the step can be doubled, twice at most, without straddling the ends of redrawn intervals."""
     whole = [num_steps]
-    if isinstance(problem.velocity, RedrawnVelocity):
+    if problem.velocity.jumps:
         dt = (problem.horizon - t0) / num_steps
         whole += [round(problem.velocity.interval / dt), round(t0 / dt)]
     return next(k for k in (2, 1, 0) if all(steps % 2**k == 0 for steps in whole))
@@ -274,7 +274,7 @@ def _without_noise(
     used, finer = (
         problem.evaluate_terminal(characteristics(problem, x, num_steps=n, t0=t0)) for n in (num_steps, 2 * num_steps)
     )
-    order = 2 if problem.continuation == "bilinear" else 4  # F has kinks between bilinear nodes
+    order = 2 if problem.velocity.continuation == "bilinear" else 4  # F has kinks between bilinear nodes
     return Estimate(
         mean=used,
         standard_error=np.zeros(len(x)),

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pdekit import paths
-from pdekit.brownian import GIVEN, INCREMENTS, increments_of_blocks
-from pdekit.control import Control
-from pdekit.log import say_once
+from pdekit.numerics.lanes import LANES
+from pdekit.paths import stepping
+from pdekit.paths.brownian import GIVEN, INCREMENTS, increments_of_blocks
+from pdekit.paths.control import Control
+from pdekit.paths.sobol import SobolPaths
 from pdekit.problem import ConvectionDiffusion
-from pdekit.sobol import SobolPaths
-from pdekit.threads import spread
-from pdekit.threefry import LANES
-from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity
+from pdekit.runtime.log import say_once
+from pdekit.runtime.threads import spread
+from pdekit.velocity import Velocity
 
 _STEPS_PER_CALL = 2**22  # path-steps between two chances to interrupt: a fraction of a second
 _STATE_PER_CALL = 2**21  # coordinates held at a time
@@ -44,12 +44,18 @@ class Simulation:
     t0: float = 0.0
     quasi: SobolPaths | None = None
     path_steps: int = field(default=0, init=False)
-    tables: dict[GridVelocity, NDArray[Any]] = field(default_factory=dict, init=False, repr=False)
+    _argument: tuple[Velocity | None, Any] = field(default=(None, None), init=False, repr=False)
     _coarse: bool = field(default=False, init=False, repr=False)
 
     @property
     def duration(self) -> float:
         return self.problem.horizon - self.t0
+
+    def for_lanes(self, velocity: Velocity) -> Any:
+        """What the kernels take for a velocity; a redrawn one needs one table at a time."""
+        if self._argument[0] is not velocity:
+            self._argument = velocity, velocity.for_lanes(self.dtype, noisy=True)
+        return self._argument[1]
 
     def batches(self, num_points: int, num_paths: int, num_steps: int) -> Iterator[tuple[slice, int, int]]:
         """Batches (points, first path, number of paths), cut between blocks of paths."""
@@ -98,7 +104,7 @@ class Simulation:
         run = _Run(self, np.repeat(streams, per_point), firsts, dt, substeps, scale, tables, x, carry, total)
         if self.quasi is not None:
             run.take_given(self.quasi)
-        for first, last, velocity in velocity_pieces(self.problem.velocity, self.t0, dt, num_steps):
+        for first, last, velocity in self.problem.velocity.pieces(self.t0, dt, num_steps):
             run.advance(velocity, first, last)
         self.path_steps += x.shape[0] * LANES * num_steps
         if not np.isfinite(x).all():
@@ -157,27 +163,14 @@ class _Run:
         self.given = dw.reshape(blocks, -1, self.substeps, dim, lanes).sum(axis=2)
         self.kind = GIVEN
 
-    def advance(self, velocity: Any, first: int, last: int) -> None:
-        if isinstance(velocity, GridVelocity):
-            table = (self._coefficients(velocity), velocity.table.degree)
-            self._compiled(paths.advance_table, table, first, last)
-        elif isinstance(velocity, CompiledVelocity):
-            self._compiled(paths.advance_user, velocity.on_lanes, first, last)
-        else:
+    def advance(self, velocity: Velocity, first: int, last: int) -> None:
+        argument = self.simulation.for_lanes(velocity)
+        if argument is None:
             self._in_numpy(velocity, first, last)
-
-    def _coefficients(self, velocity: GridVelocity) -> NDArray[Any]:
-        """The velocity's table; in single precision where it is large, as the gathers from it are what a step costs.
-
-        A rounding error of 6e-8 is far below what the trigonometric continuation's table is good to.
-        """
-        cache = self.simulation.tables
-        if velocity not in cache:
-            oversampled = velocity.continuation == "trigonometric"
-            dtype = "float32" if oversampled else self.simulation.dtype
-            cache.clear()  # a redrawn velocity needs one table at a time
-            cache[velocity] = velocity.table.coefficients.astype(dtype, copy=False)
-        return cache[velocity]
+        elif isinstance(argument, tuple):
+            self._compiled(stepping.advance_table, argument, first, last)
+        else:
+            self._compiled(stepping.advance_user, argument, first, last)
 
     def _compiled(self, kernel: Any, velocity: Any, first: int, last: int) -> None:
         sim = self.simulation
@@ -189,7 +182,7 @@ class _Run:
                 len(self.x),
                 velocity,
                 self.control,
-                paths.SCHEMES[sim.scheme],
+                stepping.SCHEMES[sim.scheme],
                 self.kind,
                 sim.seed,
                 self.streams,
@@ -207,7 +200,7 @@ class _Run:
                 items=len(self.x) * LANES * (stop - n) * self.substeps,
             )
 
-    def _in_numpy(self, velocity: Any, first: int, last: int) -> None:
+    def _in_numpy(self, velocity: Velocity, first: int, last: int) -> None:
         """The same steps for a plain Python callable, with the same increments."""
         sim, x, dt = self.simulation, self.x, self.dt
         say_once(
@@ -222,12 +215,12 @@ class _Run:
             else:
                 args = (self.kind, sim.seed, self.streams, self.firsts, n, self.substeps, self.scale)
                 increments_of_blocks(*args, dw[:, None])
-            f = self._on_points(x, t)
+            f = _on_points(velocity, x, t)
             drifted = x + dt * f
             if self.control:
-                spread(paths.control_of_blocks, len(x), self.control, n, drifted, dw, self.total, items=x.size)
+                spread(stepping.control_of_blocks, len(x), self.control, n, drifted, dw, self.total, items=x.size)
             if sim.scheme == "heun":
-                f = 0.5 * (f + self._on_points(drifted + dw, t + dt))
+                f = 0.5 * (f + _on_points(velocity, drifted + dw, t + dt))
             step = dw + dt * f
             if len(self.carry):
                 step += self.carry
@@ -237,30 +230,9 @@ class _Run:
             else:
                 x += step
 
-    def _on_points(self, x: NDArray[Any], t: float) -> NDArray[np.float64]:
-        points = np.ascontiguousarray(np.moveaxis(x, 1, -1), dtype=np.float64)
-        values = self.simulation.problem.evaluate_velocity(points.reshape(-1, x.shape[1]), t)
-        return np.moveaxis(values.reshape(points.shape), -1, 1)
 
-
-def velocity_pieces(velocity: Any, t0: float, dt: float, num_steps: int) -> Iterator[tuple[int, int, Any]]:
-    """Pieces (first step, last step, velocity) on which one velocity object serves.
-
-    Raises ValueError where a step would straddle two intervals of a redrawn velocity.
-    """
-    if not isinstance(velocity, RedrawnVelocity):
-        yield 0, num_steps, velocity
-        return
-    per_interval = round(velocity.interval / dt)
-    offset = round(t0 / dt)
-    if per_interval < 1 or abs(velocity.interval - per_interval * dt) > 1e-6 * dt or abs(t0 - offset * dt) > 1e-6 * dt:
-        raise ValueError(
-            f"num_steps: expected a whole number of steps in each interval {velocity.interval:g} of the redrawn "
-            f"velocity, got steps of {dt:g} from t0 = {t0:g}"
-        )
-    first = 0
-    while first < num_steps:
-        n = (offset + first) // per_interval
-        last = min((n + 1) * per_interval - offset, num_steps)
-        yield first, last, velocity.field(n)
-        first = last
+def _on_points(velocity: Velocity, x: NDArray[Any], t: float) -> NDArray[np.float64]:
+    """F of paths x (blocks, d, LANES), of the same shape."""
+    points = np.ascontiguousarray(np.moveaxis(x, 1, -1), dtype=np.float64)
+    values = velocity.at(points.reshape(-1, x.shape[1]), t)
+    return np.moveaxis(values.reshape(points.shape), -1, 1)

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from pdekit.kernels import kernel
-from pdekit.threads import spread
-from pdekit.threefry import LANES
+from pdekit.numerics.lanes import LANES
+from pdekit.runtime.kernels import kernel
+from pdekit.runtime.threads import spread
 
 _CHEAP = 16  # samples summed in the time of one item of `spread`
 

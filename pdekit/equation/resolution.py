@@ -14,9 +14,8 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from pdekit.diagnostics import max_speed, strain_rates
+from pdekit.numerics.diagnostics import max_speed, strain_rates
 from pdekit.problem import ConvectionDiffusion
-from pdekit.velocity import GridVelocity, RedrawnVelocity
 
 LARGEST_TAIL = 0.01  # of u in the upper third of its modes: above it, errors of some per cent were measured
 LARGEST_SMOOTHED_TAIL = 0.002  # the same where a step interpolates, and damps that third itself
@@ -100,14 +99,11 @@ def velocity_spectra(problem: ConvectionDiffusion, num_points: int, times: Seque
     """Of F at some times, from its own nodes, or along lines finer than a grid of `num_points` nodes."""
     dim, spectra = problem.dim, []
     for t in times:
-        velocity = problem.velocity
-        if isinstance(velocity, RedrawnVelocity):
-            velocity = velocity.field(velocity.index(t))
-        if isinstance(velocity, GridVelocity):
-            along = [np.moveaxis(velocity.values, axis + 1, -1) for axis in range(dim)]
+        velocity = problem.velocity.standing(t)
+        if (values := velocity.own_nodes) is not None:
+            along = [np.moveaxis(values, axis + 1, -1) for axis in range(dim)]
         else:
-            lines = _lines(num_points, dim)
-            along = [np.moveaxis(problem.evaluate_velocity(points, t), -1, 0) for points in lines]
+            along = [np.moveaxis(velocity.at(points, t), -1, 0) for points in _lines(num_points, dim)]
         spectra.append(_spectrum(along, components=dim))
     return spectra
 
@@ -134,11 +130,11 @@ class Flow:
     def of(cls, problem: ConvectionDiffusion, num_points: int, *, with_strain: bool) -> Flow:
         grid = np.array(list(product(np.linspace(0.0, 1.0, 5 if problem.dim < 3 else 3), repeat=problem.dim)))
         directions = grid[grid.max(axis=1) == 1.0]
-        nodes = problem.velocity_nodes(num_points, 0.0)  # first, so that a wrong F is met in the shape of the grid
+        nodes = problem.velocity.nodes(num_points, 0.0)  # first, so that a wrong F is met in the shape of the grid
         times = _instants(problem)
         scales, fastest, squares = [], [], []
         for t in times:
-            nodes = nodes if t == 0.0 else problem.velocity_nodes(num_points, t)
+            nodes = nodes if t == 0.0 else problem.velocity.nodes(num_points, t)
             # Eq. 10 runs from T back to 0, so what steepens gradients is -F (Remark 1)
             low, high = strain_rates(nodes) if with_strain else (math.nan, math.nan)
             scales.append((max_speed(nodes), high, max(high, -low)))
@@ -156,16 +152,16 @@ def _instants(problem: ConvectionDiffusion) -> tuple[float, ...]:
     That one is found from a few points at irregular times, so that pulses and periodic factors do not hide.
     """
     horizon = problem.horizon
-    if problem.autonomous:
+    if problem.velocity.steady:
         return (0.0,)
-    if isinstance(problem.velocity, RedrawnVelocity):
+    if problem.velocity.jumps:
         return tuple(float(t) for t in np.linspace(0.0, horizon, _INSTANTS, endpoint=False))
     rng = np.random.default_rng(0)
     points = rng.random((64, problem.dim))
     chosen = []
     for part in range(_INSTANTS):
         glances = horizon * (part + rng.random(_GLANCES)) / _INSTANTS
-        sizes = [float(np.abs(problem.evaluate_velocity(points, float(t))).max()) for t in glances]
+        sizes = [float(np.abs(problem.velocity.at(points, float(t))).max()) for t in glances]
         chosen.append(float(glances[int(np.argmax(sizes))]))
     return (0.0, *chosen, horizon)
 

@@ -16,7 +16,7 @@ from typing import Any
 from numba import njit
 from numba.core.compiler_lock import global_compiler_lock
 
-from pdekit.log import say_once
+from pdekit.runtime.log import say_once
 
 
 def kernel(*, cache: bool = True, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

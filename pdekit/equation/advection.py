@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from scipy import fft
 from scipy.fft import next_fast_len
 
-from pdekit.kernels import kernel
-from pdekit.spectral import resample
+from pdekit.numerics.spectral import resample
+from pdekit.runtime.kernels import kernel
 
 _HAVE_ROCKET = find_spec("rocket_fft") is not None  # without it the transforms go through scipy.fft
 if _HAVE_ROCKET:
@@ -92,6 +92,14 @@ def available_backends() -> tuple[str, ...]:
     return tuple(name for name, here in present.items() if here)
 
 
+def fft_library(name: str) -> str:
+    """The FFT library of that name, or the default for "auto". Raises ValueError for one that is not here."""
+    backends = available_backends()
+    if name not in ("auto", *backends):
+        raise ValueError(f"fft: expected one of {', '.join(('auto', *backends))} here, got {name!r}")
+    return backends[0] if name == "auto" else name
+
+
 def bandlimit(values: NDArray) -> int:
     """Highest |k| along any axis among the modes of node values (C, N, ..., N) that are not rounding errors."""
     n, dim = values.shape[-1], values.ndim - 1
@@ -130,12 +138,7 @@ class SpectralAdvection:
     ) -> None:
         if num_points < 4:
             raise ValueError(f"num_points: expected at least 4, got {num_points}")
-        backends = available_backends()
-        if fft == "auto":
-            fft = backends[0]
-        if fft not in backends:
-            raise ValueError(f"fft: expected one of {', '.join(('auto', *backends))} here, got {fft!r}")
-        self.num_points, self.dim, self.fft = num_points, dim, fft
+        self.num_points, self.dim = num_points, dim
         self.cutoff, self.velocity_cutoff = cutoffs(num_points, padded=padded)
         k = self.cutoff
         if velocity_cutoff is not None:
@@ -153,7 +156,10 @@ class SpectralAdvection:
         self._upper_third = highest > 2.0 * np.pi * (2.0 * k / 3.0)
         # a mode of the half-plane stands for itself and its conjugate, unless its last frequency is 0
         self.multiplicity = np.broadcast_to(np.where(np.arange(k + 1) == 0, 1.0, 2.0), self.shape)
-        self.evaluate = self._rocket() if fft == "rocket" else self._library(_FFTW() if fft == "fftw" else _SciPy())
+        library = fft_library(fft)
+        self.evaluate = (
+            self._rocket() if library == "rocket" else self._library(_FFTW() if library == "fftw" else _SciPy())
+        )
 
     # compact modes <-> grids
 

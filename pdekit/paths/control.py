@@ -16,11 +16,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from pdekit.log import say_once
-from pdekit.spectral import gradient, resample
+from pdekit.numerics.spectral import gradient, resample
+from pdekit.runtime.log import say_once
 
 if TYPE_CHECKING:
-    from pdekit.simulation import Simulation
+    from pdekit.paths.simulation import Simulation
 
 _MOST_BYTES = 2**28  # of tables, a fixed number, as results are the same on every machine
 _NODES_A_WAVE = 4, 8  # with 8 the Taylor step from the nearest node is good to a few per cent at the shortest wave

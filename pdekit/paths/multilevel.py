@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pdekit.characteristics import check_points
-from pdekit.estimate import Estimate
-from pdekit.paths import SCHEMES, WEAK_ORDER
+from pdekit.numerics.lanes import LANES
+from pdekit.paths.estimate import Estimate
+from pdekit.paths.sampler import Rng, repeatable
+from pdekit.paths.simulation import Simulation
+from pdekit.paths.stepping import SCHEMES, WEAK_ORDER
+from pdekit.paths.threefry import seed_of
 from pdekit.problem import ConvectionDiffusion
-from pdekit.progress import Progress
-from pdekit.sampler import Rng, repeatable
-from pdekit.simulation import Simulation
-from pdekit.threefry import LANES, seed_of
-from pdekit.velocity import RedrawnVelocity
+from pdekit.runtime.progress import Progress
 
 LevelFunction = Callable[[int, int], ArrayLike]
 
@@ -201,7 +201,7 @@ class ProblemLevels:
         """Fewest steps m at which levels from m on cost less than levels from 2m on (Giles 2015, Section 2.6)."""
         velocity = self._sim.problem.velocity
         m = 1
-        if isinstance(velocity, RedrawnVelocity):  # a step may not straddle two intervals
+        if velocity.jumps:  # a step may not straddle two intervals
             m = ceil(self._sim.duration / velocity.interval - 1e-9)
         pilot_level = 2**20
         while m < _FINEST_START:

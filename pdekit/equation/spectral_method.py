@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pdekit.advection import SpectralAdvection, bandlimit
-from pdekit.diagnostics import max_speed
+from pdekit.equation.advection import SpectralAdvection, bandlimit
+from pdekit.equation.steppers import Stepper, StepperAB4, StepperDP5, StepperRK4
+from pdekit.numerics.diagnostics import max_speed
 from pdekit.problem import ConvectionDiffusion
-from pdekit.steppers import StepperAB4, StepperDP5, StepperRK4
-from pdekit.velocity import RedrawnVelocity
+from pdekit.velocity import Velocity
 
 
 class SpectralMethod:
@@ -30,43 +30,34 @@ class SpectralMethod:
         rtol: float | None = None,
     ) -> None:
         self.problem = problem
-        cutoff = bandlimit(problem.velocity_nodes(num_points, 0.0)) if problem.autonomous else None
+        cutoff = bandlimit(problem.velocity.nodes(num_points, 0.0)) if problem.velocity.steady else None
         self.advection = SpectralAdvection(num_points, problem.dim, velocity_cutoff=cutoff, padded=padded, fft=fft)
-        self._velocity: NDArray | None = None
-        self._velocity_key: float | int | None = None
+        self._standing: Velocity = problem.velocity
+        self._prepared = np.empty(0)
+        self._prepared_for: tuple[Velocity, float | None] | None = None
         self.speed_met = 0.0  # the largest |F| that was used, for an F that changes
         symbol = problem.diffusivity * self.advection.laplacian
         if kind == "spectral_rk4":
-            self.stepper: Any = StepperRK4(symbol, self._advance, dt)
+            self.stepper: Stepper = StepperRK4(symbol, self._advance, dt)
         elif kind == "spectral_ab4":
             self.stepper = StepperAB4(symbol, self._advance, dt)
         else:
             assert rtol is not None
             self.stepper = StepperDP5(symbol, self._advance, dt, norm=self.norm, rtol=rtol)
-        self.order, self.history, self.restore = (
-            self.stepper.order,
-            self.stepper.history,
-            self.stepper.restore,
-        )
+        self.history, self.restore = self.stepper.history, self.stepper.restore
 
     def _advance(self, u_hat: NDArray, s: float, out: NDArray) -> None:
         self.advection.evaluate(u_hat, self._velocity_at(self.problem.horizon - s), out)
 
     def _velocity_at(self, t: float) -> NDArray:
-        velocity = self.problem.velocity
-        if isinstance(velocity, RedrawnVelocity):
-            t = self._step_start  # the step's own interval also at its end, which belongs to the next one
-        key: float | int = 0 if self.problem.autonomous else t
-        if isinstance(velocity, RedrawnVelocity):
-            key = velocity.index(t)
-        if key != self._velocity_key:
-            nodes = self.problem.velocity_nodes(self.advection.num_points, t)
-            if not self.problem.autonomous:
+        """F of the step on the product grid; `_standing` serves until the step's end, where the next may begin."""
+        key = self._standing, None if self._standing.steady else t
+        if key != self._prepared_for:
+            nodes = self._standing.nodes(self.advection.num_points, t)
+            if not self.problem.velocity.steady:
                 self.speed_met = max(self.speed_met, max_speed(nodes))
-            self._velocity = self.advection.prepare_velocity(nodes)
-            self._velocity_key = key
-        assert self._velocity is not None
-        return self._velocity
+            self._prepared, self._prepared_for = self.advection.prepare_velocity(nodes), key
+        return self._prepared
 
     def start(self, field: NDArray) -> NDArray:
         return self.advection.to_modes(field)
@@ -78,10 +69,8 @@ class SpectralMethod:
         return math.sqrt(self.advection.mean_square(u_hat))
 
     def step(self, u_hat: NDArray, s: float, limit: float = math.inf) -> float:
-        if isinstance(self.stepper, StepperDP5):
-            return self.stepper.step(u_hat, s, limit)
-        self._step_start = self.problem.horizon - s - self.stepper.dt
-        return self.stepper.step(u_hat, s)
+        self._standing = self.problem.velocity.standing(self.problem.horizon - s - self.stepper.dt)
+        return self.stepper.step(u_hat, s, limit)
 
     def energies(self, u_hat: NDArray) -> tuple[float, float]:
         return self.advection.energies(u_hat)

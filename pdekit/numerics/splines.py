@@ -29,9 +29,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import spline_filter1d
 
 from pdekit.fastmath import intrinsic, lane
-from pdekit.kernels import kernel
-from pdekit.spectral import resample
-from pdekit.threads import spread
+from pdekit.numerics.spectral import resample
+from pdekit.runtime.kernels import kernel
+from pdekit.runtime.threads import spread
 
 Continuation = Literal["trigonometric", "bicubic", "bilinear"]
 CONTINUATIONS: tuple[str, ...] = get_args(Continuation)

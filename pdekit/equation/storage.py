@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import reprlib
@@ -15,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pdekit.problem import ConvectionDiffusion
-from pdekit.velocity import GridVelocity, RedrawnVelocity
+from pdekit.velocity import digest
 
 
 class CheckpointError(ValueError):
@@ -25,19 +24,8 @@ class CheckpointError(ValueError):
 def fingerprint(problem: ConvectionDiffusion) -> dict[str, Any]:
     """What identifies a problem: node values by their hash, functions by their values at fixed irregular points."""
 
-    def digest(values: NDArray) -> str:
-        return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
-
     rng = np.random.default_rng(0)
     points = rng.random((128, problem.dim))
-    velocity = problem.velocity
-    flow: Any
-    if isinstance(velocity, GridVelocity):
-        flow = f"nodes {digest(velocity.values)} {velocity.continuation}"
-    elif isinstance(velocity, RedrawnVelocity):
-        flow = repr(velocity)
-    else:
-        flow = [problem.evaluate_velocity(points, problem.horizon * t).ravel().tolist() for t in rng.random(4)]
     terminal: Any
     if callable(problem.terminal):
         terminal = problem.evaluate_terminal(points).tolist()
@@ -47,7 +35,7 @@ def fingerprint(problem: ConvectionDiffusion) -> dict[str, Any]:
         "sigma": problem.sigma,
         "horizon": problem.horizon,
         "dim": problem.dim,
-        "velocity": flow,
+        "velocity": problem.velocity.identity(points, problem.horizon * rng.random(4)),
         "terminal": terminal,
     }
 

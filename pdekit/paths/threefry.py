@@ -27,9 +27,7 @@ from pdekit.fastmath import (
     sin_kernel,
     sin_kernel32,
 )
-from pdekit.kernels import kernel
-
-LANES = 256  # paths in a block: their working set stays in the first-level cache
+from pdekit.runtime.kernels import kernel
 
 _ROTATIONS = (16, 42, 12, 31, 16, 32, 24, 21)
 _PARITY = np.uint64(0x1BD11BDAA9FC1A22)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pdekit.spectral import gradient
+from pdekit.numerics.spectral import gradient
 
 
 def total_variation(u: NDArray) -> float:

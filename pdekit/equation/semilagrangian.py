@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from pdekit.characteristics import characteristics
-from pdekit.kernels import kernel
+from pdekit.numerics.spectral import five_point_symbol, resample, wavenumbers
+from pdekit.numerics.splines import cubic_symbol, cubic_weights, locate
 from pdekit.problem import ConvectionDiffusion
-from pdekit.spectral import five_point_symbol, resample, wavenumbers
-from pdekit.splines import cubic_symbol, cubic_weights, locate
-from pdekit.threads import spread, threads_for
+from pdekit.runtime.kernels import kernel
+from pdekit.runtime.threads import spread, threads_for
 from pdekit.velocity import node_points
 
 
@@ -80,13 +80,13 @@ class SemiLagrangian:
         total = float(energy.sum() - energy[(0,) * self._dim])
         return float(energy[self._upper_third].sum()), total
 
-    def step(self, u: NDArray, s: float) -> float:
-        if self._departure is None or not self._problem.autonomous:
+    def step(self, u: NDArray, s: float, limit: float = np.inf) -> float:
+        if self._departure is None or not self._problem.velocity.steady:
             # a steady flow does not know the time: the same bits wherever a solve was restarted
-            t = self.dt if self._problem.autonomous else self._problem.horizon - s
+            t = self.dt if self._problem.velocity.steady else self._problem.horizon - s
             x = characteristics(self._problem, self._nodes, num_steps=self._substeps, t0=t - self.dt, t1=t)
             self._departure = np.ascontiguousarray(x)
-        if not self._problem.autonomous:
+        if not self._problem.velocity.steady:
             ways = np.sqrt(((self._departure - self._nodes) ** 2).sum(axis=1))
             self.speed_met = max(self.speed_met, float(ways.max()) / self.dt)
         first = self._prefilter if self._half is None else self._prefilter * self._half

@@ -11,31 +11,19 @@ in R^d and are never wrapped; only look-ups in tables on the unit box wrap.
 from __future__ import annotations
 
 import numpy as np
-from numba import int32, types
+from numba import int32
 from numba.extending import overload
 
-from pdekit.brownian import GIVEN, fill_increments
-from pdekit.kernels import kernel
-from pdekit.splines import gather, load, store, table_on_lanes
-from pdekit.threefry import LANES
+from pdekit.numerics.lanes import LANES, add_scaled, velocity_on_lanes
+from pdekit.numerics.splines import gather, load, store
+from pdekit.paths.brownian import GIVEN, fill_increments
+from pdekit.runtime.kernels import kernel
 
 EULER, HEUN = 0, 1
 SCHEMES = {"euler": EULER, "heun": HEUN}
 WEAK_ORDER = {"euler": 1, "heun": 2}  # for additive noise
 
 _ROWS = 16  # rows of normals drawn at a time: enough to use whole draws, few enough for the cache
-
-
-def velocity_on_lanes(velocity, x, t, f):
-    """F at points x (d, L) into f (d, L), in compiled code; a velocity is (table, degree) or a jitted function."""
-    raise RuntimeError("for compiled code only")
-
-
-@overload(velocity_on_lanes, inline="always")
-def _velocity_on_lanes(velocity, x, t, f):
-    if isinstance(velocity, types.Dispatcher):
-        return lambda velocity, x, t, f: velocity(x, t, f)
-    return lambda velocity, x, t, f: table_on_lanes(velocity[0], velocity[1], x, f)
 
 
 def control_on_lanes(control, n, x, dw, offset, node, total):
@@ -100,16 +88,6 @@ def _add_martingale(table, variance, x, dw, offset, node, total):
 
 
 @kernel(fastmath={"contract"})
-def _add_scaled(x, a, f, y):
-    """y = x + a f; quickest where y is an array of its own."""
-    s = x.dtype.type(a)
-    for c in range(len(x)):
-        xc, fc, yc = x[c], f[c], y[c]
-        for i in range(len(xc)):
-            yc[i] = xc[i] + s * fc[i]
-
-
-@kernel(fastmath={"contract"})
 def _move(x, carry, a, f, dw):
     """x += a f + dw, where carry holds what rounding has kept out of x so far (Kahan 1965): no error piles up."""
     s = x.dtype.type(a)
@@ -168,45 +146,23 @@ def _advance(
                 t = t0 + n * dt
                 velocity_on_lanes(velocity, xb, t, f)
                 if scheme == HEUN or len(control):
-                    _add_scaled(xb, dt, f, y)
+                    add_scaled(xb, dt, f, y)
                     control_on_lanes(control, n, y, dw, h, node, sum_b)
                 if scheme == HEUN:
-                    _add_scaled(y, 1.0, dw, y)
+                    add_scaled(y, 1.0, dw, y)
                     velocity_on_lanes(velocity, y, t + dt, h)
-                    _add_scaled(f, 1.0, h, y)
+                    add_scaled(f, 1.0, h, y)
                 slope, moved, a = (y, f, 0.5 * dt) if scheme == HEUN else (f, y, dt)
                 if len(carry):
                     _move(xb, carry[block], a, slope, dw)
                 else:
-                    _add_scaled(xb, a, slope, moved)
-                    _add_scaled(moved, 1.0, dw, xb)
-
-
-def _characteristics(begin, end, velocity, t0, dt, first, last, x):
-    """Classical Runge-Kutta steps of dX/dt = F(X, t), every lane its own starting point."""
-    for block in range(begin, end):
-        xb = x[block]
-        k1, k2, k3, k4 = np.empty_like(xb), np.empty_like(xb), np.empty_like(xb), np.empty_like(xb)
-        y = np.empty_like(xb)
-        for n in range(first, last):
-            t = t0 + n * dt
-            velocity_on_lanes(velocity, xb, t, k1)
-            _add_scaled(xb, 0.5 * dt, k1, y)
-            velocity_on_lanes(velocity, y, t + 0.5 * dt, k2)
-            _add_scaled(xb, 0.5 * dt, k2, y)
-            velocity_on_lanes(velocity, y, t + 0.5 * dt, k3)
-            _add_scaled(xb, dt, k3, y)
-            velocity_on_lanes(velocity, y, t + dt, k4)
-            _add_scaled(xb, dt / 6.0, k1, xb)
-            _add_scaled(xb, dt / 3.0, k2, xb)
-            _add_scaled(xb, dt / 3.0, k3, xb)
-            _add_scaled(xb, dt / 6.0, k4, xb)
+                    add_scaled(xb, a, slope, moved)
+                    add_scaled(moved, 1.0, dw, xb)
 
 
 # numba cannot find a kernel again in a later process once a user's function is among its arguments, so only the
 # kernels for tables go to the disk cache.
 advance_table, advance_user = kernel()(_advance), kernel(cache=False)(_advance)
-characteristics_table, characteristics_user = kernel()(_characteristics), kernel(cache=False)(_characteristics)
 
 
 @kernel()

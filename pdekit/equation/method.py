@@ -1,0 +1,72 @@
+"""What a way of solving the equation offers to the march through time, and what is known of each before it runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from numpy.typing import NDArray
+
+from pdekit.equation.steppers import StepperAB4, StepperRK4
+
+
+class Method(Protocol):
+    """Advances a state, of whatever form, in reversed time s = T - t.
+
+    speed_met: the largest |F| that was used, for an F that changes; 0 otherwise.
+    """
+
+    speed_met: float
+
+    def start(self, field: NDArray) -> NDArray:
+        """The state of a field (N,)*d at s = 0."""
+
+    def step(self, state: NDArray, s: float, limit: float = math.inf) -> float:
+        """Advance the state in place from s on, and return by how much: a fixed step, or at most `limit`.
+
+        Raises FloatingPointError where it cannot.
+        """
+
+    def field(self, state: NDArray) -> NDArray:
+        """The field (N,)*d of a state."""
+
+    def norm(self, state: NDArray) -> float:
+        """The root mean square of the field."""
+
+    def energies(self, state: NDArray) -> tuple[float, float]:
+        """∫u² of the upper third of the modes, and of all but the mean."""
+
+    def convert(self, state: NDArray) -> NDArray:
+        """A state of another grid as one of this grid."""
+
+    def history(self) -> dict[str, NDArray]:
+        """What a restart needs beyond the state."""
+
+    def restore(self, history: dict[str, NDArray]) -> None:
+        """Take over what `history` gave."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is known of a method.
+
+    spectral: it keeps Fourier modes; adaptive: it chooses its steps by `rtol` and meets every frame's time exactly;
+    one_step: F may jump between its steps; amplification: its growth in a step of v' = λv as a function of λ dt, where
+    it has a stability region.
+    """
+
+    spectral: bool = False
+    adaptive: bool = False
+    one_step: bool = True
+    amplification: Callable[[NDArray], NDArray] | None = None
+
+
+METHODS = {
+    "spectral_rk4": Kind(spectral=True, amplification=StepperRK4.amplification),
+    "spectral_ab4": Kind(spectral=True, one_step=False, amplification=StepperAB4.amplification),
+    "spectral_adaptive": Kind(spectral=True, adaptive=True, one_step=False),
+    "semi_lagrangian": Kind(),
+    "characteristics": Kind(),
+}
