@@ -4,9 +4,11 @@ from pdekit.characteristics import characteristics
 from pdekit.equation.plan import UnstableError, choose_method
 from pdekit.equation.resolution import ResolutionWarning
 from pdekit.equation.solver import solve
+from pdekit.paths.control import Control
 from pdekit.paths.estimate import BiasWarning, Estimate
 from pdekit.paths.multilevel import MultilevelEstimate, multilevel
-from pdekit.paths.sampler import feynman_kac
+from pdekit.paths.sampler import Tolerance, feynman_kac
+from pdekit.paths.samples import Sampling
 from pdekit.problem import ConvectionDiffusion
 from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity, compiled
 from pdekit.verify import Verification, verify
@@ -14,12 +16,15 @@ from pdekit.verify import Verification, verify
 __all__ = [
     "BiasWarning",
     "CompiledVelocity",
+    "Control",
     "ConvectionDiffusion",
     "Estimate",
     "GridVelocity",
     "MultilevelEstimate",
     "RedrawnVelocity",
     "ResolutionWarning",
+    "Sampling",
+    "Tolerance",
     "UnstableError",
     "Verification",
     "characteristics",

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pdekit import solve
+from pdekit import Control, Sampling, Tolerance, solve
 from pdekit.characteristics import characteristics
 from pdekit.fastmath import sin2pi
 from pdekit.paths import sampler
-from pdekit.paths.estimate import BiasWarning, Estimate, Moments, bias_from_doublings
+from pdekit.paths.estimate import BiasWarning, Estimate, Moments, bias_from_doublings, block_moments
 from pdekit.problem import ConvectionDiffusion
 from pdekit.velocity import GridVelocity, RedrawnVelocity, compiled
 
@@ -59,7 +59,9 @@ def zscores(estimate, exact):
 @pytest.mark.parametrize("scheme", ["euler", "heun"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_constant_drift_meets_its_closed_form(scheme, dtype):
-    estimate = feynman_kac(drift_problem(), POINTS, num_paths=20_000, num_steps=4, scheme=scheme, dtype=dtype)
+    estimate = feynman_kac(
+        drift_problem(), POINTS, num_paths=20_000, num_steps=4, scheme=scheme, sampling=Sampling(dtype=dtype)
+    )
     assert np.abs(zscores(estimate, drift_solution(POINTS))).max() < 4
     low, high = estimate.confidence_interval(0.9999)
     assert ((low < drift_solution(POINTS)) & (drift_solution(POINTS) < high)).all()
@@ -123,7 +125,9 @@ def test_weak_order_is_the_declared_one(scheme, extrapolate, order):
         expected = mean_square_of(scheme, n)
         if extrapolate:  # Talay and Tubaro 1990
             expected += expected - mean_square_of(scheme, n // 2)
-        estimate = feynman_kac(problem, [[1.5]], num_paths=30_000, num_steps=n, scheme=scheme, extrapolate=extrapolate)
+        estimate = feynman_kac(
+            problem, [[1.5]], num_paths=30_000, num_steps=n, scheme=scheme, sampling=Sampling(extrapolate=extrapolate)
+        )
         assert abs(zscores(estimate, expected)[0]) < 4
         errors.append(abs(expected - EXACT_MEAN_SQUARE))
     slope = np.polyfit(np.log(1.0 / np.array(steps)), np.log(errors), 1)[0]
@@ -149,14 +153,20 @@ def test_two_point_increments_keep_the_weak_order_of_euler():
     problem = ConvectionDiffusion(swirl, wave, 0.1)
     options = {"num_paths": 50_000, "num_steps": 64, "scheme": "euler"}
     a = feynman_kac(problem, POINTS, **options)
-    b = feynman_kac(problem, POINTS, increments="two_point", **options)
+    b = feynman_kac(problem, POINTS, sampling=Sampling(increments="two_point"), **options)
     assert np.abs((a.mean - b.mean) / np.hypot(a.standard_error, b.standard_error)).max() < 4
     assert not np.array_equal(a.mean, b.mean)
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"antithetic": True}, {"dtype": "float32"}, {"bias": True, "extrapolate": True}, {"qmc": True}],
+    [
+        {},
+        {"sampling": Sampling(antithetic=True)},
+        {"sampling": Sampling(dtype="float32")},
+        {"sampling": Sampling(extrapolate=True), "bias": True},
+        {"sampling": Sampling(qmc=True)},
+    ],
     ids=["plain", "antithetic", "float32", "extrapolated", "sobol"],
 )
 def test_result_does_not_depend_on_threads_or_batches(options, monkeypatch):
@@ -210,7 +220,9 @@ def test_rounding_does_not_pile_up_over_many_small_steps_in_float32(scheme, plai
     start, drift, sigma, horizon, steps = 100.25, 0.3, 1e-3, 1000.0, 2**12 if plain else 2**16
     velocity = (lambda x, t: np.full_like(x, drift)) if plain else GridVelocity(np.full((1, 8), drift), "bilinear")
     problem = ConvectionDiffusion(velocity, lambda x: x[..., 0], sigma, horizon=horizon, dim=1)
-    estimate = feynman_kac(problem, [[start]], num_paths=256, num_steps=steps, scheme=scheme, dtype="float32")
+    estimate = feynman_kac(
+        problem, [[start]], num_paths=256, num_steps=steps, scheme=scheme, sampling=Sampling(dtype="float32")
+    )
     assert abs(estimate.mean[0] - (start + drift * horizon)) < 4 * estimate.standard_error[0] < 0.01
 
 
@@ -219,7 +231,7 @@ def test_rounding_does_not_pile_up_over_many_small_steps_in_float32(scheme, plai
 def test_coordinates_too_large_for_their_dtype_are_warned_of_once(dtype, start):
     problem = ConvectionDiffusion(np.full((1, 8), 0.3), lambda x: x[..., 0], 0.1)
     with pytest.warns(RuntimeWarning, match=f"coordinates reach .* rounding in {dtype} moves them") as caught:
-        feynman_kac(problem, [[start]], num_paths=1000, num_steps=4, dtype=dtype, bias=True)
+        feynman_kac(problem, [[start]], num_paths=1000, num_steps=4, sampling=Sampling(dtype=dtype), bias=True)
     assert sum("coordinates reach" in str(warning.message) for warning in caught) == 1
 
 
@@ -238,10 +250,10 @@ def test_antithetic_paths_reduce_the_variance_of_an_odd_payoff():
     problem = drift_problem(drift=(0.25, 0.0))
     odd = [[0.0, 0.0]]  # f is odd about the mean end point
     plain = feynman_kac(problem, odd, num_paths=2_000, num_steps=4)
-    paired = feynman_kac(problem, odd, num_paths=2_000, num_steps=4, antithetic=True)
+    paired = feynman_kac(problem, odd, num_paths=2_000, num_steps=4, sampling=Sampling(antithetic=True))
     assert paired.standard_error[0] < 1e-10 < plain.standard_error[0]
     assert paired.num_paths == 2_000
-    even = feynman_kac(drift_problem(), POINTS, num_paths=20_000, num_steps=4, antithetic=True)
+    even = feynman_kac(drift_problem(), POINTS, num_paths=20_000, num_steps=4, sampling=Sampling(antithetic=True))
     assert np.abs(zscores(even, drift_solution(POINTS))).max() < 4
 
 
@@ -257,7 +269,9 @@ def drift_dataset(num_points=64, frames=17, **parameters):
 def test_the_solution_as_control_cuts_the_variance(hessian, reduction):
     options = {"num_paths": 10_000, "num_steps": 64}
     plain = feynman_kac(drift_problem(), POINTS, **options)
-    controlled = feynman_kac(drift_problem(), POINTS, control=drift_dataset(), hessian=hessian, **options)
+    controlled = feynman_kac(
+        drift_problem(), POINTS, control=Control.from_solution(drift_dataset(), hessian=hessian), **options
+    )
     ratio = (plain.standard_error / controlled.standard_error) ** 2
     assert np.exp(np.log(ratio).mean()) > reduction
     assert np.abs(zscores(controlled, drift_solution(POINTS))).max() < 4
@@ -277,13 +291,13 @@ def test_a_control_in_three_dimensions_keeps_its_variance_reduction_or_says_so(m
         return feynman_kac(problem, points, num_paths=2048, num_steps=50, **options).standard_error ** 2
 
     plain = squared_error()
-    controlled = squared_error(control=solution, hessian=True)
+    controlled = squared_error(control=Control.from_solution(solution, hessian=True))
     assert np.exp(np.log(plain / controlled).mean()) > 30
     assert not caplog.records
     monkeypatch.setattr("pdekit.paths.control._MOST_BYTES", 2**22)
     monkeypatch.setattr("pdekit.runtime.log._told", set())
     with caplog.at_level("WARNING"):
-        capped = squared_error(control=solution, hessian=True)
+        capped = squared_error(control=Control.from_solution(solution, hessian=True))
     assert "steps share one, which reduces the variance less" in caplog.text
     assert (capped > controlled).all()
 
@@ -291,7 +305,13 @@ def test_a_control_in_three_dimensions_keeps_its_variance_reduction_or_says_so(m
 @pytest.mark.parametrize("hessian", [False, True])
 def test_a_wrong_solution_as_control_is_unbiased(hessian):
     wrong = drift_dataset(drift=(-0.3, 0.2), sigma=0.15)
-    estimate = feynman_kac(drift_problem(), POINTS, control=wrong, hessian=hessian, num_paths=40_000, num_steps=16)
+    estimate = feynman_kac(
+        drift_problem(),
+        POINTS,
+        control=Control.from_solution(wrong, hessian=hessian),
+        num_paths=40_000,
+        num_steps=16,
+    )
     assert np.abs(zscores(estimate, drift_solution(POINTS))).max() < 4
 
 
@@ -303,12 +323,13 @@ def test_control_works_for_plain_callables_alike():
     np.testing.assert_allclose(a.standard_error, b.standard_error, rtol=1e-8)
 
 
-@pytest.mark.parametrize("options", [{}, {"antithetic": True}, {"scheme": "euler", "dtype": "float32"}])
+@pytest.mark.parametrize("options", [{}, {"antithetic": True}, {"dtype": "float32"}])
 def test_sobol_paths_meet_the_closed_form_with_an_honest_error(options):
     """The spread of replicates predicts the error: the mean of z² over 40 runs and 6 points is about one."""
     exact, z = drift_solution(POINTS), []
     for seed in range(40):
-        estimate = feynman_kac(drift_problem(), POINTS, num_paths=16 * 256, num_steps=4, qmc=True, rng=seed, **options)
+        sampling = Sampling(qmc=True, **options)
+        estimate = feynman_kac(drift_problem(), POINTS, num_paths=16 * 256, num_steps=4, sampling=sampling, rng=seed)
         z.append(zscores(estimate, exact))
     assert estimate.replicates == 16
     # t with 15 degrees of freedom: mean square 15 / 13; 240 values give it a deviation of about 0.12.
@@ -320,13 +341,13 @@ def test_sobol_paths_meet_the_closed_form_with_an_honest_error(options):
 def test_sobol_paths_cut_the_error_of_a_smooth_problem():
     problem = ConvectionDiffusion(swirl, wave, 0.1)
     plain = feynman_kac(problem, POINTS, num_paths=2**16, num_steps=32)
-    quasi = feynman_kac(problem, POINTS, num_paths=2**16, num_steps=32, qmc=True)
+    quasi = feynman_kac(problem, POINTS, num_paths=2**16, num_steps=32, sampling=Sampling(qmc=True))
     assert quasi.num_paths == 2**16
     ratio = (plain.standard_error / quasi.standard_error) ** 2
     assert np.exp(np.log(ratio).mean()) > 5  # the shear mixes coordinates; at constant drift it is 3,000
     error = np.hypot(plain.standard_error, quasi.standard_error)
     assert np.abs((plain.mean - quasi.mean) / error).max() < 4
-    met = feynman_kac(problem, POINTS, num_steps=32, qmc=True, atol=2e-3)
+    met = feynman_kac(problem, POINTS, num_steps=32, sampling=Sampling(qmc=True), tolerance=Tolerance(atol=2e-3))
     low, high = met.confidence_interval()
     assert (high - low).max() <= 4e-3
 
@@ -336,7 +357,7 @@ def test_a_tolerance_is_met_with_the_stated_confidence():
     exact = drift_solution(POINTS[:1])
     misses = 0
     for seed in range(200):
-        estimate = feynman_kac(drift_problem(), POINTS[:1], num_steps=1, atol=0.02, rng=seed)
+        estimate = feynman_kac(drift_problem(), POINTS[:1], num_steps=1, tolerance=Tolerance(atol=0.02), rng=seed)
         low, high = estimate.confidence_interval()
         assert (high - low)[0] <= 0.04
         misses += int(abs(estimate.mean[0] - exact[0]) > 0.02)
@@ -344,11 +365,13 @@ def test_a_tolerance_is_met_with_the_stated_confidence():
 
 
 def test_a_relative_tolerance_is_met_at_every_point():
-    estimate = feynman_kac(drift_problem(), POINTS, num_steps=1, rtol=0.05, atol=1e-3, confidence=0.99)
+    estimate = feynman_kac(
+        drift_problem(), POINTS, num_steps=1, tolerance=Tolerance(rtol=0.05, atol=1e-3, confidence=0.99)
+    )
     low, high = estimate.confidence_interval(0.99)
     assert (0.5 * (high - low) <= np.maximum(1e-3, 0.05 * np.abs(estimate.mean))).all()
     with pytest.warns(RuntimeWarning, match="the tolerance is not met; 10,000 paths leave errors"):
-        capped = feynman_kac(drift_problem(), POINTS, num_steps=1, atol=1e-9, max_paths=10_000)
+        capped = feynman_kac(drift_problem(), POINTS, num_steps=1, tolerance=Tolerance(atol=1e-9, max_paths=10_000))
     assert capped.num_paths == 10_000
 
 
@@ -376,19 +399,13 @@ def test_one_point_and_one_step():
 @pytest.mark.parametrize(
     ("points", "options", "message"),
     [
-        ([[0.1, 0.2]], {"num_paths": 0}, "num_paths: expected at least 2"),
-        ([[0.1, 0.2]], {"num_paths": 2, "antithetic": True}, "num_paths: expected at least 4"),
-        ([[0.1, 0.2]], {"qmc": True, "increments": "two_point"}, "expected gaussian with qmc=True"),
+        ([[0.1, 0.2]], {"num_paths": 0}, "num_paths: expected a whole number of at least 2"),
+        ([[0.1, 0.2]], {"num_paths": 2, "sampling": Sampling(antithetic=True)}, "num_paths: expected .* at least 4"),
         ([[0.1, 0.2]], {"num_steps": 0}, "num_steps: expected a whole number of at least 1"),
         ([[0.1, 0.2]], {"scheme": "milstein"}, "scheme: expected one of euler, heun, got 'milstein'"),
-        ([[0.1, 0.2]], {"increments": "levy"}, "increments: expected one of gaussian, two_point"),
-        ([[0.1, 0.2]], {"increments": "two_point"}, "expected scheme='euler'"),
-        ([[0.1, 0.2]], {"dtype": "float16"}, "dtype: expected float64 or float32"),
+        ([[0.1, 0.2]], {"sampling": Sampling(increments="two_point")}, "expected scheme='euler'"),
         ([[0.1, 0.2]], {"t0": 1.5}, "t0: expected a time before the horizon"),
         ([[0.1, 0.2]], {"num_steps": 3, "bias": True}, "expected a multiple of 2"),
-        ([[0.1, 0.2]], {"atol": 1e-3, "max_paths": 1}, "max_paths: expected at least 2"),
-        ([[0.1, 0.2]], {"atol": -1.0}, "atol: expected a positive number"),
-        ([[0.1, 0.2]], {"confidence": 1.0}, "confidence level: expected a number between 0 and 1"),
         ([[0.1, 0.2]], {"control": xr.Dataset({"v": 1.0})}, "control: expected a dataset with u"),
         ([0.1, 0.2], {}, r"points: expected shape \(P, 2\)"),
         (np.empty((0, 2)), {}, r"points: expected shape \(P, 2\) with P >= 1"),
@@ -399,6 +416,23 @@ def test_bad_arguments_get_one_clear_line(points, options, message):
     with pytest.raises(ValueError, match=message) as error:
         feynman_kac(drift_problem(), points, **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Sampling(qmc=True, increments="two_point"), "expected gaussian with qmc=True"),
+        (lambda: Sampling(increments="levy"), "increments: expected one of gaussian, two_point"),
+        (lambda: Sampling(dtype="float16"), "dtype: expected float64 or float32"),
+        (lambda: Tolerance(), "tolerance: expected atol or rtol, got neither"),
+        (lambda: Tolerance(atol=1e-3, max_paths=1), "max_paths: expected a whole number of at least 4"),
+        (lambda: Tolerance(atol=-1.0), "atol: expected a positive number"),
+        (lambda: Tolerance(rtol=1e-3, confidence=1.0), "confidence level: expected a number between 0 and 1"),
+    ],
+)
+def test_options_say_what_they_cannot_be(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
 
 
 def test_paths_that_run_away_are_reported():
@@ -412,7 +446,9 @@ import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell hands on SIGINT ignored
 import numpy as np
 from pdekit.problem import ConvectionDiffusion
-from pdekit.paths.sampler import feynman_kac
+from pdekit.paths.sampler import Tolerance, feynman_kac
+from pdekit.paths.samples import Sampling
+from pdekit.paths.control import Control
 from pdekit.equation.solver import solve
 problem = ConvectionDiffusion(np.ones((2, 8, 8)), np.ones((8, 8)), 0.1)
 feynman_kac(problem, [[0.0, 0.0]], num_paths=512, num_steps=8)
@@ -468,7 +504,7 @@ def converging_solution():
 @pytest.mark.parametrize(("num_steps", "hessian"), [(16, None), (64, None), (64, True)])
 def test_an_interval_with_the_bias_in_it_covers_u(converging_solution, num_steps, hessian):
     """Without it 0.49, 0.95 and 0.74 of the points were covered at five times as many paths; 80 here, so ± 0.05."""
-    control = {} if hessian is None else {"control": converging_solution, "hessian": hessian}
+    control = {} if hessian is None else {"control": Control.from_solution(converging_solution, hessian=hessian)}
     exact, covered = converging_solution.u[0].values[::2], []
     for seed in range(2):
         options = {"num_paths": 20_000 if hessian is None else 4_000, "num_steps": num_steps, "rng": seed}
@@ -480,7 +516,7 @@ def test_an_interval_with_the_bias_in_it_covers_u(converging_solution, num_steps
 
 @pytest.mark.parametrize(("num_steps", "controlled"), [(8, False), (16, True)])
 def test_a_bias_that_the_interval_lacks_is_told(converging_solution, num_steps, controlled):
-    control = {"control": converging_solution, "hessian": True} if controlled else {}
+    control = {"control": Control.from_solution(converging_solution, hessian=True)} if controlled else {}
     with pytest.warns(BiasWarning, match=r"confidence_interval\(\) does not contain: pass bias=True"):
         feynman_kac(CONVERGING, LINE, num_paths=20_000, num_steps=num_steps, **control)
 
@@ -536,22 +572,22 @@ def test_two_calls_are_independent_and_each_can_be_repeated():
 def test_moments_equal_numpy_even_where_the_spread_is_tiny():
     samples = 1e6 + np.random.default_rng(0).normal(size=(3, 1000))
     moments = Moments(3)
-    moments.add(samples[:, :512])
-    moments.add(samples[:, 512:])
+    for part in (samples[:, :512], samples[:, 512:]):
+        moments.add(block_moments(part), part.shape[1])
     np.testing.assert_allclose(moments.mean, samples.mean(1), rtol=1e-14)
     np.testing.assert_allclose(moments.variance, samples.var(1, ddof=1), rtol=1e-7)
 
 
 def test_a_relative_tolerance_on_a_constant_is_met_at_once():
     nothing = ConvectionDiffusion(np.zeros((2, 8, 8)), np.zeros((8, 8)), 0.1)
-    estimate = feynman_kac(nothing, [[0.2, 0.3]], num_steps=1, rtol=1e-3)
+    estimate = feynman_kac(nothing, [[0.2, 0.3]], num_steps=1, tolerance=Tolerance(rtol=1e-3))
     assert estimate.mean[0] == 0.0
     assert estimate.standard_error[0] == 0.0
 
 
 def test_more_quasi_random_paths_than_there_are_is_an_error():
     with pytest.raises(ValueError, match=r"num_paths: expected at most .* with qmc=True, got 50,000,000"):
-        feynman_kac(drift_problem(), POINTS[:1], num_paths=50_000_000, num_steps=2, qmc=True)
+        feynman_kac(drift_problem(), POINTS[:1], num_paths=50_000_000, num_steps=2, sampling=Sampling(qmc=True))
 
 
 @pytest.mark.parametrize(("continuation", "order"), [("bicubic", 4), ("bilinear", 2)])

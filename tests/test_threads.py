@@ -16,7 +16,7 @@ from pdekit.runtime.threads import num_threads, spread
 JOBS = """
 import multiprocessing, sys, threading
 import numpy as np
-from pdekit import ConvectionDiffusion, GridVelocity, feynman_kac, solve
+from pdekit import ConvectionDiffusion, GridVelocity, Sampling, feynman_kac, solve
 
 velocity = GridVelocity(np.random.default_rng(1).uniform(-0.3, 0.3, (2, 8, 8)), "bicubic")
 problem = ConvectionDiffusion(velocity, np.random.default_rng(2).normal(size=(8, 8)), 0.2)
@@ -26,7 +26,7 @@ def job(_=None):
     options = {"num_steps": 16, "progress": False, "rng": 0}
     return [
         feynman_kac(problem, [[0.1, 0.2], [0.3, 0.4]], num_paths=20_000, **options).mean,
-        feynman_kac(problem, [[0.1, 0.2]], num_paths=4096, qmc=True, **options).mean,
+        feynman_kac(problem, [[0.1, 0.2]], num_paths=4096, sampling=Sampling(qmc=True), **options).mean,
         feynman_kac(slow, [[0.1, 0.2]], num_paths=4096, **options).mean,
         solve(problem, num_points=288, dt=0.5, method="semi_lagrangian", progress=False).u.values,
         solve(problem, num_points=64, dt=0.05, method="spectral_rk4", progress=False).u.values,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -19,18 +18,15 @@ from numpy.typing import NDArray
 from pdekit.numerics.spectral import gradient, resample
 from pdekit.runtime.log import say_once
 
-if TYPE_CHECKING:
-    from pdekit.paths.simulation import Simulation
-
 _MOST_BYTES = 2**28  # of tables, a fixed number, as results are the same on every machine
 _NODES_A_WAVE = 4, 8  # with 8 the Taylor step from the nearest node is good to a few per cent at the shortest wave
 
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """A solution whose gradient (and Hessian) the kernels look up.
+    """A solution whose gradient, and with `hessian` also second derivatives, paths look up.
 
-    times: (frames,), u: (frames, N, ..., N), hessian: whether second derivatives are used.
+    times: (frames,); u: (frames, N, ..., N).
     """
 
     times: NDArray[np.float64]
@@ -38,14 +34,14 @@ class Control:
     hessian: bool = False
 
     @classmethod
-    def from_solution(cls, solution: xr.Dataset, dim: int, *, hessian: bool = False) -> Control:
+    def from_solution(cls, solution: xr.Dataset, *, hessian: bool = False) -> Control:
         """From what `solve` returns: `u` with dimensions ("time", space ...).
 
         Raises ValueError where `u` is missing, has other dimensions or holds non-finite values.
         """
-        if "u" not in solution or solution["u"].ndim != dim + 1 or solution["u"].dims[0] != "time":
+        if "u" not in solution or solution["u"].dims[:1] != ("time",) or solution["u"].ndim < 2:
             got = dict(solution["u"].sizes) if "u" in solution else f"variables {list(solution.data_vars)}"
-            raise ValueError(f"control: expected a dataset with u of (time, {dim} space dimensions), got {got}")
+            raise ValueError(f"control: expected a dataset with u over time and space, got {got}")
         u = np.asarray(solution["u"].values, dtype=np.float64)
         if not np.isfinite(u).all():
             raise ValueError("control: expected a finite solution u, got NaN or infinity in it")
@@ -53,16 +49,8 @@ class Control:
         order = np.argsort(times)
         return cls(times[order], u[order], hessian)
 
-    def tables(self, simulation: Simulation, num_steps: int) -> tuple[Any, ...]:
-        """What the kernels take: tables (steps / stride, nodes, C) for runs of `stride` steps each, and σ²Δt."""
-        dt = simulation.duration / num_steps
-        key = (num_steps, simulation.t0)
-        cache = self.__dict__.setdefault("_tables", {})
-        if key not in cache:
-            cache[key] = self._build(simulation.t0, num_steps, dt)
-        return (*cache[key], simulation.problem.sigma**2 * dt)
-
-    def _build(self, t0: float, num_steps: int, dt: float) -> tuple[NDArray[np.float32], int]:
+    def tables(self, t0: float, dt: float, num_steps: int) -> tuple[NDArray[np.float32], int]:
+        """Tables (runs, nodes, C) of the derivatives along steps from t0 on, and the number of steps in each run."""
         nodes, stride = self._resolution(num_steps)
         dim = self.u.ndim - 1
         # Single precision is plenty for a control variate, and halves what the caches must hold.

@@ -150,10 +150,12 @@ class Moments:
         self.mean = np.zeros(num_points)
         self.squares = np.zeros(num_points)
 
-    def add(self, samples: NDArray[np.float64], where: slice = slice(None)) -> None:
-        """Add samples (P, n) at the points `where`; n a multiple of `LANES` but for the last call."""
-        args = (np.ascontiguousarray(samples), self.counts[where], self.mean[where], self.squares[where])
-        spread(_merge, len(samples), *args, items=samples.size // _CHEAP)
+    def add(self, blocks: NDArray[np.float64], num_samples: int, where: slice = slice(None)) -> None:
+        """Add what `block_moments` gave for samples (P, num_samples) of the points `where`.
+
+        num_samples: a multiple of `LANES` but for the last call.
+        """
+        _merge(blocks, num_samples, self.counts[where], self.mean[where], self.squares[where])
 
     @property
     def variance(self) -> NDArray[np.float64]:
@@ -173,20 +175,35 @@ class Moments:
         return self.mean.reshape(-1, self.replicates).std(axis=1, ddof=1) / np.sqrt(self.replicates)
 
 
+def block_moments(samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean and sum of squared deviations of each block of `LANES` samples: (P, n) -> (P, blocks, 2)."""
+    samples = np.ascontiguousarray(samples)
+    blocks = np.empty((len(samples), -(-samples.shape[1] // LANES), 2))
+    spread(_sum, len(samples), samples, blocks, items=samples.size // _CHEAP)
+    return blocks
+
+
 @kernel()
-def _merge(begin, end, samples, counts, mean, squares):
+def _sum(begin, end, samples, blocks):
     for p in range(begin, end):
-        for start in range(0, samples.shape[1], LANES):
-            block = samples[p, start : start + LANES]
-            n, m = counts[p], len(block)
+        for b in range(blocks.shape[1]):
+            block = samples[p, b * LANES : (b + 1) * LANES]
             total = 0.0
-            for i in range(m):
+            for i in range(len(block)):
                 total += block[i]
-            average = total / m
+            average = total / len(block)
             deviation = 0.0
-            for i in range(m):
+            for i in range(len(block)):
                 deviation += (block[i] - average) ** 2
-            delta = average - mean[p]
+            blocks[p, b, 0], blocks[p, b, 1] = average, deviation
+
+
+@kernel()
+def _merge(blocks, num_samples, counts, mean, squares):
+    for p in range(blocks.shape[0]):
+        for b in range(blocks.shape[1]):
+            n, m = counts[p], min(LANES, num_samples - b * LANES)
+            delta = blocks[p, b, 0] - mean[p]
             mean[p] += delta * m / (n + m)
-            squares[p] += deviation + delta * delta * n * m / (n + m)
+            squares[p] += blocks[p, b, 1] + delta * delta * n * m / (n + m)
             counts[p] += m

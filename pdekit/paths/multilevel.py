@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from math import ceil, sqrt
 from time import perf_counter
@@ -22,7 +23,9 @@ from pdekit.paths.simulation import Simulation
 from pdekit.paths.stepping import SCHEMES, WEAK_ORDER
 from pdekit.paths.threefry import seed_of
 from pdekit.problem import ConvectionDiffusion
+from pdekit.runtime.checks import check_whole
 from pdekit.runtime.progress import Progress
+from pdekit.runtime.shards import in_order
 
 LevelFunction = Callable[[int, int], ArrayLike]
 
@@ -36,7 +39,7 @@ _FINEST_START = 64
 _LEVEL_STREAM = 40  # bits of a stream left for the point's index, below those of the level
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class MultilevelEstimate(Estimate):
     """An `Estimate` with the diagnostics of its levels, l = 0 .. L; arrays by level (and point: (L + 1, P)).
 
@@ -50,18 +53,18 @@ class MultilevelEstimate(Estimate):
     alpha, beta, gamma: fitted rates of |mean| ~ 2^(-alpha l), variance ~ 2^(-beta l), cost ~ 2^(gamma l).
     """
 
-    rmse: float = 0.0
-    num_samples: NDArray[np.int64] = None  # type: ignore[assignment]
-    level_cost: NDArray[np.float64] = None  # type: ignore[assignment]
-    mean_fine: NDArray[np.float64] = None  # type: ignore[assignment]
-    variance_fine: NDArray[np.float64] = None  # type: ignore[assignment]
-    mean_difference: NDArray[np.float64] = None  # type: ignore[assignment]
-    variance_difference: NDArray[np.float64] = None  # type: ignore[assignment]
-    kurtosis: NDArray[np.float64] = None  # type: ignore[assignment]
-    consistency: NDArray[np.float64] = None  # type: ignore[assignment]
-    alpha: float = 1.0
-    beta: float = 1.0
-    gamma: float = 1.0
+    rmse: float
+    num_samples: NDArray[np.int64]
+    level_cost: NDArray[np.float64]
+    mean_fine: NDArray[np.float64]
+    variance_fine: NDArray[np.float64]
+    mean_difference: NDArray[np.float64]
+    variance_difference: NDArray[np.float64]
+    kurtosis: NDArray[np.float64]
+    consistency: NDArray[np.float64]
+    alpha: float
+    beta: float
+    gamma: float
 
     @property
     def plain_cost(self) -> float:
@@ -95,6 +98,7 @@ def multilevel(
     alpha: float | None = None,
     beta: float | None = None,
     level_cost: Callable[[int], float] | None = None,
+    executor: Executor | None = None,
     progress: bool | None = None,
 ) -> MultilevelEstimate:
     """Estimate E[P] to a root-mean-square error, sampling and bias together.
@@ -111,6 +115,7 @@ def multilevel(
         within reach is aimed at.
     alpha, beta: weak rate and rate of the variance; by default fitted, at least 0.5.
     level_cost: cost of a sample at a level; by default path-steps for a problem, 2**level for a level function.
+    executor: a `concurrent.futures.Executor` whose processes share the paths of a problem; same bits as without.
     progress: show a progress bar; default: on a terminal only.
 
     Warns (RuntimeWarning) where heavy tails leave the sampling error in doubt or a consistency check is over 1.
@@ -127,12 +132,14 @@ def multilevel(
     if not isinstance(source, ConvectionDiffusion):
         if points is not None:
             raise ValueError("points: expected None with a level function, which knows its own")
+        if executor is not None:
+            raise ValueError("executor: expected None with a level function, which may use one itself")
         run = _Run(source, rmse, level_cost or (lambda l: 2.0**l), max_level, max_cost, alpha, beta)
         run.converge(progress)
         return run.result("own", 2 ** (len(run.counts) - 1), start, None)
     if points is None:
         raise ValueError("points: expected an array (P, d) for a problem, got None")
-    levels = ProblemLevels(source, points, scheme=scheme, rng=rng, t0=t0, first_steps=first_steps)
+    levels = ProblemLevels(source, points, scheme=scheme, rng=rng, t0=t0, first_steps=first_steps, executor=executor)
     run = _Run(levels, rmse, level_cost or levels.cost, max_level, max_cost, alpha or WEAK_ORDER[scheme], beta)
     run.converge(progress)
     return run.result(scheme, levels.steps(len(run.counts) - 1), start, levels.seed)
@@ -154,20 +161,24 @@ class ProblemLevels:
         rng: Rng = None,
         t0: float = 0.0,
         first_steps: int | None = None,
+        executor: Executor | None = None,
     ) -> None:
         if scheme not in SCHEMES:
             raise ValueError(f"scheme: expected one of {', '.join(SCHEMES)}, got {scheme!r}")
         if not problem.sigma > 0.0:
             raise ValueError("sigma: expected noise to sample, got 0; use characteristics instead")
-        self.points = check_points(points, problem)
         self.seed = repeatable(rng)
-        self._sim = Simulation(problem, seed_of(self.seed), scheme, t0=t0)
-        if not self._sim.duration > 0.0:
+        simulation = Simulation(problem, seed_of(self.seed), scheme, t0=t0)
+        if not simulation.duration > 0.0:
             raise ValueError(f"t0: expected a time before the horizon {problem.horizon:g}, got {t0}")
+        self._coupled = _Coupled(simulation, check_points(points, problem))
+        self._executor = executor
         self._done: dict[int, int] = {}
-        if first_steps is not None and first_steps < 1:
-            raise ValueError(f"first_steps: expected at least 1, got {first_steps}")
-        self.first_steps = first_steps or self._choose_start()
+        self.first_steps = self._choose_start() if first_steps is None else check_whole("first_steps", first_steps, 1)
+
+    @property
+    def points(self) -> NDArray[np.float64]:
+        return self._coupled.points
 
     def steps(self, level: int) -> int:
         return self.first_steps * 2**level
@@ -180,38 +191,68 @@ class ProblemLevels:
         """Sums (6, P) over new samples, their number rounded up to whole blocks by the caller."""
         first = self._done.get(level, 0)
         self._done[level] = first + num_samples
+        steps = self.steps(level)
+        shards = [
+            _Pairs(level, where, first + begin, count, steps)
+            for where, begin, count in self._coupled.simulation.batches(len(self.points), num_samples, steps)
+        ]
         sums = np.zeros((6, len(self.points)))
-        for where, begin, count in self._sim.batches(len(self.points), num_samples, self.steps(level)):
-            fine, coarse = self._pair(level, where, first + begin, count, self.steps(level))
-            difference = fine if level == 0 else fine - coarse
-            powers = [difference, difference**2, difference**3, difference**4, fine, fine**2]
-            sums[:, where] += [p.sum(axis=1) for p in powers]
+        for shard, found in zip(shards, in_order(self._executor, _sums_of, self._coupled, shards, each=8), strict=True):
+            sums[:, shard.where] += found
         return sums
-
-    def _pair(
-        self, level: int, where: slice, first: int, count: int, steps: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        index = np.arange(len(self.points), dtype=np.uint64)[where]
-        # Level 0 has a stream of its own too: `feynman_kac` with the same seed must be an independent check.
-        args = (self.points[where], index + np.uint64((level + 1) << _LEVEL_STREAM), first, count)
-        fine = self._sim.payoffs(*args, steps)
-        return fine, fine if level == 0 else self._sim.payoffs(*args, steps // 2, substeps=2)
 
     def _choose_start(self) -> int:
         """Fewest steps m at which levels from m on cost less than levels from 2m on (Giles 2015, Section 2.6)."""
-        velocity = self._sim.problem.velocity
+        velocity = self._coupled.simulation.problem.velocity
         m = 1
         if velocity.jumps:  # a step may not straddle two intervals
-            m = ceil(self._sim.duration / velocity.interval - 1e-9)
+            m = ceil(self._coupled.simulation.duration / velocity.interval - 1e-9)
         pilot_level = 2**20
         while m < _FINEST_START:
-            fine, coarse = self._pair(pilot_level + m, slice(None), 0, 2 * _PILOT, 2 * m)
+            fine, coarse = self._coupled(_Pairs(pilot_level + m, slice(None), 0, 2 * _PILOT, 2 * m))
             below, above = coarse.var(axis=1), fine.var(axis=1)
             extra = (fine - coarse).var(axis=1)
             if (np.sqrt(below * m) + np.sqrt(extra * 3 * m) < np.sqrt(above * 2 * m)).all():
                 break
             m *= 2
         return m
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Samples first .. first + count - 1 of a level at the points `where`, of so many steps."""
+
+    level: int
+    where: slice
+    first: int
+    count: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class _Coupled:
+    """Fine and coarse paths on the same Brownian path."""
+
+    simulation: Simulation
+    points: NDArray[np.float64]
+
+    def __call__(self, pairs: _Pairs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        index = np.arange(len(self.points), dtype=np.uint64)[pairs.where]
+        # Level 0 has a stream of its own too: `feynman_kac` with the same seed must be an independent check.
+        keys = index + np.uint64((pairs.level + 1) << _LEVEL_STREAM)
+        args = (self.points[pairs.where], keys, pairs.first, pairs.count)
+        fine = self.simulation.payoffs(*args, pairs.steps)
+        if pairs.level == 0:
+            return fine, fine
+        return fine, self.simulation.payoffs(*args, pairs.steps // 2, substeps=2)
+
+
+def _sums_of(coupled: _Coupled, pairs: _Pairs) -> NDArray[np.float64]:
+    """Sums (6, points) of Y, Y², Y³, Y⁴, P, P²."""
+    fine, coarse = coupled(pairs)
+    difference = fine if pairs.level == 0 else fine - coarse
+    powers = [difference, difference**2, difference**3, difference**4, fine, fine**2]
+    return np.stack([p.sum(axis=1) for p in powers])
 
 
 class _Run:

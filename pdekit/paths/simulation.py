@@ -33,7 +33,7 @@ class Simulation:
     """Paths of `problem` from t0 on.
 
     seed: 64-bit key; scheme, increments, dtype: names as in `feynman_kac`; quasi: where the increments come from
-    instead of the pseudo-random generator. `path_steps` counts the work done.
+    instead of the pseudo-random generator; control: whose martingale is taken off the payoffs.
     """
 
     problem: ConvectionDiffusion
@@ -43,9 +43,14 @@ class Simulation:
     dtype: str = "float64"
     t0: float = 0.0
     quasi: SobolPaths | None = None
-    path_steps: int = field(default=0, init=False)
+    control: Control | None = None
     _argument: tuple[Velocity | None, Any] = field(default=(None, None), init=False, repr=False)
+    _tables: dict[int, tuple[Any, ...]] = field(default_factory=dict, init=False, repr=False)
     _coarse: bool = field(default=False, init=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the tables, which another process builds for itself."""
+        return self.__dict__ | {"_argument": (None, None), "_tables": {}}
 
     @property
     def duration(self) -> float:
@@ -56,6 +61,15 @@ class Simulation:
         if self._argument[0] is not velocity:
             self._argument = velocity, velocity.for_lanes(self.dtype, noisy=True)
         return self._argument[1]
+
+    def control_tables(self, num_steps: int) -> tuple[Any, ...]:
+        """What the kernels take for the control: tables, steps that share one, and σ²Δt; () without one."""
+        if self.control is None:
+            return ()
+        dt = self.duration / num_steps
+        if num_steps not in self._tables:
+            self._tables[num_steps] = *self.control.tables(self.t0, dt, num_steps), self.problem.sigma**2 * dt
+        return self._tables[num_steps]
 
     def batches(self, num_points: int, num_paths: int, num_steps: int) -> Iterator[tuple[slice, int, int]]:
         """Batches (points, first path, number of paths), cut between blocks of paths."""
@@ -83,7 +97,6 @@ class Simulation:
         *,
         substeps: int = 1,
         sign: int = 1,
-        control: Control | None = None,
     ) -> NDArray[np.float64]:
         """f(X_T) less the control's martingale, (P, num_paths).
 
@@ -100,13 +113,12 @@ class Simulation:
         firsts = np.tile(first_path + LANES * np.arange(per_point, dtype=np.int64), len(points))
         dt = self.duration / num_steps
         scale = sign * self.problem.sigma * np.sqrt(dt / substeps)
-        tables: tuple[Any, ...] = () if control is None else control.tables(self, num_steps)
+        tables = self.control_tables(num_steps)
         run = _Run(self, np.repeat(streams, per_point), firsts, dt, substeps, scale, tables, x, carry, total)
         if self.quasi is not None:
             run.take_given(self.quasi)
         for first, last, velocity in self.problem.velocity.pieces(self.t0, dt, num_steps):
             run.advance(velocity, first, last)
-        self.path_steps += x.shape[0] * LANES * num_steps
         if not np.isfinite(x).all():
             raise FloatingPointError(
                 f"paths: a position became {x[~np.isfinite(x)][0]}; the velocity is not finite on the way, "

@@ -15,7 +15,6 @@ from math import sqrt
 
 import numpy as np
 from numba import float32, int32, uint32, uint64
-from numpy.typing import NDArray
 
 from pdekit.fastmath import (
     cos_kernel,
@@ -29,7 +28,6 @@ from pdekit.fastmath import (
 )
 from pdekit.runtime.kernels import kernel
 
-_ROTATIONS = (16, 42, 12, 31, 16, 32, 24, 21)
 _PARITY = np.uint64(0x1BD11BDAA9FC1A22)
 _ONE_TO_TWO = np.uint64(0x3FF0000000000000)  # exponent bits of the floats in [1, 2)
 
@@ -118,10 +116,3 @@ def normals32(word0, word1, z0, z1) -> None:
 def seed_of(rng: int | np.random.Generator | np.random.SeedSequence | None) -> np.uint64:
     """A 64-bit key from anything `numpy.random.default_rng` takes (SPEC 7); a Generator is advanced by one draw."""
     return np.random.default_rng(rng).integers(0, 2**64, dtype=np.uint64)
-
-
-def random_words(seed: int, stream: int, first_path: int, draw: int, count: int) -> NDArray[np.uint64]:
-    """The generator itself, from Python: words (2, count) at counters (first_path + i, draw)."""
-    words = np.empty((2, count), dtype=np.uint64)
-    fill_words(np.uint64(seed), np.uint64(stream), first_path, draw, words)
-    return words

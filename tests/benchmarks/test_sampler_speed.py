@@ -21,6 +21,7 @@ from pdekit.paths.brownian import GAUSSIAN, fill_increments
 from pdekit.paths.control import Control
 from pdekit.paths.multilevel import multilevel
 from pdekit.paths.sampler import feynman_kac
+from pdekit.paths.samples import Sampling
 from pdekit.paths.simulation import Simulation
 from pdekit.problem import ConvectionDiffusion
 from pdekit.velocity import CompiledVelocity, compiled
@@ -218,15 +219,12 @@ def test_solution_as_control():
     solution = solve(problem, num_points=128, dt=2e-3, times=np.linspace(0.0, 1.0, 65), progress=False)
     streams = np.arange(len(POINTS), dtype=np.uint64)
     controls = {"none": None} | {
-        name: Control.from_solution(solution, 2, hessian=name == "hessian") for name in ("gradient", "hessian")
+        name: Control.from_solution(solution, hessian=name == "hessian") for name in ("gradient", "hessian")
     }
     print("\nP1 with Heun and the solution as control: variance reduction (geometric mean, least) and cost")
     for steps in (64, 128, 256):
-        sim = Simulation(problem, np.uint64(1))
-        runs = {
-            name: lambda c=c, n=steps, sim=sim: sim.payoffs(POINTS, streams, 0, 12_800, n, control=c)
-            for name, c in controls.items()
-        }
+        sims = {name: Simulation(problem, np.uint64(1), control=c) for name, c in controls.items()}
+        runs = {name: lambda n=steps, sim=sim: sim.payoffs(POINTS, streams, 0, 12_800, n) for name, sim in sims.items()}
         seconds = cpu_seconds(runs, rounds=3)
         variance = {name: run().var(axis=1) for name, run in runs.items()}
         for name in ("gradient", "hessian"):
@@ -241,7 +239,7 @@ def test_quasi_monte_carlo_and_antithetic_paths():
     plain = feynman_kac(problem, POINTS, **options)
     print("\nP1, variance reduction at equal paths (geometric mean, range over points)")
     for name, extra in (("antithetic", {"antithetic": True}), ("Sobol, bridge", {"qmc": True})):
-        run = feynman_kac(problem, POINTS, **options, **extra)
+        run = feynman_kac(problem, POINTS, **options, sampling=Sampling(**extra))
         ratio = (plain.standard_error / run.standard_error) ** 2
         mean, cost = np.exp(np.log(ratio).mean()), run.seconds / plain.seconds
         print(f"  {name:14s} {mean:6.1f} ({ratio.min():.1f} to {ratio.max():.1f})   {cost:.2f}x the time")
@@ -251,7 +249,13 @@ def test_multilevel_on_p1():
     problem = ConvectionDiffusion(p1, terminal, SIGMA)
     solution = solve(problem, num_points=128, dt=2e-3, times=np.linspace(0.0, 1.0, 129), progress=False)
     exact = feynman_kac(
-        problem, POINTS[:1], num_paths=500_000, num_steps=512, control=solution, hessian=True, rng=99, progress=False
+        problem,
+        POINTS[:1],
+        num_paths=500_000,
+        num_steps=512,
+        control=Control.from_solution(solution, hessian=True),
+        rng=99,
+        progress=False,
     )
     print(f"\nMultilevel on P1, 30 seeds; reference {exact.mean[0]:.6f} ± {exact.standard_error[0]:.1g}")
     for rmse in (8e-3, 4e-3, 2e-3):
