@@ -1,4 +1,4 @@
-"""Who may import whom: studies -> bridge -> {pdekit, netkit}, the layers of studies, and no circles anywhere."""
+"""Who may import whom: studies -> bridge -> {pdekit, netkit}, layers within studies and pdekit, no circles anywhere."""
 
 from __future__ import annotations
 
@@ -19,8 +19,16 @@ FORBIDDEN = {
     "netkit": {"numba", "rocket_fft", "xarray", "typer", "pdekit", "bridge", "studies"},
     "bridge": {"typer", "studies"},
 }
-LAYERS = {"lab": set(), "paper": {"lab"}, "draw": {"lab", "paper"}, "page": {"lab", "paper"}}
-"""Which of its other parts each part of studies may import; the scripts beside them may import all."""
+LAYERS = {
+    "studies": {"lab": set(), "paper": {"lab"}, "draw": {"lab", "paper"}, "page": {"lab", "paper"}},
+    "pdekit": {
+        "runtime": set(),
+        "numerics": {"runtime", "fastmath"},
+        "equation": {"runtime", "numerics", "problem", "velocity", "characteristics"},
+        "paths": {"runtime", "numerics", "fastmath", "problem", "velocity", "characteristics"},
+    },
+}
+"""Which other parts of its package each part may import; modules beside the parts may import all."""
 
 
 def module_of(path: Path) -> str:
@@ -59,15 +67,21 @@ def test_packages_import_only_what_their_layer_may(package: str) -> None:
     assert not offences
 
 
-@pytest.mark.parametrize("part", LAYERS)
-def test_parts_of_the_studies_import_only_those_below_them(part: str) -> None:
-    ours = [module for module in MODULES if module.startswith(f"studies.{part}.")]
+@pytest.mark.parametrize(("package", "part"), [(package, part) for package in LAYERS for part in LAYERS[package]])
+def test_parts_of_a_package_import_only_those_below_them(package: str, part: str) -> None:
+    ours = [module for module in MODULES if module.startswith(f"{package}.{part}.")]
     assert len(ours) > 1
-    allowed = tuple(f"studies.{name}." for name in (part, *LAYERS[part]))
+    allowed = {part, *LAYERS[package][part]}
     offences = {
         module: bad
         for module in ours
-        if (bad := [name for name in imported(module) if name.startswith("studies") and not name.startswith(allowed)])
+        if (
+            bad := [
+                name
+                for name in imported(module)
+                if name.startswith(f"{package}.") and name.split(".")[1] not in allowed
+            ]
+        )
     }
     assert not offences
 

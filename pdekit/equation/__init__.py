@@ -1,0 +1,1 @@
+"""The equation's wing: from a problem to u on a grid."""

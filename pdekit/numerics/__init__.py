@@ -1,0 +1,1 @@
+"""Fourier calculus, splines and blocks of lanes: mathematics that knows no problem."""
