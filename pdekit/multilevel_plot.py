@@ -1,4 +1,4 @@
-"""Giles' four panels: what multilevel Monte Carlo found on each level, and what it cost."""
+"""Giles' four panels: means, variances, samples and costs of multilevel Monte Carlo by level."""
 
 from __future__ import annotations
 

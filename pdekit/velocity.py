@@ -106,14 +106,14 @@ class Velocity:
         yield 0, num_steps, self
 
     def for_lanes(self, dtype: str, *, noisy: bool = False) -> Any:
-        """What compiled loops over paths take: (table, degree), a compiled function, or None where there is neither.
+        """Argument of the compiled loops over paths: (table, degree), a compiled function, or None where there is neither.
 
         noisy: the paths have noise, beside which a relative error of 6e-8 in F is nothing.
         """
         return None
 
     def identity(self, points: NDArray, times: NDArray) -> Any:
-        """What tells F from another, as JSON holds it: a function by its values at points (P, d) and times."""
+        """Identify F by what JSON can hold: a function by its values at points (P, d) and times."""
         return [self.at(points, float(t)).ravel().tolist() for t in times]
 
     def reversed(self, horizon: float) -> Velocity:

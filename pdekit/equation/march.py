@@ -1,4 +1,4 @@
-"""The march of a method through time: frames, restart points, and what it meets that a grid cannot hold."""
+"""The march of a method through time: frames, restart points, and scales met that the grid cannot hold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHECKS = 32  # of the tail of u on the way
 
 @dataclass
 class Record:
-    """How far a march has come, and what it met on the way."""
+    """Progress of a march, and the extremes that it met."""
 
     s: float = 0.0
     taken: int = 0
@@ -177,7 +177,7 @@ class March:
 
 
 def unresolved(flow: Flow, plan: Plan, record: Record, num_points: int, bound: float) -> Iterator[str]:
-    """What the march showed to be unresolved."""
+    """One line for each way in which the march showed u to be unresolved."""
     limit = LARGEST_TAIL if plan.kind.spectral else LARGEST_SMOOTHED_TAIL
     finer = f"use num_points = {2 * num_points} and compare"
     if record.tail > limit:

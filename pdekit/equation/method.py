@@ -1,4 +1,4 @@
-"""What a way of solving the equation offers to the march through time, and what is known of each before it runs."""
+"""The interface between a method and the march through time, and the facts known of each method beforehand."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class Method(Protocol):
         """A state of another grid as one of this grid."""
 
     def history(self) -> dict[str, NDArray]:
-        """What a restart needs beyond the state."""
+        """State that a restart needs beyond `state`."""
 
     def restore(self, history: dict[str, NDArray]) -> None:
-        """Take over what `history` gave."""
+        """Take over the arrays that `history` gave."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What is known of a method.
+    """Facts about a method, known before it runs.
 
     spectral: it keeps Fourier modes; adaptive: it chooses its steps by `rtol` and meets every frame's time exactly;
     one_step: F may jump between its steps; amplification: its growth in a step of v' = λv as a function of λ dt, where

@@ -68,7 +68,7 @@ def choose_method(problem: ConvectionDiffusion, num_points: int) -> tuple[str, s
 
 @dataclass(frozen=True)
 class Plan:
-    """How a problem is solved on a grid, and what of it the kept modes cannot hold."""
+    """How a problem is solved on a grid, and the shares of f and F above the kept modes."""
 
     method: str
     reason: str
@@ -82,7 +82,7 @@ class Plan:
 
 
 class Planner:
-    """Weighs what modes a method would keep. duration: from T back to the first frame, in which diffusion acts on f."""
+    """Weigh which modes a method would keep. duration: from T back to the first frame, in which diffusion acts on f."""
 
     def __init__(self, problem: ConvectionDiffusion, num_points: int, flow: Flow, duration: float) -> None:
         self._problem, self._num_points, self._flow = problem, num_points, flow
@@ -128,7 +128,7 @@ class Planner:
 
 
 def lost_modes(planner: Planner, plan: Plan, num_points: int) -> Iterator[str]:
-    """What the grid cannot hold of f and F."""
+    """One line for each of f and F whose modes the grid cannot hold."""
     if plan.terminal_lost > LARGEST_LOSS:
         needed = 2 * planner.terminal.cutoff_for(LARGEST_LOSS, planner.damping) + 2
         yield (
@@ -146,7 +146,7 @@ def lost_modes(planner: Planner, plan: Plan, num_points: int) -> Iterator[str]:
 def growth_exponent(
     problem: ConvectionDiffusion, flow: Flow, plan: Plan, num_points: int, num_steps: int
 ) -> tuple[float | None, list[str]]:
-    """Growth exponent of the worst kept mode, for a fixed step with a stability region, and what to warn of.
+    """Growth exponent of the worst kept mode, for a fixed step with a stability region, and the warning it deserves.
 
     Raises `UnstableError` where a mode grows at the typical |F|; warns where one does at the largest, which F may reach
     in too few places for that to matter.

@@ -1,4 +1,4 @@
-"""What a grid and a step can hold of a problem: measured before the first step, and watched while it is solved.
+"""How much of a problem a grid and a step can hold: measured before the first step, and watched while it is solved.
 
 Shares are root mean squares: the part of a field in some of its modes, relative to the whole field. The frequency of a
 mode is max|k_i|, the one along the axis where it is highest.
@@ -75,7 +75,7 @@ def _spectrum(along: Sequence[NDArray], *, components: int = 1, centred: bool = 
 
 
 def _lines(num_points: int, dim: int) -> list[NDArray[np.float64]]:
-    """Points (lines, M, d) along each axis, finer than the grid: what it would take for a slow mode is seen as fast."""
+    """Points (lines, M, d) along each axis, finer than the grid, which takes fast modes for slow ones."""
     fine = np.arange(4 * num_points + 1) / (4 * num_points + 1)
     offsets = np.random.default_rng(0).random((1 if dim == 1 else _LINES, 1, dim))
     lines = []

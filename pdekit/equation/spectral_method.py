@@ -1,4 +1,4 @@
-"""The convection-diffusion equation on kept Fourier modes: what joins the advection term to a time stepper."""
+"""The convection-diffusion equation on kept Fourier modes: the advection term joined to a time stepper."""
 
 from __future__ import annotations
 

@@ -35,10 +35,10 @@ class Stepper(Protocol):
         """Advance u (modes) in place from s on, and return by how much."""
 
     def history(self) -> dict[str, NDArray]:
-        """What a restart needs beyond the state."""
+        """Arrays that a restart needs beyond the state."""
 
     def restore(self, history: dict[str, NDArray]) -> None:
-        """Take over what `history` gave."""
+        """Take over the arrays that `history` gave."""
 
 
 @kernel(fastmath={"contract"})
@@ -103,7 +103,7 @@ class StepperRK4:
         return self.dt
 
     def history(self) -> dict[str, NDArray]:
-        """What a restart needs beyond the state: nothing for a one-step method."""
+        """Nothing, as a one-step method needs no more than its state."""
         return {}
 
     def restore(self, history: dict[str, NDArray]) -> None:

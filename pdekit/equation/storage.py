@@ -1,4 +1,4 @@
-"""Where a long solve keeps its frames and its restart point. Files are complete or absent, never half-written."""
+"""Frames and restart points of a long solve. Files are complete or absent, never half-written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CheckpointError(ValueError):
 
 
 def fingerprint(problem: ConvectionDiffusion) -> dict[str, Any]:
-    """What identifies a problem: node values by their hash, functions by their values at fixed irregular points."""
+    """Identify a problem: node values by their hash, functions by their values at fixed irregular points."""
 
     rng = np.random.default_rng(0)
     points = rng.random((128, problem.dim))

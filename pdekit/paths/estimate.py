@@ -1,4 +1,4 @@
-"""What a Monte Carlo run returns: a mean that never travels without its uncertainty."""
+"""Estimates: means that never travel without their uncertainty."""
 
 # Kernels are compiled for whatever types they meet: annotations would say less than numba knows.
 # mypy: disallow-untyped-defs=False

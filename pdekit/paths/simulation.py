@@ -57,13 +57,13 @@ class Simulation:
         return self.problem.horizon - self.t0
 
     def for_lanes(self, velocity: Velocity) -> Any:
-        """What the kernels take for a velocity; a redrawn one needs one table at a time."""
+        """Argument of the kernels for a velocity; a redrawn one needs one table at a time."""
         if self._argument[0] is not velocity:
             self._argument = velocity, velocity.for_lanes(self.dtype, noisy=True)
         return self._argument[1]
 
     def control_tables(self, num_steps: int) -> tuple[Any, ...]:
-        """What the kernels take for the control: tables, steps that share one, and σ²Δt; () without one."""
+        """Arguments of the kernels for the control: tables, steps that share one, and σ²Δt; () without one."""
         if self.control is None:
             return ()
         dt = self.duration / num_steps

@@ -1,1 +1,1 @@
-"""What compiled and parallel code runs on: kernels, threads, shards, progress, checks. It knows no mathematics."""
+"""Support of compiled and parallel code: kernels, threads, shards, progress, checks. It knows no mathematics."""
