@@ -106,7 +106,7 @@ class Velocity:
         yield 0, num_steps, self
 
     def for_lanes(self, dtype: str, *, noisy: bool = False) -> Any:
-        """Argument of the compiled loops over paths: (table, degree), a compiled function, or None where there is neither.
+        """Argument of the compiled loops over paths: (table, degree), a compiled function, or None without either.
 
         noisy: the paths have noise, beside which a relative error of 6e-8 in F is nothing.
         """

@@ -84,7 +84,7 @@ class Verification:
         return max(0.0, middle - noise), middle + noise
 
     def _noise(self) -> float:
-        """Bound that the rms of P normal errors exceeds with probability `level`, by Satterthwaite's χ² for their squares."""
+        """Bound that the rms of P normal errors exceeds with probability `level`, by Satterthwaite's χ²."""
         variances = self.path_error**2
         degrees = float(variances.sum() ** 2 / (variances**2).sum())
         return float(np.sqrt(special.chdtri(degrees, self.level) / degrees * variances.mean()))
