@@ -164,14 +164,13 @@ def _svg(figure: Figure, title: str, tips: Mapping[str, Sequence[str]]) -> Marku
     stored = io.StringIO()
     with rc_context({"svg.hashsalt": title}):  # sets its ids apart from those of other charts
         figure.savefig(stored, format="svg", transparent=True, metadata={"Date": None})
-    root = ElementTree.fromstring(re.sub(r"(\.\d\d)\d{3,}", r"\1", stored.getvalue()))
-    for child in (root.find(f"{_SVG}metadata"), root.find(f"{_SVG}defs")):  # a licence and a style for all of a page
-        if child is not None:
-            root.remove(child)
+    root = ElementTree.fromstring(re.sub(r"(\.\d\d)\d{4}\b", r"\1", stored.getvalue()))
+    for child in root.findall(f"{_SVG}metadata") + root.findall(f"{_SVG}defs[{_SVG}style]"):  # a style of all the page
+        root.remove(child)
     for group in root.iter(f"{_SVG}g"):
         said = tips.get(group.attrib.pop("id", ""), ())
         for point, text in zip(group.iter(f"{_SVG}use"), said, strict=False):
             ElementTree.SubElement(point, f"{_SVG}title").text = text
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": title}
     text = re.sub(r"\s*\n\s*", "\n", ElementTree.tostring(root, encoding="unicode"))
-    return Markup(re.sub("#0000([01].)", lambda found: f"var(--{_NAMES[int(found[1], 16) - 1]})", text))
+    return Markup(re.sub("#0000(0.)", lambda found: f"var(--{_NAMES[int(found[1], 16) - 1]})", text))
