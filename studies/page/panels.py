@@ -1,88 +1,244 @@
-"""From stored numbers to the charts of the report."""
+"""The sections of the report, each declared once, and the charts in them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from markupsafe import Markup
+from studies.lab.networks import Kind, Network
+from studies.page import findings
+from studies.page.charts import MARKERS, Chart, Dot, Point, Series, dot_chart, line_chart
+from studies.page.findings import Finding
+from studies.page.results import DATASETS, STUDIES, Fields, Results, Study, family_of, kind_of
 
-from studies.lab.networks import Network
-from studies.page.charts import MARKERS, Axis, Dot, Series, dot_chart, line_chart
-from studies.page.findings import SCHEMES
-from studies.page.results import STYLES, family_of, kind_of
-
-Fields = dict[str, Any]
-
-PARTS = {
-    "accuracy": "training, attacked",
-    "val_robust": "validation, attacked",
-    "val_natural": "validation, clean",
+PARTS = {"accuracy": "training, attacked", "val_robust": "validation, attacked", "val_natural": "validation, clean"}
+KINDS: dict[Kind, str] = {
+    "single": "one network",
+    "noisy": "with noise",
+    "silent": "control: members without noise",
+    "wide": "control: one wide network",
+    "two-point": "with two-point noise",
 }
-_STEPS_OF_THE_PAPER = {"ifgsm20": 20, "cw": 50}
-_USUAL_MARKERS = {1: "circle", 2: "square", 5: "triangle"}
+STYLES: dict[Kind, str] = {"single": "c0", "noisy": "c1", "silent": "c2", "wide": "c3", "two-point": "c4"}
+SCHEMES = {"euler": "Euler-Maruyama", "heun": "Heun"}
 _BOUNDS = {"gradient": "measured", "coupling": "coupling bound", "bernstein": "best μ"}
+_STEPS_OF_THE_PAPER = {"ifgsm20": 20, "cw": 50}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A chart under its heading."""
+    """A section of the page, drawn by the template that is called as its anchor.
 
-    heading: str
-    chart: Markup
+    study: whose command makes what the panel shows.
+    stored: what there is of it; None or empty where there is nothing. Usually the study's own numbers.
+    charts: of what is stored.
+    claims: what became of those that it decides.
+    """
+
+    anchor: str
+    title: str
+    study: str
+    stored: Callable[[Results], Any] | None = None
+    charts: Callable[[Any], Iterable[Chart]] = lambda stored: ()
+    claims: Callable[[Any], Iterator[Finding]] | None = None
+
+    def of(self, results: Results) -> Any:
+        return self.stored(results) if self.stored else results.found.get(self.study)
+
+    @property
+    def made_by(self) -> Study:
+        return STUDIES[self.study]
+
+    def findings(self, results: Results) -> list[Finding]:
+        if self.claims is None or not (found := self.of(results)):
+            return []
+        return [replace(finding, anchor=finding.anchor or self.anchor) for finding in self.claims(found)]
+
+
+# Charts of single studies
+
+
+def _charts_of_the_network(stored: Fields) -> Iterator[Chart]:
+    """neural_pde's curves, large enough to read: the error in draws, and gradients and flips as the noise grows."""
+    draws, rows = stored["error_in_draws"], stored["smoothing"]
+    curves = tuple(
+        Series(f"L = {blocks}", _pairs(draws["draws"], values), f"q{index}")
+        for index, (blocks, values) in enumerate(draws["curves"].items())
+    )
+    title = f"Rms error falls like n to the power {draws['slope_up_to_32']:.2f}, down to a floor that more blocks lower"
+    heading = "error against the PDE, by networks averaged"
+    yield line_chart(heading, curves, "networks averaged, n", "rms error", log="xy", title=title)
+
+    noisy = [row for row in rows if row["sigma"] >= 0.1]  # as σ goes to 0 the bounds grow like e^γ
+    curves = tuple(
+        Series(label, tuple((row["sigma"], row[key]) for row in noisy), f"q{index}", dashed=index > 0)
+        for index, (key, label) in enumerate(_BOUNDS.items())
+    )
+    title = "The steepest gradient falls as the noise grows and stays below both bounds"
+    yield line_chart("steepest gradient, and its bounds", curves, "noise σ", "max|∇u|", log="y", title=title)
+
+    flipped = Series("flipped", tuple((row["sigma"], 100 * row["flipped"]) for row in rows), "q1")
+    wrong = Series("wrong", tuple((row["sigma"], 100 * (1 - row["accuracy"])) for row in rows), "q0", dashed=True)
+    title = "Share of points that a small perturbation flips, and that are wrong without any, by noise"
+    yield line_chart("test points in %", (flipped, wrong), "noise σ", "% of test points", title=title)
+
+
+def _charts_of_levels(stored: Fields) -> Iterator[Chart]:
+    """How levels converge for each scheme, and the work that each error takes."""
+    found_by_name = enumerate(stored["schemes"].items(), 1)
+    schemes = [(f"q{index}", SCHEMES[name].split("-")[0], found) for index, (name, found) in found_by_name]
+    for key, what, rate in (("variance", "variance", "beta"), ("mean", "|mean|", "alpha")):
+        levels = schemes[0][2]["levels"]
+        series = [Series("Pₗ", _pairs(levels["steps"], map(abs, levels[f"{key}_fine"])), "q0", dashed=True)]
+        for style, name, found in schemes:
+            levels = found["levels"]
+            points = _pairs(levels["steps"], map(abs, levels[f"{key}_difference"]))
+            series.append(Series(f"{name}: Pₗ − Pₗ₋₁", points[1:], style))
+        rates = ", ".join(f"{name} {found['levels'][rate]:.2f}" for _, name, found in schemes)
+        title = f"{what} of level differences falls as steps double; fitted rates: {rates}"
+        yield line_chart(f"{what} by level", tuple(series), "steps at the level", what, log="xy", title=title)
+    series = []
+    for style, name, found in schemes:
+        levels = tuple((row["delivered"], row["cost"]) for row in found["costs"])
+        plain = tuple((row["plain_delivered"], row["plain_cost"]) for row in found["costs"])
+        series += [Series(f"{name}, levels", levels, style), Series(f"{name}, plain", plain, style, dashed=True)]
+    title = "Work against measured error, for multilevel and for plain Monte Carlo"
+    heading = "work against measured error"
+    yield line_chart(heading, tuple(series), "measured error, rms", "path-steps", log="xy", title=title)
+
+
+def _pairs(xs: Iterable[float], ys: Iterable[float]) -> tuple[Point, ...]:
+    return tuple(zip(xs, ys, strict=True))
+
+
+# Charts of networks
+
+
+def looks_of(models: Sequence[str]) -> list[Series]:
+    """How networks are drawn, no two alike while there are markers.
+
+    Colour tells the kind, dashes a control, and the marker the number of members.
+    """
+    is_one_family = len(set(map(family_of, models))) == 1
+    looks: list[Series] = []
+    for model in models:
+        kind, network = kind_of(model), Network.parse(model.partition(" (")[0])
+        taken = {look.marker for look in looks if look.style == STYLES[kind]}
+        usual = dict(zip((1, 2, 5), MARKERS, strict=False)).get(network.num_members, MARKERS[3])
+        marker = next((sign for sign in (usual, *reversed(MARKERS)) if sign not in taken), usual)
+        label = model.removesuffix(network.family) or model if is_one_family else model
+        looks.append(Series(label, (), STYLES[kind], kind in ("silent", "wide"), marker=marker))
+    return looks
+
+
+def _over_seeds(look: Series, values: Mapping[float, Sequence[float]], rings: Iterable[Point] = ()) -> Series:
+    """The mean with a band from the lowest to the highest."""
+    means = tuple((x, sum(ys) / len(ys)) for x, ys in values.items())
+    band = tuple((x, min(ys), max(ys)) for x, ys in values.items() if len(ys) > 1)
+    return replace(look, points=means, band=band, rings=tuple(rings))
+
+
+def by_epoch(history: Sequence[Fields], part: str) -> dict[int, float]:
+    """Accuracy in % by epoch, counted from 1, where it was measured; `part` is one of PARTS."""
+    return {record["epoch"] + 1: 100 * record[part] for record in history if record[part] is not None}
+
+
+def training_curves(table: Fields) -> Iterator[tuple[str, list[Chart]]]:
+    """For each family of networks (name, charts): the mean over seeds with the range, a ring at the selected epoch."""
+    rows = [row for row in table["rows"] if any(run["networks"] for run in row["runs"])]
+    for family in dict.fromkeys(family_of(row["model"]) for row in rows):
+        members = [row for row in rows if family_of(row["model"]) == family]
+        looks = looks_of([row["model"] for row in members])
+        charts = []
+        for part, heading in PARTS.items():
+            series = tuple(_curve(row, part, look) for row, look in zip(members, looks, strict=True))
+            if any(len(s.points) > 1 for s in series):
+                names = ", ".join(f"{s.label} ends at {s.points[-1][1]:.1f}" for s in series if s.points)
+                title = f"{table['title']} on {DATASETS[table['dataset']]}, {family}: accuracy in % over epochs, "
+                charts.append(line_chart(heading, series, "epoch", "accuracy in %", title=f"{title}{heading}: {names}"))
+        if charts:
+            yield family, charts
+
+
+def _curve(row: Fields, part: str, look: Series) -> Series:
+    networks = [run["networks"][0] for run in row["runs"] if run["networks"]]
+    curves = [by_epoch(network["history"], part) for network in networks]
+    epochs = sorted(set.intersection(*map(set, curves)))
+    chosen = [(network["selected_epoch"], curve) for network, curve in zip(networks, curves, strict=True)]
+    rings = [(epoch, curve[epoch]) for epoch, curve in chosen if part != "accuracy" and epoch in curve]
+    return _over_seeds(look, {epoch: [curve[epoch] for curve in curves] for epoch in epochs}, rings)
+
+
+def _curves_stored(results: Results) -> list[Fields]:
+    figure = results.found.get("fig5")
+    return [*([figure] if figure else []), *results.found.get("cifar", [])]
+
+
+def charts_of_rates(stored: Fields) -> list[Chart]:
+    """Validation accuracy by peak learning rate."""
+    rows = [row for row in stored["networks"] if kind_of(row["model"]) != "two-point"]
+    series = [
+        _over_seeds(look, {rate["peak_lr"]: [100 * share for share in rate["validation"]] for rate in row["rates"]})
+        for row, look in zip(rows, looks_of([row["model"] for row in rows]), strict=True)
+    ]
+    place = f"{DATASETS[stored['dataset']]}, {stored['setting']}"
+    title = f"Validation accuracy under attack by peak learning rate, for each network: {place}"
+    heading = "validation, attacked, by peak learning rate"
+    return [line_chart(heading, tuple(series), "peak learning rate", "accuracy in %", log="x", title=title)]
+
+
+# The tables
 
 
 @dataclass(frozen=True)
 class Head:
     """A column of a table: how it is headed, and what its cells have in common.
 
-    `shared` says n and seeds where they are those of all cells, and is empty where each has to say its own;
-    `paper_steps` is None but where the attack takes fewer steps than the paper's.
+    shared: n and seeds where they are those of all cells; empty where each has to say its own.
+    paper_steps: None but where the attack takes fewer steps than the paper's.
     """
 
     title: str
     shared: str
     paper_steps: int | None
 
-    def own(self, cell: Fields) -> str:
-        """What a cell has to say of n and seeds beyond its head."""
-        return "" if self.shared else extent_of(cell)
-
 
 def extent_of(cell: Fields) -> str:
-    """Over how many images and seeds a number is; of a verdict that was stored without them nothing."""
-    if "n" not in cell:
-        return ""
-    seeds = cell["num_seeds"]
-    return f"n = {cell['n']:,}, {seeds} seed{'' if seeds == 1 else 's'}"
+    """Over how many images and seeds a number is."""
+    return f"n = {cell['n']:,}, {cell['num_seeds']} seed{'' if cell['num_seeds'] == 1 else 's'}"
 
 
-def heads(table: Fields) -> dict[str, Head]:
-    """The columns of a table's accuracies."""
-    return _heads(table, {c: [row["cells"][c] for row in table["rows"] if c in row["cells"]] for c in table["columns"]})
-
-
-def heads_of_orderings(table: Fields) -> dict[str, Head]:
-    """The columns of a table's verdicts."""
-    return _heads(table, {c: [v for v in table["verdicts"] if v["column"] == c] for c in table["columns"]})
-
-
-def _heads(table: Fields, cells: Mapping[str, Sequence[Fields]]) -> dict[str, Head]:
+def heads(table: Fields, verdicts: Sequence[Fields] | None = None) -> dict[str, Head]:
+    """The columns of a table's accuracies, or of some of its verdicts."""
     found = {}
     for column, title in table["columns"].items():
-        extents = {extent_of(cell) for cell in cells[column]}
+        cells = [row["cells"][column] for row in table["rows"] if column in row["cells"]]
+        if verdicts is not None:
+            cells = [verdict for verdict in verdicts if verdict["column"] == column]
+        extents = {extent_of(cell) for cell in cells}
         published = _STEPS_OF_THE_PAPER.get(column, 0)
         is_capped = published > int((re.findall(r"\d+", title) or [published])[-1])
         found[column] = Head(title, extents.pop() if len(extents) == 1 else "", published if is_capped else None)
     return found
 
 
-def accuracies(table: Fields) -> list[Panel]:
+def cells_of(tables: Sequence[Fields]) -> list[Fields]:
+    return [cell for table in tables for row in table["rows"] for cell in row["cells"].values()]
+
+
+def by_claim(verdicts: Sequence[Fields]) -> dict[tuple[str, str], dict[str, Fields]]:
+    """By (better, worse) and column."""
+    found: dict[tuple[str, str], dict[str, Fields]] = {}
+    for verdict in verdicts:
+        found.setdefault((verdict["better"], verdict["worse"]), {})[verdict["column"]] = verdict
+    return found
+
+
+def accuracies(table: Fields) -> Iterator[Chart]:
     """One chart an attack: all networks with their intervals, and the paper's value where it is of the same task."""
     is_same_task = table["dataset"] == table["paper_dataset"]
-    panels = []
     for column, head in heads(table).items():
         dots = []
         for row in table["rows"]:
@@ -91,12 +247,11 @@ def accuracies(table: Fields) -> list[Panel]:
                 mark = row["paper"].get(column) if is_same_task else None
                 dots.append(Dot(name_of(row), 100 * cell["mean"], low, high, STYLES[kind_of(row["model"])], mark))
         if len(dots) > 1:
-            title = f"Accuracy in % by network, {head.title}: "
+            title = f"{table['title']} on {DATASETS[table['dataset']]}: accuracy in % by network, {head.title}: "
             title += ", ".join(f"{dot.label} {dot.value:.1f}" for dot in dots)
             is_other = head.paper_steps is not None and any(dot.mark is not None for dot in dots)
             heading = head.title + (f"; the paper’s takes {head.paper_steps} steps" if is_other else "")
-            panels.append(Panel(heading, dot_chart(dots, title=title)))
-    return panels
+            yield dot_chart(heading, tuple(dots), title=title)
 
 
 def name_of(row: Fields) -> str:
@@ -104,161 +259,23 @@ def name_of(row: Fields) -> str:
     return row["model"] if row["oracle"] is None else f"{row['model']} on images made for {row['oracle']}"
 
 
-def by_epoch(history: Sequence[Fields], part: str) -> dict[int, float]:
-    """Accuracy in % by epoch, counted from 1, where it was measured; `part` is one of PARTS."""
-    return {record["epoch"] + 1: 100 * record[part] for record in history if record[part] is not None}
+def num_equal(predicted: Sequence[str], labels: Sequence[str]) -> int:
+    return sum(map(str.__eq__, predicted, labels))
 
 
-def training_curves(rows: Sequence[Fields]) -> Iterator[tuple[str, list[Panel]]]:
-    """For each family of networks (name, charts): the mean over seeds with the range, a ring at the selected epoch."""
-    families: dict[str, list[Fields]] = {}
-    for row in rows:
-        if any(run["networks"] for run in row["runs"]):
-            families.setdefault(family_of(row["model"]), []).append(row)
-    for family, members in families.items():
-        panels = []
-        looks = _looks([row["model"] for row in members])
-        for part, heading in PARTS.items():
-            series = [_curve(row, part, look) for row, look in zip(members, looks, strict=True)]
-            if any(len(s.points) > 1 for s in series):
-                names = ", ".join(f"{s.label} ends at {s.points[-1][1]:.1f}" for s in series if s.points)
-                chart = line_chart(
-                    series, Axis("epoch"), Axis("accuracy in %"), title=f"Accuracy in % over epochs, {heading}: {names}"
-                )
-                panels.append(Panel(heading, chart))
-        if panels:
-            yield family, panels
-
-
-@dataclass(frozen=True)
-class _Look:
-    """How a network is drawn: its kind by colour, and by dashes where it is a control, its members by the marker."""
-
-    label: str
-    style: str
-    dashed: bool
-    marker: str
-
-
-def _looks(models: Sequence[str]) -> list[_Look]:
-    """One for each line of a chart, no two alike while there are markers."""
-    is_one_family = len(set(map(family_of, models))) == 1
-    looks: list[_Look] = []
-    for model in models:
-        kind, network = kind_of(model), Network.parse(model.partition(" (")[0])
-        taken = {look.marker for look in looks if look.style == STYLES[kind]}
-        usual = _USUAL_MARKERS.get(network.num_members, "cross")
-        marker = next((name for name in (usual, *reversed(MARKERS)) if name not in taken), usual)
-        label = model.removesuffix(network.family) or model if is_one_family else model
-        looks.append(_Look(label, STYLES[kind], kind in ("silent", "wide"), marker))
-    return looks
-
-
-def _curve(row: Fields, part: str, look: _Look) -> Series:
-    networks = [run["networks"][0] for run in row["runs"] if run["networks"]]
-    curves = [by_epoch(network["history"], part) for network in networks]
-    epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
-    means = [(float(e), sum(curve[e] for curve in curves) / len(curves)) for e in epochs]
-    band = [(float(e), min(c[e] for c in curves), max(c[e] for c in curves)) for e in epochs] if len(curves) > 1 else []
-    chosen = [(network["selected_epoch"], curve) for network, curve in zip(networks, curves, strict=True)]
-    rings = [(float(e), curve[e]) for e, curve in chosen if part != "accuracy" and e in curve]
-    return Series(look.label, means, look.style, look.dashed, band, rings, look.marker)
-
-
-def of_rates(stored: Fields) -> list[Panel]:
-    """Validation accuracy by peak learning rate, the mean over seeds with the range."""
-    rows = [row for row in stored["networks"] if kind_of(row["model"]) != "two-point"]
-    series = []
-    for row, look in zip(rows, _looks([row["model"] for row in rows]), strict=True):
-        means = [(rate["peak_lr"], 100 * sum(rate["validation"]) / len(rate["validation"])) for rate in row["rates"]]
-        band = [(r["peak_lr"], 100 * min(r["validation"]), 100 * max(r["validation"])) for r in row["rates"]]
-        series.append(Series(look.label, means, look.style, look.dashed, band, marker=look.marker))
-    title = "Validation accuracy under attack by peak learning rate, for each network"
-    chart = line_chart(series, Axis("peak learning rate", is_log=True), Axis("accuracy in %"), title=title, height=300)
-    return [Panel("validation, attacked, by peak learning rate", chart)]
-
-
-def of_the_network(stored: Fields) -> list[Panel]:
-    """neural_pde's curves, large enough to read: the error in draws, and gradients and flips as the noise grows."""
-    draws, rows = stored["error_in_draws"], stored["smoothing"]
-    in_draws = [
-        Series(f"L = {blocks}", list(zip(map(float, draws["draws"]), values, strict=True)), f"q{index}")
-        for index, (blocks, values) in enumerate(draws["curves"].items())
-    ]
-    noisy = [row for row in rows if row["sigma"] >= 0.1]  # as σ goes to 0 the bounds grow like e^γ
-    gradients = [
-        Series(label, [(row["sigma"], row[key]) for row in noisy], f"q{index}", dashed=index > 0)
-        for index, (key, label) in enumerate(_BOUNDS.items())
-    ]
-    flips = [
-        Series("flipped", [(row["sigma"], 100 * row["flipped"]) for row in rows], "q1"),
-        Series("wrong", [(row["sigma"], 100 * (1 - row["accuracy"])) for row in rows], "q0", dashed=True),
-    ]
-    sigma = Axis("noise σ")
-    return [
-        Panel(
-            "error against the PDE, by networks averaged",
-            line_chart(
-                in_draws,
-                Axis("networks averaged, n", is_log=True),
-                Axis("rms error", is_log=True),
-                title=f"Root-mean-square error falls like n to the power {draws['slope_up_to_32']:.2f}, "
-                "down to a floor that more blocks lower",
-            ),
-        ),
-        Panel(
-            "steepest gradient, and its bounds",
-            line_chart(
-                gradients,
-                sigma,
-                Axis("max|∇u|", is_log=True),
-                title="The steepest gradient falls as the noise grows and stays below both bounds",
-            ),
-        ),
-        Panel(
-            "test points in %",
-            line_chart(
-                flips,
-                sigma,
-                Axis("% of test points"),
-                title="Share of points that a small perturbation flips, and that are wrong without any, by noise",
-            ),
-        ),
-    ]
-
-
-def of_levels(stored: Fields) -> list[Panel]:
-    """How levels converge for each scheme, and the work that each error takes."""
-    panels = []
-    for key, what, rate in (("variance", "variance", "beta"), ("mean", "|mean|", "alpha")):
-        series = []
-        for index, (scheme, found) in enumerate(stored["schemes"].items()):
-            levels, name = found["levels"], SCHEMES[scheme].split("-")[0]
-            fine = list(zip(map(float, levels["steps"]), map(abs, levels[f"{key}_fine"]), strict=True))
-            difference = list(zip(map(float, levels["steps"]), map(abs, levels[f"{key}_difference"]), strict=True))
-            series.append(Series(f"{name}: Pₗ − Pₗ₋₁", difference[1:], f"q{index + 1}"))
-            if index == 0:
-                series.append(Series("Pₗ", fine, "q0", dashed=True))
-        rates = ", ".join(f"{SCHEMES[s]} {f['levels'][rate]:.2f}" for s, f in stored["schemes"].items())
-        chart = line_chart(
-            series,
-            Axis("steps at the level", is_log=True),
-            Axis(what, is_log=True),
-            title=f"{what} of level differences falls as steps double; fitted rates: {rates}",
-        )
-        panels.append(Panel(f"{what} by level", chart))
-    series = []
-    for index, (scheme, found) in enumerate(stored["schemes"].items()):
-        rows, name = found["costs"], SCHEMES[scheme].split("-")[0]
-        ours = [(row["delivered"], row["cost"]) for row in rows]
-        plain = [(row["plain_delivered"], row["plain_cost"]) for row in rows]
-        series.append(Series(f"{name}, levels", ours, f"q{index + 1}"))
-        series.append(Series(f"{name}, plain", plain, f"q{index + 1}", dashed=True))
-    chart = line_chart(
-        series,
-        Axis("measured error, rms", is_log=True),
-        Axis("path-steps", is_log=True),
-        title="Work against measured error, for multilevel and for plain Monte Carlo",
-    )
-    panels.append(Panel("work against measured error", chart))
-    return panels
+PANELS: tuple[Panel, ...] = (
+    Panel("short", "In short", "cifar", lambda r: r.headline),
+    Panel("idea", "The idea in one picture", "neural_pde", None, _charts_of_the_network, findings.of_the_network),
+    Panel("summary", "What became of the claims", "cifar", lambda r: [f for p in PANELS for f in p.findings(r)]),
+    Panel("figure4", "Figure 4", "fig4", claims=findings.of_figure4),
+    Panel("theorems", "The theorems", "theorems", claims=findings.of_theorems),
+    Panel("multilevel", "Multilevel", "multilevel", None, _charts_of_levels, findings.of_multilevel),
+    Panel("constant-noise", "Constant noise", "noise_scale", claims=findings.of_constant_noise),
+    Panel("cifar", "CIFAR", "cifar", claims=findings.of_cifar),
+    Panel("tables", "The tables", "table2", lambda r: r.tables, claims=findings.of_digits),
+    Panel("training", "Training curves", "fig5", _curves_stored),
+    Panel("learning-rates", "Learning rates", "learning_rates", claims=findings.of_learning_rates),
+    Panel("images", "Adversarial images", "fig6"),
+    Panel("missing", "What is missing", "cifar", lambda r: r),
+)
+"""In the order of the page."""
