@@ -31,7 +31,7 @@ from netkit.data import Dataset, Split, augment
 from netkit.models import EnResNet, build
 from netkit.randomness import derived_generator, derived_seed, noise_from, seeded_globally
 
-Loss = Literal["pgd", "natural", "trades"]
+TrainingLoss = Literal["pgd", "natural", "trades"]
 
 _LEAST = {"epochs": 1, "batch_size": 1, "num_steps": 1, "validate_every": 1, "val_num_steps": 2}
 """Of what is counted; one step of attack shows too little in validation."""
@@ -75,7 +75,7 @@ class TrainConfig:
     Raises ValueError for a value outside its range.
     """
 
-    loss: Loss = "pgd"
+    loss: TrainingLoss = "pgd"
     epochs: int = 200
     batch_size: int = 128
     lr: float = 0.1
@@ -104,7 +104,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         hints = {
-            "loss": get_args(Loss),
+            "loss": get_args(TrainingLoss),
             "lr_scaling": ("none", "members"),
             "schedule": ("steps", "one-cycle"),
             "attack_batch_norm": ("eval", "train"),
