@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from bridge.weights import (
+from netkit import data, en_resnet, from_name
+from netkit.randomness import noise_from
+from netkit.training import TrainConfig, train
+from netkit.weights import (
     ensemble_loss,
     learn_weights,
     least_error_weights,
@@ -17,9 +20,6 @@ from bridge.weights import (
     update_weights,
     weight_gradient,
 )
-from netkit import data, en_resnet, from_name
-from netkit.randomness import noise_from
-from netkit.training import TrainConfig, train
 
 
 def seeded(seed: int = 0) -> torch.Generator:
