@@ -60,9 +60,10 @@ class _FrozenBlock:
         dtype = _dtype_of_convolutions(block.conv1.weight)
         self.bn = block.bn1
         self.scale1 = _scale(block.bn1).view(-1, 1, 1).to(dtype)
-        scale2 = _scale(block.bn2)
+        scale2, mean2 = _scale(block.bn2), block.bn2.running_mean
+        assert mean2 is not None
         self.conv1 = (block.conv1.weight * scale2.view(-1, 1, 1, 1)).to(dtype)
-        self.bias1 = torch.addcmul(block.bn2.bias, block.bn2.running_mean, scale2, value=-1).to(dtype)
+        self.bias1 = torch.addcmul(block.bn2.bias, mean2, scale2, value=-1).to(dtype)
         self.conv2 = block.conv2.weight.detach().to(dtype)
         self.shortcut = None if block.shortcut is None else block.shortcut.weight.detach().to(dtype)
         self.stride = block.conv1.stride

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from netkit.noise import Noise, NoiseKind, NoiseStd, NoiseStream, ResidualNoise
-from netkit.parallel import BatchNorm2d
 
 Average = Literal["logits", "probabilities"]
 Normalization = tuple[Sequence[float], Sequence[float]]
@@ -53,9 +52,9 @@ class PreActBlock(nn.Module):
 
     def __init__(self, in_width: int, out_width: int, *, stride: int, noise: ResidualNoise) -> None:
         super().__init__()
-        self.bn1 = BatchNorm2d(in_width)
+        self.bn1 = nn.BatchNorm2d(in_width)
         self.conv1 = _conv(in_width, out_width, kernel_size=3, stride=stride)
-        self.bn2 = BatchNorm2d(out_width)
+        self.bn2 = nn.BatchNorm2d(out_width)
         self.conv2 = _conv(out_width, out_width, kernel_size=3)
         keeps_shape = stride == 1 and in_width == out_width
         self.shortcut = None if keeps_shape else _conv(in_width, out_width, kernel_size=1, stride=stride)
@@ -142,7 +141,7 @@ class ResNet(nn.Module):
                 blocks.append(PreActBlock(in_width, out_width, stride=stride, noise=residual_noise))
                 in_width = out_width
         self.blocks = nn.Sequential(*blocks)
-        self.bn = BatchNorm2d(in_width)
+        self.bn = nn.BatchNorm2d(in_width)
         self.fc = skip_init(nn.Linear, in_width, num_classes)
         self._init_weights(generator)
 

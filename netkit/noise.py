@@ -22,8 +22,6 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from netkit import parallel
-
 NoiseKind = Literal["gaussian", "two_point", "off"]
 NoiseStd = Literal["batch", "sample", "constant"]
 
@@ -113,7 +111,7 @@ class NoiseStream:
             return compiled
         if self._fixed is None or isinstance(self._fixed, torch.Generator):
             generator = self.generator(like.device) if self._fixed is None else self._fixed
-            return parallel.drawn(like, lambda whole: _DRAW[kind](whole, generator))
+            return _DRAW[kind](like, generator)
         if self._position == len(self._fixed):
             raise ValueError(f"expected one given draw for each residual block, got {len(self._fixed)}")
         noise = self._fixed[self._position]
@@ -222,8 +220,7 @@ def add_scaled_noise(
         x: (B, ...), B >= 1.
         xi: ξ, of x's shape; no gradient flows to it.
         noise_coef: a.
-        std: `"batch"`, one unbiased standard deviation of all entries (of a spread batch, in all processes), or
-            `"sample"`, one for each x[i].
+        std: `"batch"`, one unbiased standard deviation of all entries, or `"sample"`, one for each x[i].
         inplace: overwrite x where that saves time.
 
     Raises:
@@ -234,10 +231,9 @@ def add_scaled_noise(
         raise ValueError(f"expected at least two entries to take a standard deviation of, got {tuple(x.shape)}")
     if not x.is_contiguous() and not _is_channels_last(x):
         x = x.contiguous()
-    share = parallel.current() if std == "batch" else parallel.WHOLE
     if _is_traced(x, xi):
-        return _add_scaled_noise(x, xi, noise_coef, std, share)
-    noisy, _, _ = _AddScaledNoise.apply(x if inplace else x.clone(), xi, noise_coef, num_rows, share)
+        return _add_scaled_noise(x, xi, noise_coef, std)
+    noisy, _, _ = _AddScaledNoise.apply(x if inplace else x.clone(), xi, noise_coef, num_rows)
     return noisy
 
 
@@ -246,17 +242,15 @@ def _is_traced(*tensors: Tensor) -> bool:
     return torch.compiler.is_compiling() or any(torch.func.debug_unwrap(t) is not t for t in tensors)
 
 
-def _add_scaled_noise(x: Tensor, xi: Tensor, noise_coef: float, std: NoiseStd, share: parallel.Share) -> Tensor:
+def _add_scaled_noise(x: Tensor, xi: Tensor, noise_coef: float, std: NoiseStd) -> Tensor:
     """`add_scaled_noise` in plain operations."""
-    if share.world > 1:
-        raise RuntimeError("expected no torch.compile or torch.func for a batch that is spread over processes")
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     size = wide.std() if std == "batch" else wide.flatten(1).std(1).view(-1, *[1] * (x.dim() - 1))
     return x + (noise_coef * size).to(x.dtype) * xi
 
 
 class _AddScaledNoise(torch.autograd.Function):
-    """x += a·std(x)·ξ, one std for each of `num_rows` parts of x, or for the one part that processes share.
+    """x += a·std(x)·ξ, one std for each of `num_rows` parts of x.
 
     On a CPU, touching fresh memory costs more than arithmetic: this allocates nothing forward, one tensor backward,
     and keeps only ξ, since the next layer keeps the result anyway. torch.std itself is slower than the two passes here.
@@ -264,21 +258,19 @@ class _AddScaledNoise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        x: Tensor, xi: Tensor, noise_coef: float, num_rows: int, share: parallel.Share
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(x: Tensor, xi: Tensor, noise_coef: float, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(x.dtype, torch.float32)
         rows = _rows(x, x, num_rows)
-        mean = share.mean(rows.mean(-1, keepdim=True, dtype=wide))
-        norm = share.norm(torch.linalg.vector_norm(rows.sub_(mean), dim=-1, keepdim=True, dtype=wide))
-        std = norm / math.sqrt(share.count(rows.shape[-1]) - 1)
+        mean = rows.mean(-1, keepdim=True, dtype=wide)
+        norm = torch.linalg.vector_norm(rows.sub_(mean), dim=-1, keepdim=True, dtype=wide)
+        std = norm / math.sqrt(rows.shape[-1] - 1)
         rows.addcmul_(_rows(xi, x, num_rows), (noise_coef * std).to(x.dtype)).add_(mean)
         return x, mean, std
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        x, xi, ctx.noise_coef, num_rows, ctx.share = inputs
-        ctx.count = ctx.share.count(x.numel() // num_rows)
+        x, xi, ctx.noise_coef, num_rows = inputs
+        ctx.count = x.numel() // num_rows
         ctx.mark_dirty(x)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[0], xi, *output[1:])
@@ -286,16 +278,14 @@ class _AddScaledNoise(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, grad: Tensor | None, grad_mean: Tensor | None, grad_std: Tensor | None
-    ) -> tuple[Tensor, None, None, None, None]:
+    ) -> tuple[Tensor, None, None, None]:
         # ∂std/∂x = (x - mean) / ((M - 1) std), and 0 where std is 0, as torch.std has it; x = noisy - a std ξ.
         noisy, xi, mean, std = ctx.saved_tensors
-        if torch.is_grad_enabled() and ctx.share.world > 1:
-            raise RuntimeError("expected no second derivative of a batch that is spread over processes")
         grad = torch.zeros_like(noisy) if grad is None else grad
         num_rows = len(std)
         rows, noisy_rows, xi_rows = (_rows(tensor, noisy, num_rows) for tensor in (grad, noisy, xi))
         dot = torch.dot if num_rows == 1 else torch.linalg.vecdot  # vecdot makes a tensor of products first
-        slope = ctx.noise_coef * ctx.share.sum(dot(rows, xi_rows).unsqueeze(-1).to(std.dtype))
+        slope = ctx.noise_coef * dot(rows, xi_rows).unsqueeze(-1).to(std.dtype)
         if grad_std is not None:
             slope = slope + grad_std
         factor = slope / ((ctx.count - 1) * std.masked_fill(std == 0, math.inf))
@@ -304,7 +294,7 @@ class _AddScaledNoise(torch.autograd.Function):
             shift = shift + grad_mean / ctx.count
         result = torch.addcmul(rows, noisy_rows, factor.to(grad.dtype))
         result.addcmul_(xi_rows, (-ctx.noise_coef * factor * std).to(grad.dtype)).add_(shift)
-        return _from_storage_order(result, noisy), None, None, None, None
+        return _from_storage_order(result, noisy), None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, tuple[None, None, None]]:

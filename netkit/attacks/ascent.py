@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netkit import parallel
 from netkit.attacks.expectation import (
     BatchNormMode,
     check_counts,
@@ -179,10 +178,7 @@ class _LinfBall:
         torch.clamp(x_adv, self.lower, self.upper, out=x_adv)
 
     def random_point(self, generator: torch.Generator) -> Tensor:
-        def uniform(like: Tensor) -> Tensor:
-            return torch.empty_like(like).uniform_(-self.eps, self.eps, generator=generator)
-
-        return parallel.drawn(self.x, uniform).add_(self.x)
+        return torch.empty_like(self.x).uniform_(-self.eps, self.eps, generator=generator).add_(self.x)
 
 
 class _L2Ball:
@@ -197,9 +193,8 @@ class _L2Ball:
         x_adv.mul_((self.eps / _length(x_adv)).clamp_(max=1)).add_(self.x).clamp_(0, 1)
 
     def random_point(self, generator: torch.Generator) -> Tensor:
-        direction = parallel.drawn(self.x, lambda like: torch.empty_like(like).normal_(generator=generator))
-        lengths = self.x.new_empty(len(self.x))
-        uniform = parallel.drawn(lengths, lambda like: torch.empty_like(like).uniform_(generator=generator))
+        direction = torch.empty_like(self.x).normal_(generator=generator)
+        uniform = self.x.new_empty(len(self.x)).uniform_(generator=generator)
         radius = self.eps * uniform ** (1 / max(self.x[0].numel(), 1))
         return direction.mul_(per_image(radius, self.x) / _length(direction)).add_(self.x)
 
