@@ -100,6 +100,18 @@ def test_l2_attack_of_a_linear_loss_ends_at_the_farthest_point_of_the_ball():
     torch.testing.assert_close(x_adv, farthest.expand_as(x), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("bounds", [None, (-2.0, 3.0)])
+def test_pixels_have_the_range_that_is_given(norm, bounds):
+    x = torch.linspace(-2, 3, 4 * 48, dtype=torch.float64).view(4, 3, 4, 4)
+    model, weight = Linear(48), Linear(48).weight[0].detach().view(3, 4, 4)
+    move = 0.3 * (weight.sign() if norm == "linf" else weight / weight.norm())
+    options = {"eps": 0.3, "step_size": 0.3, "num_steps": 1, "random_start": False}
+    x_adv = attacks.pgd(model, x, labels(4), norm=norm, bounds=bounds, loss=lambda logits, y: logits[:, 0], **options)
+    torch.testing.assert_close(x_adv, x + move if bounds is None else (x + move).clamp(*bounds), rtol=0, atol=1e-12)
+    assert (x_adv.aminmax().max > 3) == (bounds is None)
+
+
 def test_random_starts_are_uniform_in_the_ball():
     x, y = torch.full((2000, 3, 2, 2), 0.5, dtype=torch.float64), torch.zeros(2000, dtype=torch.int64)
     generator = torch.Generator().manual_seed(1)
@@ -615,6 +627,11 @@ def attack_with(**changes):
         (lambda: attack_with(norm="l1"), "expected norm to be one of .* got 'l1'"),
         (lambda: attack_with(batch_norm="off"), "expected batch_norm to be one of .* got 'off'"),
         (lambda: attack_with(x=images(4, 4) * 255), r"expected images within \[0, 1\], got values from 0 to 255"),
+        (
+            lambda: attack_with(x=3 * images(4, 4), bounds=(-1, 2)),
+            r"expected images within \[-1, 2\], got values from 0",
+        ),
+        (lambda: attack_with(x=images(4, 4) * math.nan, bounds=None), r"within \[-inf, inf\], got values from nan"),
         (lambda: attack_with(x=images(4, 4) - 0.5), r"within \[0, 1\], got values from -0.5"),
         (lambda: attack_with(x=images(4, 4) * math.nan), r"within \[0, 1\], got values from nan to nan"),
         (lambda: attack_with(x=torch.ones(4, 3, 4, 4).byte()), r"expected floating-point images .* got torch.uint8"),

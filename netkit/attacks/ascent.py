@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netkit.attacks.expectation import (
+    PIXELS,
     BatchNormMode,
+    Bounds,
     check_counts,
     check_finite,
     checked_images_and_labels,
@@ -91,6 +93,7 @@ def pgd(
     num_restarts: int = 1,
     norm: Norm = "linf",
     clamp_start: bool = True,
+    bounds: Bounds | None = PIXELS,
     loss: Loss = cross_entropy,
     judging_draws: int | None = None,
     batch_norm: BatchNormMode = "eval",
@@ -109,8 +112,9 @@ def pgd(
             of largest loss: without noise an image is lost if any run fools the model.
         judging_draws: how many fresh draws judge the results of restarts; None: 20 for a model that is random
             (`netkit.randomness.is_random`), else one.
-        clamp_start: bring the random start into [0, 1]. The authors' code does not: its first gradient may be taken
+        clamp_start: bring the random start into the bounds. The authors' code does not: its first gradient may be taken
             outside.
+        bounds: the range of pixels; None for points of R^d, which have none.
         loss: of each image, to be increased.
         batch_norm: the mode of batch norm layers during the attack. `"eval"` uses the running statistics; `"train"`, as
             in the authors' training, normalises by the attacked batch and moves the running statistics at every
@@ -118,9 +122,9 @@ def pgd(
         generator: for random starts, on x's device; by default a new one seeded by the operating system. The noise of
             the model comes from the model's own generator.
     """
-    x, num_labels = checked_images_and_labels(x, y)
+    x, num_labels = checked_images_and_labels(x, y, bounds)
     check_counts(num_steps=num_steps, num_restarts=num_restarts)
-    ball = _ball(norm, x, eps)
+    ball = _ball(norm, x, eps, bounds)
     sizes = [step_size(step) if callable(step_size) else step_size for step in range(num_steps)]
     if not all(0 <= size < math.inf for size in sizes):
         raise ValueError(f"expected finite step sizes >= 0, got {min(sizes)} to {max(sizes)}")
@@ -167,9 +171,9 @@ class _Ball(Protocol):
 
 
 class _LinfBall:
-    def __init__(self, x: Tensor, eps: float) -> None:
+    def __init__(self, x: Tensor, eps: float, bounds: Bounds | None) -> None:
         self.x, self.eps = x, eps
-        self.lower, self.upper = _bound(x, -eps), _bound(x, eps)
+        self.lower, self.upper = (_within(_shifted(x, shift), bounds) for shift in (-eps, eps))
 
     def step_(self, x_adv: Tensor, gradient: Tensor, size: float) -> None:
         x_adv.add_(gradient.sign_(), alpha=size)
@@ -182,15 +186,15 @@ class _LinfBall:
 
 
 class _L2Ball:
-    def __init__(self, x: Tensor, eps: float) -> None:
-        self.x, self.eps = x, eps
+    def __init__(self, x: Tensor, eps: float, bounds: Bounds | None) -> None:
+        self.x, self.eps, self.bounds = x, eps, bounds
 
     def step_(self, x_adv: Tensor, gradient: Tensor, size: float) -> None:
         x_adv.addcmul_(gradient, size / _length(gradient))
 
     def project_(self, x_adv: Tensor) -> None:
         x_adv.sub_(self.x)
-        x_adv.mul_((self.eps / _length(x_adv)).clamp_(max=1)).add_(self.x).clamp_(0, 1)
+        _within(x_adv.mul_((self.eps / _length(x_adv)).clamp_(max=1)).add_(self.x), self.bounds)
 
     def random_point(self, generator: torch.Generator) -> Tensor:
         direction = torch.empty_like(self.x).normal_(generator=generator)
@@ -199,22 +203,27 @@ class _L2Ball:
         return direction.mul_(per_image(radius, self.x) / _length(direction)).add_(self.x)
 
 
-def _ball(norm: Norm, x: Tensor, eps: float) -> _Ball:
+def _ball(norm: Norm, x: Tensor, eps: float, bounds: Bounds | None) -> _Ball:
     if not 0 <= eps < math.inf:
         raise ValueError(f"expected a finite eps >= 0, got {eps}")
     if norm == "linf":
-        return _LinfBall(x, eps)
+        return _LinfBall(x, eps, bounds)
     if norm == "l2":
-        return _L2Ball(x, eps)
+        return _L2Ball(x, eps, bounds)
     raise ValueError(f"expected norm to be one of {get_args(Norm)}, got {norm!r}")
 
 
-def _bound(x: Tensor, shift: float) -> Tensor:
-    """x + shift within [0, 1], rounded towards x where rounding would leave the ball."""
+def _within(x: Tensor, bounds: Bounds | None) -> Tensor:
+    """x, clipped in place."""
+    return x if bounds is None else x.clamp_(*bounds)
+
+
+def _shifted(x: Tensor, shift: float) -> Tensor:
+    """x + shift, rounded towards x where rounding would leave the ball."""
     exact = x.double()
     bound = (exact + shift).to(x.dtype)
     too_far = (bound.double() - exact).abs() > abs(shift)
-    return torch.where(too_far, torch.nextafter(bound, x), bound).clamp_(0, 1)
+    return torch.where(too_far, torch.nextafter(bound, x), bound)
 
 
 def _length(x: Tensor) -> Tensor:

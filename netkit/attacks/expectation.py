@@ -1,5 +1,6 @@
 """What every attack needs: the expected gradient of an objective, the model in the right mode, and checked input."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
@@ -14,6 +15,10 @@ BatchNormMode = Literal["eval", "train", "keep"]
 Objective = Callable[[nn.Module, Tensor], Tensor]
 """(model, point (B, ...)) -> (k, B); the first row is what is raised or lowered."""
 
+Bounds = tuple[float, float]
+"""The least and the largest value that a pixel may have."""
+
+PIXELS: Bounds = (0.0, 1.0)
 JUDGING_DRAWS = 20
 
 
@@ -130,27 +135,29 @@ def rounding(dtype: torch.dtype) -> float:
     return max(1e-6, torch.finfo(dtype).eps)
 
 
-def checked_images(x: Tensor) -> Tensor:
-    """x without gradient; clipped to [0, 1] where it is outside by no more than rounding."""
+def checked_images(x: Tensor, bounds: Bounds | None = PIXELS) -> Tensor:
+    """x without gradient; clipped to the bounds where it is outside by no more than rounding."""
     if x.dim() < 2 or not x.is_floating_point():
         raise ValueError(f"expected floating-point images (B, C, H, W), got {x.dtype} {tuple(x.shape)}")
     if len(x) == 0:
         raise ValueError("expected at least one image, got none")
     x = x.detach()
+    lowest, highest = (-math.inf, math.inf) if bounds is None else bounds
     low, high = (float(bound) for bound in x.aminmax())
-    if low >= 0 and high <= 1:
+    if low >= lowest and high <= highest:
         return x
-    outside = max(-low, high - 1)
+    outside = max(lowest - low, high - highest)
     if not outside <= rounding(x.dtype):  # written so that NaN fails too
         raise ValueError(
-            f"expected images within [0, 1], got values from {low:.4g} to {high:.4g}, outside by {outside:.2g}"
+            f"expected images within [{lowest:g}, {highest:g}], got values from {low:.4g} to {high:.4g}, "
+            f"outside by {outside:.2g}"
         )
-    return x.clamp(0, 1)
+    return x.clamp(lowest, highest)
 
 
-def checked_images_and_labels(x: Tensor, y: Tensor) -> tuple[Tensor, int]:
+def checked_images_and_labels(x: Tensor, y: Tensor, bounds: Bounds | None = PIXELS) -> tuple[Tensor, int]:
     """`checked_images`, and the number of classes that the labels need."""
-    x = checked_images(x)
+    x = checked_images(x, bounds)
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
         raise ValueError(f"expected int64 labels of shape ({len(x)},), got {y.dtype} {tuple(y.shape)}")
     first, last = (int(bound) for bound in y.aminmax())
