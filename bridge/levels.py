@@ -48,19 +48,16 @@ def coupled_outputs(networks: Sequence[FlowNetwork], x: Tensor, generator: torch
     Raises ValueError unless each depth divides the largest.
     """
     finest = max(networks, key=lambda network: network.num_blocks)
+    factors = [_quotient(finest.num_blocks, network.num_blocks) for network in networks]
     increments = finest.brownian(x, finest.num_blocks, generator)
-    return torch.stack(
-        [
-            network(x, coarsened(increments, finest.num_blocks // network.num_blocks))
-            if finest.num_blocks % network.num_blocks == 0
-            else _indivisible(network, finest)
-            for network in networks
-        ]
-    )
+    logits = [network(x, coarsened(increments, factor)) for network, factor in zip(networks, factors, strict=True)]
+    return torch.stack(logits)
 
 
-def _indivisible(network: FlowNetwork, finest: FlowNetwork) -> Tensor:
-    raise ValueError(f"num_blocks: expected a divisor of {finest.num_blocks}, got {network.num_blocks}")
+def _quotient(num_blocks: int, divisor: int) -> int:
+    if num_blocks % divisor:
+        raise ValueError(f"num_blocks: expected a divisor of {num_blocks}, got {divisor}")
+    return num_blocks // divisor
 
 
 class DepthLevels:
