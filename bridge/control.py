@@ -59,8 +59,7 @@ class NoiseExpansion:
 
         hooks: list[Any] = [layer.register_forward_hook(look) for layer in layers]
         try:
-            self._stream.scale = 0.0
-            with torch.enable_grad():
+            with self._stream.scaled(0.0), torch.enable_grad():
                 value = output(model(x))
                 if not value.requires_grad:
                     raise ValueError("model: expected one that gradients flow through, got outputs without")
@@ -69,7 +68,6 @@ class NoiseExpansion:
                     gradients = torch.autograd.grad(value[:, k].sum(), features, retain_graph=True)
                     self._directions.append([g * size for g, size in zip(gradients, sizes, strict=True)])
         finally:
-            self._stream.scale = scale
             for hook in hooks:
                 hook.remove()
         self.twin = value.detach().double()

@@ -19,12 +19,11 @@ networks, and those of `bridge.flow`. Three ways to choose the number of draws:
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from scipy import stats
@@ -34,6 +33,7 @@ from bridge.betting import MeanBets, draws_needed, interval
 from bridge.control import ControlledDraws, NoiseExpansion, draw_cost, expansion_cost, probe_control, probe_cost
 from netkit.models import evaluating
 from netkit.noise import ResidualNoise
+from netkit.randomness import noise_from
 
 _PROBE_IMAGES = 16
 _PROBE_SHARE = 0.1  # of the passes sure to be made: the most that is spent on finding out whether a control pays
@@ -160,6 +160,10 @@ def ensemble_estimate(
         raise ValueError(f"target_error: expected a positive half-width, got {target_error}")
     if target_error is not None and max_draws < 2:
         raise ValueError(f"max_draws: expected at least 2, got {max_draws}")
+    if not any(hasattr(module, "using_generator") for module in model.modules()):
+        raise ValueError(
+            f"model: expected one with noise from a generator (a using_generator method), got {type(model).__name__}"
+        )
     dropping = target_error is not None or stop_when_decided
     if dropping and any(m.noise.std == "batch" for m in model.modules() if isinstance(m, ResidualNoise)):
         raise ValueError(
@@ -170,7 +174,7 @@ def ensemble_estimate(
     if dropping:
         output = partial(_bounded, output, "stop_when_decided" if target is None else "target_error")
     parts, cost, coefficient = [], 0, None
-    with torch.no_grad(), evaluating(model), noise_of(model, generator):
+    with torch.no_grad(), evaluating(model), noise_from(generator, model):
         if control and not stop_when_decided:
             coefficient, cost = _judged(model, x, output, num_draws, target, always=control is True)
         for start in range(0, len(x), batch_size):
@@ -364,20 +368,3 @@ def _unskewed(quantile: Tensor, skew: Tensor) -> Tensor:
     s = torch.where(skew.abs() < 1e-4, 1e-4, skew)
     cube = 1 + s * (quantile - s / 6)
     return 3 / s * (cube.sign() * cube.abs().pow(1 / 3) - 1)
-
-
-@contextlib.contextmanager
-def noise_of(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
-    """Let everything in the model that draws noise draw from `generator`; their own come back after.
-
-    Raises ValueError for a model in which nothing takes a generator.
-    """
-    takers: list[Any] = [module for module in model.modules() if hasattr(module, "using_generator")]
-    if not takers:
-        raise ValueError(
-            f"model: expected one with noise from a generator (a using_generator method), got {type(model).__name__}"
-        )
-    with contextlib.ExitStack() as stack:
-        for module in takers:
-            stack.enter_context(module.using_generator(generator))
-        yield

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from netkit.noise import Noise, NoiseKind, NoiseStd, NoiseStream, ResidualNoise
+from netkit.noise import Noise, NoiseKind, NoiseStd, NoiseStream, NoisyModel, ResidualNoise
 
 Average = Literal["logits", "probabilities"]
 Normalization = tuple[Sequence[float], Sequence[float]]
@@ -164,7 +164,7 @@ class ResNet(nn.Module):
         return logits
 
 
-class EnResNet(nn.Module):
+class EnResNet(NoisyModel):
     """The average of several networks' predictions (Fig. 1c), with one stream of noise for all of them.
 
     Args:
@@ -269,30 +269,6 @@ class EnResNet(nn.Module):
     def set_generator_state(self, state: Tensor) -> None:
         """Put the generator where `generator_state` found it; the same kind of device is needed."""
         self.generator.set_state(state.cpu())
-
-    @contextmanager
-    def using_generator(self, generator: torch.Generator) -> Iterator[None]:
-        """Draw the noise from another generator inside the block, say to evaluate without disturbing training."""
-        with self.stream.replaced(generator=generator):
-            yield
-
-    @contextmanager
-    def noise_scale(self, scale: float) -> Iterator[None]:
-        """Multiply all noise by `scale` >= 0 inside the block."""
-        if not 0 <= scale < math.inf:
-            raise ValueError(f"expected a finite noise scale >= 0, got {scale}")
-        before = self.stream.scale
-        self.stream.scale = scale
-        try:
-            yield
-        finally:
-            self.stream.scale = before
-
-    @contextmanager
-    def noise_off(self) -> Iterator[None]:
-        """No noise inside the block; nothing is drawn."""
-        with self.noise_scale(0):
-            yield
 
     @contextmanager
     def fixed_noise(self, source: int | Sequence[Tensor]) -> Iterator[None]:

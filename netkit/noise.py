@@ -139,6 +139,18 @@ class NoiseStream:
             self._generator, self._is_own = before
 
     @contextmanager
+    def scaled(self, scale: float) -> Iterator[None]:
+        """Multiply all noise by `scale` inside the block. Raises ValueError unless it is finite and >= 0."""
+        if not 0 <= scale < math.inf:
+            raise ValueError(f"expected a finite noise scale >= 0, got {scale}")
+        before = self.scale
+        self.scale = scale
+        try:
+            yield
+        finally:
+            self.scale = before
+
+    @contextmanager
     def fixed(self, source: torch.Generator | Sequence[Tensor]) -> Iterator[None]:
         """Use given draws, or a generator that `rewind` starts anew, inside the block, whatever generator is lent."""
         before = self._fixed, self._position
@@ -147,6 +159,30 @@ class NoiseStream:
             yield
         finally:
             self._fixed, self._position = before
+
+
+class NoisyModel(nn.Module):
+    """A model with one stream of noise, which can be lent a generator, scaled and switched off."""
+
+    stream: NoiseStream
+
+    @contextmanager
+    def using_generator(self, generator: torch.Generator) -> Iterator[None]:
+        """Draw the noise from another generator inside the block, say to evaluate without disturbing training."""
+        with self.stream.replaced(generator=generator):
+            yield
+
+    @contextmanager
+    def noise_scale(self, scale: float) -> Iterator[None]:
+        """Multiply all noise by `scale` inside the block. Raises ValueError unless it is finite and >= 0."""
+        with self.stream.scaled(scale):
+            yield
+
+    @contextmanager
+    def noise_off(self) -> Iterator[None]:
+        """No noise inside the block, in which nothing is drawn: the twin that steps along characteristics (Eq. 5)."""
+        with self.noise_scale(0.0):
+            yield
 
 
 _streams: WeakValueDictionary[int, NoiseStream] = WeakValueDictionary()
