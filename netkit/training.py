@@ -401,7 +401,7 @@ class _Run:
         size = self.config.batch_size
         batch = self.order[self.step * size : (self.step + 1) * size]
         own = batch[rank::world]
-        # A process without images must take part in each message: it works on one of another's, which counts nothing.
+        # A process without images must take part in each message: it works on one of another's, of weight 0.
         index = own if len(own) else batch[:1]
         x = self.data.x[index]
         if self.dataset.augmented:

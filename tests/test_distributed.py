@@ -139,6 +139,15 @@ def draws() -> list[list[Any]]:
     return told
 
 
+def train_on_gpu(path: Path, device: str) -> None:
+    model = net(noise="off")
+    train(
+        model, data.load("digits", num_train=50, device=device), dataclasses.replace(CONFIG, loss="natural"), path=path
+    )
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert {type(layer) for layer in layers} == {nn.BatchNorm2d}
+
+
 # Two processes
 
 
@@ -311,6 +320,14 @@ def test_one_process_calls_the_network_itself() -> None:
         assert called is model
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_take_batch_statistics_over_both(tmp_path: Path) -> None:
+    train_on_gpu(tmp_path / "one", "cuda:0")
+    finished(launched(__file__, str(tmp_path / "two"), "cuda"))
+    assert_same_run(tmp_path / "two", tmp_path / "one", 1e-9)
+
+
 @pytest.mark.slow
 def test_two_processes_do_a_table_between_them(tmp_path: Path) -> None:
     options = ["--smoke", "--num-train", "40", "--num-test", "8", "--device", "cpu", "--out", str(tmp_path)]
@@ -324,8 +341,11 @@ def test_two_processes_do_a_table_between_them(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    with parallel.joined("cpu"):
-        work(Path(sys.argv[1]))
+    if sys.argv[2:] == ["cuda"]:
+        train_on_gpu(Path(sys.argv[1]), f"cuda:{os.environ['LOCAL_RANK']}")
+    else:
+        with parallel.joined("cpu"):
+            work(Path(sys.argv[1]))
     # All is stored. gloo's threads sometimes abort an interpreter that takes itself apart, which says nothing here.
     sys.stdout.flush()
     os._exit(0)
