@@ -149,7 +149,7 @@ def ensemble_estimate(
     is the same for different noise.
     """
     if num_draws < 2 or batch_size < 1:
-        raise ValueError(f"expected num_draws >= 2 and batch_size >= 1, got {num_draws} and {batch_size}")
+        raise ValueError(f"num_draws, batch_size: expected at least 2 and 1, got {num_draws} and {batch_size}")
     if not 0 < level < 1:
         raise ValueError(f"level: expected a number between 0 and 1, got {level}")
     if not isinstance(control, bool) and control != "auto":  # 1 and np.True_ equal True and would pass for "auto" below
@@ -167,7 +167,7 @@ def ensemble_estimate(
     dropping = target_error is not None or stop_when_decided
     if dropping and any(m.noise.std == "batch" for m in model.modules() if isinstance(m, ResidualNoise)):
         raise ValueError(
-            "images drop out of the batch as they are done: expected noise_std 'sample' or 'constant', got 'batch', "
+            "model: expected noise_std 'sample' or 'constant', as images drop out of the batch once done, got 'batch', "
             "whose noise depends on the images that are left"
         )
     target = None if target_error is None else _Target(target_error, level, max_draws)

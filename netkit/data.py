@@ -110,16 +110,16 @@ def load(
     """
     for option, count in (("num_train", num_train), ("num_test", num_test)):
         if count is not None and not isinstance(count, int):
-            raise DataError(f"{option} must be a whole number, got {count!r}")
+            raise DataError(f"{option}: expected a whole number, got {count!r}")
         if count is not None and count < 1:
-            raise DataError(f"{option} must be at least 1, got {count}")
+            raise DataError(f"{option}: expected at least 1, got {count}")
 
     if name == "digits":
         if data is not None:
-            raise DataError("digits is embedded in scikit-learn and takes no data file")
+            raise DataError(f"data: expected none for the digits, which are embedded in scikit-learn, got {data}")
         return _digits(torch.device(device), num_train, num_test)
     if name not in NAMES:
-        raise DataError(f"unknown data set {name!r}: expected one of {', '.join(NAMES)}")
+        raise DataError(f"name: expected one of {', '.join(NAMES)}, got {name!r}")
     source = _cache() if data is None else Path(data)
     num_classes = 10 if name == "cifar10" else 100
     if source.suffix == ".npz":
@@ -133,7 +133,7 @@ def _cache() -> Path:
     try:
         return Path.home() / ".cache" / "itoflow"
     except RuntimeError as error:
-        raise DataError(f"{error}: say where the images are, data=...") from error
+        raise DataError(f"data: expected a file or folder of images, as there is no default: {error}") from error
 
 
 def augment(x: Tensor, *, padding: int = 4, generator: torch.Generator | None = None) -> Tensor:
@@ -188,7 +188,7 @@ def _cifar(
 ) -> Dataset:
     x, y = arrays["x_train"][:num_train], arrays["y_train"][:num_train]
     if len(y) < 2:
-        raise DataError(f"a train/validation split needs at least 2 training images, got {len(y)}")
+        raise DataError(f"data: expected at least 2 training images, one of them for validation, got {len(y)}")
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(y))
     val, train = np.split(order, [_num_validation(len(y))])
     x = x.transpose(0, 3, 1, 2)
@@ -270,10 +270,12 @@ def _checked(
         labels = _checked_labels(path, f"y_{part}", arrays[f"y_{part}"], num_classes)
         arrays[f"y_{part}"] = labels
         if len(images) != len(labels):
-            raise DataError(f"{path}: {len(images)} images in x_{part} but {len(labels)} labels in y_{part}")
+            raise DataError(
+                f"{path}: y_{part}: expected {len(images)} labels, as x_{part} has images, got {len(labels)}"
+            )
     if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
         shapes = f"{arrays['x_train'].shape[1:]} and {arrays['x_test'].shape[1:]}"
-        raise DataError(f"{path}: training and test images differ in shape, {shapes}")
+        raise DataError(f"{path}: expected training and test images of one shape, got {shapes}")
     if len(names) != num_classes:
         names = [str(label) for label in range(num_classes)]
     return arrays, tuple(names)
@@ -281,21 +283,21 @@ def _checked(
 
 def _checked_images(path: Path, key: str, images: np.ndarray) -> np.ndarray:
     if images.dtype.kind == "f" and np.isnan(images).any():
-        raise DataError(f"{path}: {key} contains NaN; expected uint8 pixels")
+        raise DataError(f"{path}: {key}: expected uint8 pixels, got NaN")
     if images.dtype != np.uint8:
-        raise DataError(f"{path}: {key} is {images.dtype}; expected uint8 pixels")
+        raise DataError(f"{path}: {key}: expected uint8 pixels, got {images.dtype}")
     if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
-        raise DataError(f"{path}: {key} has shape {images.shape}; expected (N, height, width, 1 or 3)")
+        raise DataError(f"{path}: {key}: expected shape (N, height, width, 1 or 3), got {images.shape}")
     return images
 
 
 def _checked_labels(path: Path, key: str, labels: np.ndarray, num_classes: int) -> np.ndarray:
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         found = f"{labels.dtype} of shape {labels.shape}"
-        raise DataError(f"{path}: {key} is {found}; expected integer labels of shape (N,)")
+        raise DataError(f"{path}: {key}: expected integer labels of shape (N,), got {found}")
     if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
         found = f"{labels.min()} to {labels.max()}"
-        raise DataError(f"{path}: {key} holds labels {found}; expected 0 to {num_classes - 1}")
+        raise DataError(f"{path}: {key}: expected labels from 0 to {num_classes - 1}, got {found}")
     return labels.astype(np.int64)
 
 

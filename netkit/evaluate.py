@@ -172,7 +172,7 @@ def robust_accuracy(
     x, y = _checked(x, y)
     check_counts(eot_draws=eot_draws, num_draws=num_draws, batch_size=batch_size)
     if divided and store is not None:
-        raise ValueError(f"expected no store for a divided evaluation, got {store}")
+        raise ValueError(f"store: expected none for a divided evaluation, got {store}")
     attacked = model if oracle is None else oracle
 
     def looks_random(net: nn.Module) -> bool:
@@ -385,7 +385,9 @@ def _score_block(
             # NaN is the largest of all; a single logit may be minus infinity, the logarithm of no chance
             if not bool(largest.isfinite().all()):
                 count = int((~largest.isfinite()).sum())
-                raise NotFiniteError(f"expected finite logits, got NaN or infinity for {count} of {len(x)} images")
+                raise NotFiniteError(
+                    f"model: expected finite logits, got NaN or infinity for {count} of {len(x)} images"
+                )
             predictions.append(prediction)
     return torch.stack(predictions).to("cpu", torch.int16)
 
@@ -393,9 +395,9 @@ def _score_block(
 def _ball_of(attack: Any, eps: float | None, norm: attacks.Norm | None) -> tuple[float, attacks.Norm]:
     """The radius and norm that are asked for, or those that a partial binds; any distance where neither says."""
     if norm not in (None, *get_args(attacks.Norm)):
-        raise ValueError(f"expected norm to be one of {get_args(attacks.Norm)}, got {norm!r}")
+        raise ValueError(f"norm: expected one of {get_args(attacks.Norm)}, got {norm!r}")
     if eps is not None and not eps >= 0:
-        raise ValueError(f"expected eps >= 0, got {eps}")
+        raise ValueError(f"eps: expected a number >= 0, got {eps}")
     while eps is None and isinstance(attack, partial):
         bound = attack.keywords
         bound_norm = bound.get("norm", "linf") if norm is None else norm
@@ -413,7 +415,7 @@ def _checked_result(x_adv: Any, x: Tensor, eps: float, norm: attacks.Norm) -> Te
     try:
         x_adv = checked_images(x_adv)
     except ValueError as error:
-        raise ValueError(f"attack: {error}") from error
+        raise ValueError(f"attack: {str(error).removeprefix('x: ')}") from error
     change = (x_adv.double() - x.double()).flatten(1)
     farthest = float(torch.linalg.vector_norm(change, math.inf if norm == "linf" else 2, dim=1).max())
     allowed = eps + rounding(x.dtype) * (1 if norm == "linf" else change.shape[1] ** 0.5)
@@ -488,9 +490,9 @@ def no_attack(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Genera
 def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     x = checked_images(x)
     if x.dim() != 4:
-        raise ValueError(f"expected floating-point images (N, C, H, W), got {x.dtype} {tuple(x.shape)}")
+        raise ValueError(f"x: expected floating-point images (N, C, H, W), got {x.dtype} {tuple(x.shape)}")
     if y.shape != x.shape[:1]:
-        raise ValueError(f"expected one label for each of {len(x)} images, got shape {tuple(y.shape)}")
+        raise ValueError(f"y: expected one label for each of {len(x)} images, got shape {tuple(y.shape)}")
     if y.is_floating_point() or y.dtype == torch.bool or int(y.min()) < 0:
-        raise ValueError(f"expected integer labels >= 0, got {y.dtype} from {float(y.min()):.4g}")
+        raise ValueError(f"y: expected integer labels >= 0, got {y.dtype} from {float(y.min()):.4g}")
     return x, y

@@ -36,7 +36,7 @@ class Normalize(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if len(mean) != len(std) or min(std, default=0) <= 0:
-            raise ValueError(f"expected a mean and a std > 0 for each channel, got {mean} and {std}")
+            raise ValueError(f"normalize: expected a mean and a std > 0 for each channel, got {mean} and {std}")
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
@@ -107,7 +107,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         if depth < 8 or depth % 6 not in (2, 4):
-            raise ValueError(f"expected a depth of 6n + 2 or 6n + 4 with n >= 1, got {depth}")
+            raise ValueError(f"depth: expected 6n + 2 or 6n + 4 with n >= 1, got {depth}")
         counts = {
             "width": width,
             "widen_factor": widen_factor,
@@ -116,9 +116,9 @@ class ResNet(nn.Module):
         }
         for name, count in counts.items():
             if count < 1:
-                raise ValueError(f"expected {name} >= 1, got {count}")
+                raise ValueError(f"{name}: expected at least 1, got {count}")
         if normalize is not None and len(normalize[0]) != in_channels:
-            raise ValueError(f"expected a mean for each of {in_channels} channels, got {len(normalize[0])}")
+            raise ValueError(f"normalize: expected a mean for each of {in_channels} channels, got {len(normalize[0])}")
         noise = Noise("off") if noise is None else noise
         generator, noise_seed = _generator_and_noise_seed(seed)
         self.config: dict[str, Any] = {
@@ -194,9 +194,9 @@ class EnResNet(NoisyModel):
         super().__init__()
         shapes = {(member.in_channels, member.num_classes) for member in members}
         if len(shapes) != 1:
-            raise ValueError(f"expected members of one (in_channels, num_classes), got {sorted(shapes)}")
+            raise ValueError(f"members: expected one (in_channels, num_classes), got {sorted(shapes)}")
         if average not in ("logits", "probabilities"):
-            raise ValueError(f"expected average to be 'logits' or 'probabilities', got {average!r}")
+            raise ValueError(f"average: expected 'logits' or 'probabilities', got {average!r}")
         self.members = nn.ModuleList(members)
         self.in_channels, self.num_classes = shapes.pop()
         self.average = average
@@ -222,11 +222,11 @@ class EnResNet(NoisyModel):
         """
         values = torch.as_tensor(weights, dtype=torch.float64)
         if values.shape != (len(self.members),):
-            raise ValueError(f"expected one weight for each of {len(self.members)} members, got {weights}")
+            raise ValueError(f"weights: expected one for each of {len(self.members)} members, got {weights}")
         if not abs(float(values.sum()) - 1) < 1e-6:
-            raise ValueError(f"expected weights that sum to one, got {values.tolist()}")
+            raise ValueError(f"weights: expected a sum of one, got {values.tolist()}")
         if self.average == "probabilities" and bool((values < 0).any()):
-            raise ValueError(f"expected no negative weights, as probabilities are averaged, got {values.tolist()}")
+            raise ValueError(f"weights: expected none negative, as probabilities are averaged, got {values.tolist()}")
         self.weights.copy_(values)
 
     def member_logits(self, x: Tensor) -> Tensor:
@@ -240,7 +240,7 @@ class EnResNet(NoisyModel):
             ValueError: for images of another number of dimensions or channels.
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"expected images of shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
+            raise ValueError(f"x: expected images of shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
         logits = self.member_logits(x)
         # Normalised here, as 1/3 stored in float32 would not be one third once the model is in float64.
         weights = (self.weights / self.weights.sum()).view(-1, 1, 1)
@@ -323,7 +323,7 @@ def en_resnet(
         ValueError: for values outside what is said above.
     """
     if num_members < 1:
-        raise ValueError(f"expected num_members >= 1, got {num_members}")
+        raise ValueError(f"num_members: expected at least 1, got {num_members}")
     generator, noise_seed = _generator_and_noise_seed(seed)
     seeds = torch.randint(2**63 - 1, (num_members,), generator=generator).tolist()
     members = [
@@ -362,7 +362,7 @@ def equal_size_resnet(depth: int = 20, *, num_members: int, width: int = 16, **o
     It has the same depth, and the width whose number of parameters is nearest. Options as for `resnet`.
     """
     if num_members < 1:
-        raise ValueError(f"expected num_members >= 1, got {num_members}")
+        raise ValueError(f"num_members: expected at least 1, got {num_members}")
     target = num_members * _size_on_paper(depth, width, options)
     wide = width
     while _size_on_paper(depth, wide + 1, options) <= target:
@@ -390,7 +390,7 @@ def from_name(name: str, **options: Any) -> EnResNet:
     match = re.fullmatch(r"(?:En(\d+))?(?:ResNet(\d+)|(?:WideResNet|WRN-)(\d+)-(\d+))", name)
     if match is None:
         raise ValueError(
-            "expected a name such as 'ResNet20', 'En2ResNet20', 'En1WideResNet34-10' or 'WRN-14-2', "
+            "name: expected one such as 'ResNet20', 'En2ResNet20', 'En1WideResNet34-10' or 'WRN-14-2', "
             f"or several joined by '&', got {name!r}"
         )
     num_members, depth, wide_depth, widen_factor = (int(group) if group else None for group in match.groups())
@@ -408,7 +408,7 @@ def build(config: Mapping[str, Any]) -> EnResNet:
     """
     model = _build(config)
     if not isinstance(model, EnResNet):
-        raise ValueError(f"expected the configuration of an EnResNet, got one of {config.get('type')!r}")
+        raise ValueError(f"config: expected that of an EnResNet, got one of {config.get('type')!r}")
     return model
 
 
@@ -421,8 +421,8 @@ def _build(config: Mapping[str, Any]) -> ResNet | EnResNet:
         if kind == "EnResNet":
             return EnResNet(**{**options, "members": [_build(member) for member in options["members"]]})
     except (KeyError, TypeError) as error:
-        raise ValueError(f"expected a configuration made by EnResNet.config: {error}") from error
-    raise ValueError(f"expected a configuration of type 'ResNet' or 'EnResNet', got {kind!r}")
+        raise ValueError(f"config: expected one made by EnResNet.config: {error}") from error
+    raise ValueError(f"config: expected type 'ResNet' or 'EnResNet', got {kind!r}")
 
 
 @contextmanager

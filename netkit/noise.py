@@ -48,18 +48,18 @@ class Noise:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(NoiseKind):
-            raise ValueError(f"expected noise to be one of {get_args(NoiseKind)}, got {self.kind!r}")
+            raise ValueError(f"noise: expected one of {get_args(NoiseKind)}, got {self.kind!r}")
         if self.std not in get_args(NoiseStd):
-            raise ValueError(f"expected noise_std to be one of {get_args(NoiseStd)}, got {self.std!r}")
+            raise ValueError(f"noise_std: expected one of {get_args(NoiseStd)}, got {self.std!r}")
         if not 0 <= self.noise_coef < math.inf:
-            raise ValueError(f"expected a finite noise_coef >= 0, got {self.noise_coef}")
+            raise ValueError(f"noise_coef: expected a finite number >= 0, got {self.noise_coef}")
         if (self.sigma is not None) != (self.std == "constant"):
             raise ValueError(
-                f"expected sigma exactly when noise_std is 'constant', "
+                f"sigma: expected a value exactly when noise_std is 'constant', "
                 f"got sigma={self.sigma} with noise_std={self.std!r}"
             )
         if self.sigma is not None and not 0 <= self.sigma < math.inf:
-            raise ValueError(f"expected a finite sigma >= 0, got {self.sigma}")
+            raise ValueError(f"sigma: expected a finite number >= 0, got {self.sigma}")
 
 
 class NoiseStream:
@@ -97,7 +97,7 @@ class NoiseStream:
         if self._generator is None or (self._is_own and not _same_device(self._generator.device, device)):
             self._generator = torch.Generator(device).manual_seed(self.seed)
         if not _same_device(self._generator.device, device):
-            raise ValueError(f"expected a generator on {device}, got one on {self._generator.device}")
+            raise ValueError(f"generator: expected one on {device}, got one on {self._generator.device}")
         return self._generator
 
     def set_generator(self, generator: torch.Generator | None) -> None:
@@ -113,11 +113,11 @@ class NoiseStream:
             generator = self.generator(like.device) if self._fixed is None else self._fixed
             return _DRAW[kind](like, generator)
         if self._position == len(self._fixed):
-            raise ValueError(f"expected one given draw for each residual block, got {len(self._fixed)}")
+            raise ValueError(f"source: expected one draw for each residual block, got {len(self._fixed)}")
         noise = self._fixed[self._position]
         if noise.shape != like.shape:
             raise ValueError(
-                f"expected given draw {self._position} to have shape {tuple(like.shape)}, got {tuple(noise.shape)}"
+                f"source: expected draw {self._position} to have shape {tuple(like.shape)}, got {tuple(noise.shape)}"
             )
         self._position += 1
         return noise.to(like)
@@ -142,7 +142,7 @@ class NoiseStream:
     def scaled(self, scale: float) -> Iterator[None]:
         """Multiply all noise by `scale` inside the block. Raises ValueError unless it is finite and >= 0."""
         if not 0 <= scale < math.inf:
-            raise ValueError(f"expected a finite noise scale >= 0, got {scale}")
+            raise ValueError(f"scale: expected a finite number >= 0, got {scale}")
         before = self.scale
         self.scale = scale
         try:
@@ -264,7 +264,7 @@ def add_scaled_noise(
     """
     num_rows = x.shape[0] if std == "sample" else 1
     if x.numel() < 2 * num_rows:
-        raise ValueError(f"expected at least two entries to take a standard deviation of, got {tuple(x.shape)}")
+        raise ValueError(f"x: expected at least two entries to take a standard deviation of, got {tuple(x.shape)}")
     if not x.is_contiguous() and not _is_channels_last(x):
         x = x.contiguous()
     if _is_traced(x, xi):

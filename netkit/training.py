@@ -36,14 +36,14 @@ _LEAST = {"epochs": 1, "batch_size": 1, "num_steps": 1, "validate_every": 1, "va
 """Of what is counted; one step of attack shows too little in validation."""
 
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "lr": (lambda value: 0 < value < math.inf, "positive and finite"),
-    "lr_drop": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    "warmup": (lambda value: 0 <= value <= 1, "from 0 to 1, a share of the steps"),
-    "momentum": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    "weight_decay": (lambda value: 0 <= value < math.inf, "at least 0 and finite"),
-    "eps": (lambda value: 0 < value <= 1, "above 0 and at most 1, as pixels are from 0 to 1"),
-    "step_size": (lambda value: 0 < value < math.inf, "positive and finite"),
-    "trades_beta": (lambda value: 0 <= value < math.inf, "at least 0 and finite"),
+    "lr": (lambda value: 0 < value < math.inf, "a positive, finite number"),
+    "lr_drop": (lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
+    "warmup": (lambda value: 0 <= value <= 1, "a share of the steps, from 0 to 1"),
+    "momentum": (lambda value: 0 <= value < 1, "a number of at least 0 and below 1"),
+    "weight_decay": (lambda value: 0 <= value < math.inf, "a finite number >= 0"),
+    "eps": (lambda value: 0 < value <= 1, "a number above 0 and at most 1, as pixels are from 0 to 1"),
+    "step_size": (lambda value: 0 < value < math.inf, "a positive, finite number"),
+    "trades_beta": (lambda value: 0 <= value < math.inf, "a finite number >= 0"),
 }
 
 
@@ -112,26 +112,26 @@ class TrainConfig:
         }
         for name, allowed in hints.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name in ("nesterov", "reset_momentum", "clamp_start", "hold_out", "channels_last"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+                raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         for name in (*_LEAST, "seed"):
             if not isinstance(getattr(self, name), int) or isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
+                raise ValueError(f"{name}: expected a whole number, got {getattr(self, name)!r}")
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         for name, (is_inside, expected) in _RANGES.items():
             if not _is_number(value := getattr(self, name)) or not is_inside(value):
-                raise ValueError(f"{name} must be {expected}, got {value!r}")
+                raise ValueError(f"{name}: expected {expected}, got {value!r}")
         if isinstance(self.milestones, str) or not isinstance(self.milestones, Iterable):
-            raise ValueError(f"milestones must be shares of the epochs, got {self.milestones!r}")
+            raise ValueError(f"milestones: expected shares of the epochs, got {self.milestones!r}")
         object.__setattr__(self, "milestones", tuple(self.milestones))
         if not all(_is_number(share) and 0 <= share <= 1 for share in self.milestones):
-            raise ValueError(f"milestones must be shares of the epochs, from 0 to 1, got {self.milestones!r}")
+            raise ValueError(f"milestones: expected shares of the epochs, from 0 to 1, got {self.milestones!r}")
         if not self.hold_out and self.select != "last":
-            raise ValueError("without a held-out validation part select must be 'last'")
+            raise ValueError(f"select: expected 'last' without a held-out validation part, got {self.select!r}")
 
     @property
     def val_step_size(self) -> float:
@@ -251,7 +251,7 @@ def train(
     damaged; FloatingPointError where the loss is no longer finite.
     """
     if checkpoint_steps is not None and checkpoint_steps < 1:
-        raise ValueError(f"checkpoint_steps must be at least 1, got {checkpoint_steps}")
+        raise ValueError(f"checkpoint_steps: expected at least 1, got {checkpoint_steps}")
     with contextlib.ExitStack() as stack:
         stack.enter_context(parallel.joined(dataset.device))
         run = _Run(model, dataset, config, path, provenance or {})

@@ -51,7 +51,7 @@ def bias_variance(probabilities: Tensor, y: Tensor) -> BiasVariance:
     """
     if probabilities.dim() != 4 or y.shape != probabilities.shape[2:3] or min(probabilities.shape[:2]) < 2:
         raise ValueError(
-            "expected probabilities (members >= 2, draws >= 2, B, K) and labels (B,), "
+            "probabilities, y: expected shapes (members >= 2, draws >= 2, B, K) and (B,), "
             f"got {tuple(probabilities.shape)} and {tuple(y.shape)}"
         )
     p = probabilities.double()

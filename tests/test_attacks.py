@@ -617,15 +617,15 @@ def attack_with(**changes):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: attack_with(eps=-0.1), "expected a finite eps >= 0, got -0.1"),
-        (lambda: attack_with(eps=math.nan), "expected a finite eps >= 0, got nan"),
-        (lambda: attack_with(num_steps=0), "expected num_steps >= 1, got 0"),
-        (lambda: attack_with(num_restarts=0), "expected num_restarts >= 1, got 0"),
-        (lambda: attack_with(num_restarts=2, judging_draws=0), "expected judging_draws >= 1, got 0"),
+        (lambda: attack_with(eps=-0.1), "eps: expected a finite number >= 0, got -0.1"),
+        (lambda: attack_with(eps=math.nan), "eps: expected a finite number >= 0, got nan"),
+        (lambda: attack_with(num_steps=0), "num_steps: expected at least 1, got 0"),
+        (lambda: attack_with(num_restarts=0), "num_restarts: expected at least 1, got 0"),
+        (lambda: attack_with(num_restarts=2, judging_draws=0), "judging_draws: expected at least 1, got 0"),
         (lambda: attack_with(x=images(4, 4) + 2e-6), "got values from 2e-06 to 1, outside by 2e-06"),
-        (lambda: attack_with(step_size=-1.0), "expected finite step sizes >= 0, got -1.0 to -1.0"),
-        (lambda: attack_with(norm="l1"), "expected norm to be one of .* got 'l1'"),
-        (lambda: attack_with(batch_norm="off"), "expected batch_norm to be one of .* got 'off'"),
+        (lambda: attack_with(step_size=-1.0), "step_size: expected finite lengths >= 0, got -1.0 to -1.0"),
+        (lambda: attack_with(norm="l1"), "norm: expected one of .* got 'l1'"),
+        (lambda: attack_with(batch_norm="off"), "batch_norm: expected one of .* got 'off'"),
         (lambda: attack_with(x=images(4, 4) * 255), r"expected images within \[0, 1\], got values from 0 to 255"),
         (
             lambda: attack_with(x=3 * images(4, 4), bounds=(-1, 2)),
@@ -642,14 +642,17 @@ def attack_with(**changes):
         (lambda: attack_with(y=labels(4) + 8), "expected labels below 10, got 11"),
         (
             lambda: attacks.cw(Linear(48), images(4, 4), labels(4), variant="l0"),
-            "expected variant to be one of .* 'l0'",
+            "variant: expected one of .* 'l0'",
         ),
-        (lambda: attacks.cw(Linear(48), images(4, 4), labels(4), kappa=-1.0), "expected a finite kappa >= 0, got -1.0"),
+        (
+            lambda: attacks.cw(Linear(48), images(4, 4), labels(4), kappa=-1.0),
+            "kappa: expected a finite number >= 0, got -1.0",
+        ),
         (
             lambda: attacks.cw(Linear(48), images(4, 4), labels(4), variant="authors", num_searches=3),
             "expected no target and one search for variant 'authors'",
         ),
-        (lambda: attacks.ExpectationOverTransformation(Linear(48), 0), "expected num_draws >= 1, got 0"),
+        (lambda: attacks.ExpectationOverTransformation(Linear(48), 0), "num_draws: expected at least 1, got 0"),
         (
             lambda: logits_of(nn.Identity(), images(4, 4), 3),
             r"expected logits of shape \(4, num_classes\), got \(4, 3, 4, 4\)",
@@ -678,5 +681,5 @@ def test_images_outside_by_rounding_are_attacked_as_the_nearest_inside(dtype, ex
 def test_a_model_that_returns_nan_is_reported():
     model = Linear(48)
     model.bias.data[0] = math.nan
-    with pytest.raises(ValueError, match="expected a model with finite logits and gradients, got infinity or NaN"):
+    with pytest.raises(ValueError, match="model: expected finite logits and gradients, got infinity or NaN"):
         attacks.fgsm(model, images(4, 4), labels(4), eps=EPS)

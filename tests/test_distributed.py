@@ -310,7 +310,7 @@ def test_a_divided_evaluation_gives_every_process_the_whole(folder: Path) -> Non
     x, y = dataset.images(dataset.test.x), dataset.test.y
     score = evaluate.accuracy(net(num_members=1), x, y, num_draws=3, batch_size=16)
     assert score.predictions.tolist() == answers(folder)["evaluation"]
-    with pytest.raises(ValueError, match="expected no store for a divided evaluation, got"):
+    with pytest.raises(ValueError, match="store: expected none for a divided evaluation, got"):
         evaluate.accuracy(net(), x, y, store=folder / "x", divided=True)
 
 

@@ -388,7 +388,7 @@ def test_a_problem_of_pdekit_is_averaged_as_it_is():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_draws": 1}, "expected num_draws >= 2"),
+        ({"num_draws": 1}, "num_draws, batch_size: expected at least 2 and 1, got 1 and"),
         ({"level": 1.0}, "level: expected a number between 0 and 1, got 1.0"),
         ({"target_error": -1.0}, "target_error: expected a positive half-width, got -1.0"),
         ({"control": "sometimes"}, "control: expected True, False or 'auto', got 'sometimes'"),
@@ -407,7 +407,7 @@ def test_errors_say_what_was_expected(options, message):
 
 def test_images_cannot_drop_out_of_a_batch_they_make_noise_for():
     model = en_resnet(8, in_channels=1, noise_std="batch", seed=0)
-    with pytest.raises(ValueError, match="expected noise_std 'sample' or 'constant', got 'batch'"):
+    with pytest.raises(ValueError, match="expected noise_std 'sample' or 'constant', as images drop"):
         ensemble_estimate(model, torch.rand(3, 1, 8, 8), stop_when_decided=True, generator=seeded())
 
 

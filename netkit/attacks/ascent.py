@@ -127,7 +127,7 @@ def pgd(
     ball = _ball(norm, x, eps, bounds)
     sizes = [step_size(step) if callable(step_size) else step_size for step in range(num_steps)]
     if not all(0 <= size < math.inf for size in sizes):
-        raise ValueError(f"expected finite step sizes >= 0, got {min(sizes)} to {max(sizes)}")
+        raise ValueError(f"step_size: expected finite lengths >= 0, got {min(sizes)} to {max(sizes)}")
     if random_start:
         generator = _generator_on(x.device, generator)
 
@@ -205,12 +205,12 @@ class _L2Ball:
 
 def _ball(norm: Norm, x: Tensor, eps: float, bounds: Bounds | None) -> _Ball:
     if not 0 <= eps < math.inf:
-        raise ValueError(f"expected a finite eps >= 0, got {eps}")
+        raise ValueError(f"eps: expected a finite number >= 0, got {eps}")
     if norm == "linf":
         return _LinfBall(x, eps, bounds)
     if norm == "l2":
         return _L2Ball(x, eps, bounds)
-    raise ValueError(f"expected norm to be one of {get_args(Norm)}, got {norm!r}")
+    raise ValueError(f"norm: expected one of {get_args(Norm)}, got {norm!r}")
 
 
 def _within(x: Tensor, bounds: Bounds | None) -> Tensor:
@@ -236,5 +236,5 @@ def _generator_on(device: torch.device, generator: torch.Generator | None) -> to
         generator = torch.Generator(device)
         generator.seed()
     if generator.device.type != device.type:
-        raise ValueError(f"expected a generator on {device}, got one on {generator.device}")
+        raise ValueError(f"generator: expected one on {device}, got one on {generator.device}")
     return generator

@@ -78,13 +78,13 @@ def auto_attack(
             with which DLR does not exist.
     """
     if version is not None and version not in get_args(AutoAttackVersion):
-        raise ValueError(f"expected version to be one of {get_args(AutoAttackVersion)}, got {version!r}")
+        raise ValueError(f"version: expected one of {get_args(AutoAttackVersion)}, got {version!r}")
     if parts is not None and (not parts or set(parts) - set(get_args(AutoAttackPart))):
-        raise ValueError(f"expected parts among {get_args(AutoAttackPart)}, got {list(parts)}")
+        raise ValueError(f"parts: expected some of {get_args(AutoAttackPart)}, got {list(parts)}")
     if norm not in _NORMS:
-        raise ValueError(f"expected norm to be one of {tuple(_NORMS)}, got {norm!r}")
+        raise ValueError(f"norm: expected one of {tuple(_NORMS)}, got {norm!r}")
     if not 0 < eps < float("inf"):
-        raise ValueError(f"expected a finite eps > 0, got {eps}")
+        raise ValueError(f"eps: expected a finite number > 0, got {eps}")
     check_counts(num_steps=num_steps, num_queries=num_queries, eot_draws=eot_draws, batch_size=batch_size)
     x, num_labels = checked_images_and_labels(x, y)
     if isinstance(model, ExpectationOverTransformation):
@@ -95,8 +95,8 @@ def auto_attack(
     version = version or ("rand" if random else "standard")
     if random and (version != "rand" or not _RANDOM_PARTS.issuperset(parts or ())):
         raise ValueError(
-            f"expected version 'rand' and parts among {sorted(_RANDOM_PARTS)} for a model that answers at random, got "
-            f"{version!r} and {parts}: an image that one draw was wrong on would come back clean"
+            f"version, parts: expected 'rand' and some of {sorted(_RANDOM_PARTS)} for a model that answers at random, "
+            f"got {version!r} and {parts}: an image that one draw was wrong on would come back clean"
         )
     library = _library()
     source = torch.Generator(x.device) if generator is None else generator
@@ -107,7 +107,7 @@ def auto_attack(
         with torch.no_grad():
             num_classes = logits_of(model, x[:1], num_labels).shape[1]
         if num_classes < 4:
-            raise ValueError(f"expected a model of at least 4 classes, got {num_classes}")
+            raise ValueError(f"model: expected at least 4 classes, got {num_classes}")
         attack = library.AutoAttack(model, norm=_NORMS[norm], eps=eps, seed=seed, version=version, device=x.device)
         for gradient_attack in (attack.apgd, attack.apgd_targeted, attack.fab):
             gradient_attack.n_iter = num_steps

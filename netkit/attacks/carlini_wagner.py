@@ -75,17 +75,17 @@ def cw(
     """
     x, num_labels = checked_images_and_labels(x, y)
     if variant not in get_args(CWVariant):
-        raise ValueError(f"expected variant to be one of {get_args(CWVariant)}, got {variant!r}")
+        raise ValueError(f"variant: expected one of {get_args(CWVariant)}, got {variant!r}")
     check_counts(num_steps=num_steps, num_searches=num_searches)
     learning_rate = (0.01 if variant == "l2" else 6e-4) if learning_rate is None else learning_rate
     c = (1.0 if variant == "l2" else 10.0) if c is None else c
     for name, value in {"learning_rate": learning_rate, "c": c, "kappa": kappa}.items():
         if not 0 <= value < math.inf:
-            raise ValueError(f"expected a finite {name} >= 0, got {value}")
+            raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
     if target is not None:
         num_labels = max(num_labels, checked_images_and_labels(x, target)[1])
     if variant == "authors" and (target is not None or num_searches != 1):
-        raise ValueError("expected no target and one search for variant 'authors'")
+        raise ValueError("target, num_searches: expected no target and one search for variant 'authors'")
     with under_attack(model, batch_norm):
         num_judging = judging_draws_for(model, x, judging_draws)
         settings = _Settings(num_labels, num_steps, learning_rate, c, kappa, num_judging)

@@ -41,7 +41,7 @@ class ExpectationOverTransformation(nn.Module):
     def __init__(self, model: nn.Module, num_draws: int = 5) -> None:
         super().__init__()
         if num_draws < 1:
-            raise ValueError(f"expected num_draws >= 1, got {num_draws}")
+            raise ValueError(f"num_draws: expected at least 1, got {num_draws}")
         self.model = model
         self.num_draws = num_draws
         self.training = model.training
@@ -96,9 +96,9 @@ def judged(model: nn.Module, point: Tensor, measure: Callable[[nn.Module, Tensor
 def logits_of(net: nn.Module, x: Tensor, num_labels: int) -> Tensor:
     logits: Tensor = net(x)
     if logits.dim() != 2 or len(logits) != len(x):
-        raise ValueError(f"expected logits of shape ({len(x)}, num_classes), got {tuple(logits.shape)}")
+        raise ValueError(f"model: expected logits of shape ({len(x)}, num_classes), got {tuple(logits.shape)}")
     if logits.shape[1] < num_labels:
-        raise ValueError(f"expected labels below {logits.shape[1]}, got {num_labels - 1}")
+        raise ValueError(f"y: expected labels below {logits.shape[1]}, got {num_labels - 1}")
     return logits
 
 
@@ -106,7 +106,7 @@ def logits_of(net: nn.Module, x: Tensor, num_labels: int) -> Tensor:
 def under_attack(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
     """Inside the block, batch norm layers are in `mode`, and parameters are constants (`netkit.frozen`)."""
     if mode not in get_args(BatchNormMode):
-        raise ValueError(f"expected batch_norm to be one of {get_args(BatchNormMode)}, got {mode!r}")
+        raise ValueError(f"batch_norm: expected one of {get_args(BatchNormMode)}, got {mode!r}")
     layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     before = [layer.training for layer in layers]
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -138,9 +138,9 @@ def rounding(dtype: torch.dtype) -> float:
 def checked_images(x: Tensor, bounds: Bounds | None = PIXELS) -> Tensor:
     """x without gradient; clipped to the bounds where it is outside by no more than rounding."""
     if x.dim() < 2 or not x.is_floating_point():
-        raise ValueError(f"expected floating-point images (B, C, H, W), got {x.dtype} {tuple(x.shape)}")
+        raise ValueError(f"x: expected floating-point images (B, C, H, W), got {x.dtype} {tuple(x.shape)}")
     if len(x) == 0:
-        raise ValueError("expected at least one image, got none")
+        raise ValueError("x: expected at least one image, got none")
     x = x.detach()
     lowest, highest = (-math.inf, math.inf) if bounds is None else bounds
     low, high = (float(bound) for bound in x.aminmax())
@@ -149,7 +149,7 @@ def checked_images(x: Tensor, bounds: Bounds | None = PIXELS) -> Tensor:
     outside = max(lowest - low, high - highest)
     if not outside <= rounding(x.dtype):  # written so that NaN fails too
         raise ValueError(
-            f"expected images within [{lowest:g}, {highest:g}], got values from {low:.4g} to {high:.4g}, "
+            f"x: expected images within [{lowest:g}, {highest:g}], got values from {low:.4g} to {high:.4g}, "
             f"outside by {outside:.2g}"
         )
     return x.clamp(lowest, highest)
@@ -159,17 +159,17 @@ def checked_images_and_labels(x: Tensor, y: Tensor, bounds: Bounds | None = PIXE
     """`checked_images`, and the number of classes that the labels need."""
     x = checked_images(x, bounds)
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise ValueError(f"expected int64 labels of shape ({len(x)},), got {y.dtype} {tuple(y.shape)}")
+        raise ValueError(f"y: expected int64 labels of shape ({len(x)},), got {y.dtype} {tuple(y.shape)}")
     first, last = (int(bound) for bound in y.aminmax())
     if first < 0:
-        raise ValueError(f"expected labels >= 0, got {first}")
+        raise ValueError(f"y: expected labels >= 0, got {first}")
     return x, last + 1
 
 
 def check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
-            raise ValueError(f"expected {name} >= 1, got {count}")
+            raise ValueError(f"{name}: expected at least 1, got {count}")
 
 
 class NotFiniteError(ValueError):
@@ -182,4 +182,4 @@ def check_finite(*tensors: Tensor) -> None:
     Raises NotFiniteError.
     """
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-        raise NotFiniteError("expected a model with finite logits and gradients, got infinity or NaN")
+        raise NotFiniteError("model: expected finite logits and gradients, got infinity or NaN")
