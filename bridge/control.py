@@ -28,10 +28,10 @@ _SUMS_SHARE = 0.05  # of a pass, for one class's sums: 0.02 to 0.05 on small net
 class NoiseExpansion:
     """Draws of a model's outputs for images x (B, ...), each with its first-order term in the noise.
 
-    output: from what the model returns (B, K) to what is averaged. Takes one pass and K backward passes once, without
-    noise, and keeps K times the outputs of all blocks.
+    output: from the model's result (B, K) to the values that are averaged.
+    twin: (B, K) the output without noise. variance: (B, K) of the first-order term, exact.
 
-    twin: (B, K) that noise-free output. variance: (B, K) of the first-order term, exact.
+    Making one takes one pass and K backward passes, without noise, and keeps K times the outputs of all blocks.
 
     Raises ValueError for a model without netkit's noise layers, with several streams of noise, with the noise off, or
     that no gradient flows through.
@@ -83,7 +83,7 @@ class NoiseExpansion:
 
 
 def _summed(terms: Iterable[Iterable[Tensor]]) -> Tensor:
-    """Sums (B, K) over blocks and entries of terms (K, blocks, (B, ...)), of which one exists at a time."""
+    """Sums (B, K) over blocks and entries of terms (K, blocks, (B, ...)); one term exists at a time."""
     return torch.stack([reduce(torch.add, map(_sum, row)) for row in terms], 1)
 
 
@@ -92,7 +92,7 @@ def _sum(term: Tensor) -> Tensor:
 
 
 class ControlledDraws:
-    """Draws of P - βC, with a β for every image and class that each draw takes from the draws before it.
+    """Draws of P - βC; each takes its β, one for every image and class, from the draws before it.
 
     As β is known before its draw, every draw has mean E[P] exactly, and the draws are uncorrelated. β starts from
     `coefficient` and moves to the cov(P, C) / var(C) of least variance. C is cut off at `reach` deviations either way,
@@ -112,7 +112,7 @@ class ControlledDraws:
         return self._product[rows] / self._square[rows]
 
     def margin(self, rows: Tensor) -> Tensor:
-        """How far (rows, K) the next draw may lie from P, with a finite `reach`."""
+        """The largest distance (rows, K) of the next draw from P, with a finite `reach`."""
         return self._coefficient(rows).abs() * self._largest[rows]
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class ControlledDraws:
 
 @dataclass(frozen=True, eq=False)
 class ControlProbe:
-    """What the control does on a few images (P, ...) of K classes.
+    """The effect of the control on a few images (P, ...) of K classes.
 
     coefficient: the β of least variance, one for all, to start from. plain, controlled: variance (P, K) of a draw
         without the control and with the β that other draws of the same image and class give.
@@ -161,17 +161,17 @@ def probe_control(model: nn.Module, x: Tensor, output: Callable[[Tensor], Tensor
 
 
 def expansion_cost(num_outputs: int) -> int:
-    """What a `NoiseExpansion` of K outputs costs an image, in passes: a backward pass counts two."""
+    """The cost of a `NoiseExpansion` of K outputs for an image, in passes; a backward pass counts two."""
     return 2 * num_outputs + 1
 
 
 def draw_cost(num_outputs: int) -> float:
-    """What a draw with its first-order term costs, in passes: there is a sum over all blocks for each of K outputs."""
+    """The cost of a draw with its first-order term, in passes; each of K outputs takes a sum over all blocks."""
     return 1 + _SUMS_SHARE * num_outputs
 
 
 def probe_cost(num_outputs: int) -> int:
-    """What `probe_control` costs an image, in passes."""
+    """The cost of `probe_control` for an image, in passes."""
     return expansion_cost(num_outputs) + math.ceil(_PROBE_DRAWS * draw_cost(num_outputs))
 
 

@@ -75,9 +75,9 @@ def _linear(size_in: int, size_out: int, generator: torch.Generator) -> nn.Linea
 
 
 class NoisyFlow(NoisyModel):
-    """What `FlowNetwork` and `ProblemNetwork` share: L Euler-Maruyama steps of a velocity module (x, t) -> F.
+    """L Euler-Maruyama steps of a velocity module (x, t) -> F: the part that the networks below have in common.
 
-    order: which time each block belongs to, block l by default to t_l = l/L; a wrong order is for tests of tests.
+    order: the time of each block, by default t_l = l/L of block l; a wrong order is for tests of tests.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class NetworkTerminal:
 
 
 def network_problem(network: FlowNetwork, *, label: int = 1, sigma: float | None = None) -> ConvectionDiffusion:
-    """The equation (Eq. 10; Eq. 8 for σ = 0) of which the network is a discretisation, on pdekit's unit box.
+    """The equation (Eq. 10; Eq. 8 for σ = 0) that the network discretises, on pdekit's unit box.
 
     Its u(z, 0) is the probability of class `label` for points x = box.from_unit(z) of [-inner, inner]^d, up to the time
     step of the network and the boundary (`Box.escape_probability`). sigma: by default the network's own.

@@ -31,7 +31,7 @@ class CheckpointError(ValueError):
 
 
 def save(path: Path, tree: Mapping[str, Any], *, kind: str) -> None:
-    """Write `tree` atomically to `path`, creating its folder; `kind` names what the file is for.
+    """Write `tree` atomically to `path`, creating its folder; `kind` names its purpose.
 
     Keys must be strings; leaves tensors of any device or layout, or JSON values (floats round-trip exactly).
     Raises TypeError for anything else, and where two tensors would get one name ("a/b" beside "a" with "b" in it).
@@ -92,7 +92,7 @@ def contents_of(path: Path) -> Iterator[None]:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} lacks what is looked for in it: {type(error).__name__}: {reason}") from error
+        raise CheckpointError(f"{path} lacks a part that it should hold: {type(error).__name__}: {reason}") from error
 
 
 def _digest(before: bytes, after: bytes) -> str:

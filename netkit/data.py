@@ -50,7 +50,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Train, validation and test images with what is needed to feed them to a network.
+    """Train, validation and test images, and how to feed them to a network.
 
     `max_value` is the integer that stands for white (255, or 16 for the digits); `augmented` says whether
     random crops and flips leave the label alone.
@@ -99,11 +99,13 @@ def load(
 ) -> Dataset:
     """Load a data set onto `device`.
 
-    `digits` is scikit-learn's embedded set (1,797 images, 1x8x8), split by class into 60% training, 10%
-    validation and 30% test. `cifar10` and `cifar100` come from `data`: a .npz with x_train, y_train, x_test,
-    y_test (uint8, NHWC), or a folder with torchvision's official files
-    (default ~/.cache/itoflow), fetched only if `download` is set. `num_train` keeps the first so many training
-    images, of which one in ten becomes validation; `num_test` keeps the first so many test images.
+    name: "digits", scikit-learn's embedded set (1,797 images, 1x8x8), split by class into 60% training, 10% validation
+        and 30% test; "cifar10" or "cifar100", from `data`.
+    data: a .npz with x_train, y_train, x_test, y_test (uint8, NHWC), or a folder with torchvision's official files, by
+        default ~/.cache/itoflow.
+    download: fetch torchvision's files into that folder where they are missing.
+    num_train: keep the first so many training images, of which one in ten becomes validation.
+    num_test: keep the first so many test images.
 
     Raises DataError for an unknown name, a file without the keys, wrong shapes, types, values or labels;
     FileNotFoundError for a missing file or folder.
@@ -139,7 +141,7 @@ def _cache() -> Path:
 def augment(x: Tensor, *, padding: int = 4, generator: torch.Generator | None = None) -> Tensor:
     """Random crop after zero padding and random horizontal flip, each image its own; any dtype.
 
-    x: (B, C, H, W) -> (B, C, H, W). The draws happen on the CPU or wherever `generator` lives.
+    x: (B, C, H, W) -> (B, C, H, W). The draws happen on the generator's device, by default on x's.
     """
     batch, channels, height, width = x.shape
     source = generator.device if generator is not None else x.device
@@ -251,7 +253,7 @@ def read_arrays(path: Path, keys: Sequence[str], *, optional: Sequence[str] = ()
 
 
 def _declared_members(path: Path, archive: zipfile.ZipFile) -> int:
-    """How many there are by the end record (22 bytes and a comment), which zipfile does not compare."""
+    """The number of members by the end record (22 bytes and a comment), which zipfile does not compare."""
     with path.open("rb") as file:
         file.seek(-22 - len(archive.comment), os.SEEK_END)
         return int.from_bytes(file.read(12)[10:], "little")

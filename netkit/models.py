@@ -48,7 +48,7 @@ class PreActBlock(nn.Module):
     """One residual block: x + F(x) with F = conv ∘ relu ∘ bn ∘ conv ∘ relu ∘ bn, then the noise."""
 
     frozen: Callable[[Tensor], Tensor] | None = None
-    """What computes the residual mapping inside `netkit.frozen`."""
+    """The residual mapping inside `netkit.frozen`, in place of the layers."""
 
     def __init__(self, in_width: int, out_width: int, *, stride: int, noise: ResidualNoise) -> None:
         super().__init__()
@@ -84,13 +84,11 @@ class ResNet(nn.Module):
     layers: 6n + 2 without the shortcut convolutions, for n blocks a stage. Wide networks are usually named with the
     shortcuts counted, 6n + 4 (WRN-34-10: n = 5); both are accepted.
 
-    Args:
-        noise: what follows each residual mapping; `Noise("off")` for the plain network.
-        normalize: means and standard deviations of the channels, applied first; None for raw pixels.
-        seed: of the initial weights and of the noise; None takes one from the operating system.
+    noise: the noise after each residual mapping; `Noise("off")` for the plain network.
+    normalize: means and standard deviations of the channels, applied first; None for raw pixels.
+    seed: of the initial weights and of the noise; None takes one from the operating system.
 
-    Raises:
-        ValueError: for a depth that is neither 6n + 2 nor 6n + 4, or a count below one.
+    Raises ValueError for a depth that is neither 6n + 2 nor 6n + 4, or a count below one.
     """
 
     def __init__(
@@ -167,16 +165,14 @@ class ResNet(nn.Module):
 class EnResNet(NoisyModel):
     """The average of several networks' predictions (Fig. 1c), with one stream of noise for all of them.
 
-    Args:
-        members: at least one; residual networks, of any depths, or ensembles (Table 7 joins two ensembles, each of
-            which then counts once). They are used, not copied, and draw their noise from this model from now on.
-        weights: one for each member, summing to one; uniform by default. See `set_weights`.
-        average: of the `"logits"`, as in the paper's figures and code, or of the `"probabilities"` f = softmax, as
-            Eq. 14 reads. The latter returns logarithms of the mean probabilities, so that its softmax is that mean.
-        seed: of the noise; None takes one from the operating system.
+    members: at least one; residual networks, of any depths, or ensembles (Table 7 joins two ensembles, each of
+        which then counts once). They are used, not copied, and draw their noise from this model from now on.
+    weights: one for each member, summing to one; uniform by default. See `set_weights`.
+    average: of the `"logits"`, as in the paper's figures and code, or of the `"probabilities"` f = softmax, as
+        Eq. 14 reads. The latter returns logarithms of the mean probabilities, so that its softmax is that mean.
+    seed: of the noise; None takes one from the operating system.
 
-    Raises:
-        ValueError: for no members, members of other classes or channels, or weights that do not sum to one.
+    Raises ValueError for no members, members of other classes or channels, or weights that do not sum to one.
     """
 
     in_channels: int
@@ -209,16 +205,15 @@ class EnResNet(NoisyModel):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `build` makes this architecture of; fit for JSON. Weights, of layers and of members, are the state."""
+        """The argument of `build` for this architecture, fit for JSON. Weights of layers and members are the state."""
         members = [member.config for member in self.members]
         return {"type": "EnResNet", "members": members, "average": self.average}
 
     def set_weights(self, weights: Sequence[float] | Tensor) -> None:
         """Weight the members; negative weights are allowed for logits, as extrapolation needs them (Sec. 5).
 
-        Raises:
-            ValueError: unless there is one finite weight for each member and they sum to one; for a negative weight
-                where probabilities are averaged, which might then be negative themselves.
+        Raises ValueError unless there is one finite weight for each member and they sum to one; for a negative weight
+        where probabilities are averaged, which might then be negative themselves.
         """
         values = torch.as_tensor(weights, dtype=torch.float64)
         if values.shape != (len(self.members),):
@@ -230,14 +225,13 @@ class EnResNet(NoisyModel):
         self.weights.copy_(values)
 
     def member_logits(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (num_members, B, num_classes): what each member says."""
+        """(B, in_channels, H, W) -> (num_members, B, num_classes): each member's logits."""
         return torch.stack([member(x) for member in self.members])
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) in [0, 1] -> (B, num_classes).
 
-        Raises:
-            ValueError: for images of another number of dimensions or channels.
+        Raises ValueError for images of another number of dimensions or channels.
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"x: expected images of shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
@@ -252,9 +246,9 @@ class EnResNet(NoisyModel):
 
     @property
     def generator(self) -> torch.Generator:
-        """What the noise is drawn from, on the device of the parameters.
+        """The generator of the noise, on the device of the parameters.
 
-        By default the model's own, seeded with the `seed` it was made with; torch's global generators are not used.
+        By default it is the model's own, from the `seed` it was made with; torch's global generators are not used.
         """
         return self.stream.generator(next(self.parameters()).device)
 
@@ -276,9 +270,8 @@ class EnResNet(NoisyModel):
 
         The generator outside is not advanced.
 
-        Args:
-            source: a seed, from which each pass starts over, or the draws themselves: one tensor of mean 0 and
-                variance 1 for each residual block, of the shape of that block's output, members one after the other.
+        source: a seed, from which each pass starts over, or the draws themselves: one tensor of mean 0 and
+            variance 1 for each residual block, of the shape of that block's output, members one after the other.
         """
         seed = source if isinstance(source, int) else None
         fixed = torch.Generator(next(self.parameters()).device) if isinstance(source, int) else source
@@ -308,19 +301,17 @@ def en_resnet(
 ) -> EnResNet:
     """An ensemble of noisy residual networks of one kind: `en_resnet(20, num_members=5)` is En5ResNet20.
 
-    Args:
-        depth: 6n + 2 or 6n + 4; see `ResNet`.
-        num_members: how many networks are averaged; their initial weights are independent.
-        noise_coef: the paper's a.
-        noise: `"gaussian"`, `"two_point"` or `"off"`; with `"off"` this is a plain ensemble.
-        noise_std: `"batch"` (the authors' code), `"sample"` or `"constant"`; see `netkit.noise`.
-        sigma: σ of Eq. 14, for `noise_std="constant"`, which does not use noise_coef.
-        width, widen_factor, num_classes, in_channels, normalize: see `ResNet`.
-        average: see `EnResNet`.
-        seed: of all initial weights and of the noise; None takes one from the operating system.
+    depth: 6n + 2 or 6n + 4; see `ResNet`.
+    num_members: the number of networks that are averaged; their initial weights are independent.
+    noise_coef: the paper's a.
+    noise: `"gaussian"`, `"two_point"` or `"off"`; with `"off"` this is a plain ensemble.
+    noise_std: `"batch"` (the authors' code), `"sample"` or `"constant"`; see `netkit.noise`.
+    sigma: σ of Eq. 14, for `noise_std="constant"`, which does not use noise_coef.
+    width, widen_factor, num_classes, in_channels, normalize: see `ResNet`.
+    average: see `EnResNet`.
+    seed: of all initial weights and of the noise; None takes one from the operating system.
 
-    Raises:
-        ValueError: for values outside what is said above.
+    Raises ValueError for other values than these.
     """
     if num_members < 1:
         raise ValueError(f"num_members: expected at least 1, got {num_members}")
@@ -377,8 +368,7 @@ def from_name(name: str, **options: Any) -> EnResNet:
     `"ResNet20"` and `"WRN-14-2"` are plain, `"En2ResNet20"` and `"En1WideResNet34-10"` noisy ensembles, and
     `"En2ResNet20&En5ResNet20"` averages the two (Tables 7, 9 and 10). Options as for `en_resnet`.
 
-    Raises:
-        ValueError: for a name of another form, or a depth that does not exist.
+    Raises ValueError for a name of another form, or a depth that does not exist.
     """
     seed = options.pop("seed", None)
     generator, noise_seed = _generator_and_noise_seed(seed)
@@ -403,8 +393,7 @@ def from_name(name: str, **options: Any) -> EnResNet:
 def build(config: Mapping[str, Any]) -> EnResNet:
     """The architecture that `model.config` describes, with fresh weights.
 
-    Raises:
-        ValueError: for a mapping that is no such configuration.
+    Raises ValueError for a mapping that is no such configuration.
     """
     model = _build(config)
     if not isinstance(model, EnResNet):

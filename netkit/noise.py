@@ -1,4 +1,4 @@
-"""Noise after a residual mapping (Sec. 3.1): what is drawn, how large it is, and where its randomness comes from.
+"""Noise after a residual mapping (Sec. 3.1): its distribution, its size, and the source of its randomness.
 
 Each residual mapping x + F(x) is followed by one Euler-Maruyama increment, `x + F(x) + s ξ`, with ξ of mean 0 and
 variance 1 in every entry. The size s is one of
@@ -28,17 +28,15 @@ NoiseStd = Literal["batch", "sample", "constant"]
 
 @dataclass(frozen=True)
 class Noise:
-    """What noise follows a residual mapping.
+    """The kind and size of the noise after a residual mapping.
 
-    Args:
-        kind: `"gaussian"`; `"two_point"`, ±1 with equal chance, which has the same weak order in Eq. 14 and is much
-            cheaper to draw; or `"off"`.
-        std: what the noise is scaled by; see this module's docstring.
-        noise_coef: the paper's a, for `std="batch"` and `"sample"`.
-        sigma: σ of Eq. 14, for `std="constant"` and only there.
+    kind: `"gaussian"`; `"two_point"`, ±1 with equal chance, which has the same weak order in Eq. 14 and is much
+        cheaper to draw; or `"off"`.
+    std: the scale of the noise; see this module's docstring.
+    noise_coef: the paper's a, for `std="batch"` and `"sample"`.
+    sigma: σ of Eq. 14, for `std="constant"` and only there.
 
-    Raises:
-        ValueError: for an unknown kind or std, a negative or non-finite size, or a sigma that does not belong.
+    Raises ValueError for an unknown kind or std, a negative or non-finite size, or a sigma that does not belong.
     """
 
     kind: NoiseKind = "gaussian"
@@ -89,7 +87,7 @@ class NoiseStream:
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What stored results depend on (`netkit.identity`), besides the generator, which evaluations lend."""
+        """All that stored results depend on (`netkit.identity`), but the generator, which evaluations lend."""
         return self.scale, self._fixed
 
     def generator(self, device: torch.device) -> torch.Generator:
@@ -211,10 +209,9 @@ def _(like: Tensor, kind: str, number: int) -> Tensor:
 class ResidualNoise(nn.Module):
     """Adds the noise to x + F(x); holds no parameters.
 
-    Args:
-        noise: what to add.
-        num_blocks: L, the number of residual blocks on the path; only `std="constant"` uses it.
-        stream: where the randomness comes from.
+    noise: its kind and size.
+    num_blocks: L, the number of residual blocks on the path; only `std="constant"` uses it.
+    stream: the source of the randomness.
     """
 
     def __init__(self, noise: Noise, *, num_blocks: int, stream: NoiseStream) -> None:
@@ -225,7 +222,7 @@ class ResidualNoise(nn.Module):
 
     @property
     def size(self) -> float:
-        """What ξ is multiplied by, and with `std="batch"` or `"sample"` the standard deviation; 0 without noise."""
+        """The factor of ξ, or with `std="batch"` and `"sample"` of std(x + F(x))·ξ; 0 without noise."""
         noise = self.noise
         if noise.kind == "off":
             return 0.0
@@ -252,15 +249,13 @@ def add_scaled_noise(
 ) -> Tensor:
     """x + a·std(x)·ξ, with the gradient through std(x) (Sec. 3.1).
 
-    Args:
-        x: (B, ...), B >= 1.
-        xi: ξ, of x's shape; no gradient flows to it.
-        noise_coef: a.
-        std: `"batch"`, one unbiased standard deviation of all entries, or `"sample"`, one for each x[i].
-        inplace: overwrite x where that saves time.
+    x: (B, ...), B >= 1.
+    xi: ξ, of x's shape; no gradient flows to it.
+    noise_coef: a.
+    std: `"batch"`, one unbiased standard deviation of all entries, or `"sample"`, one for each x[i].
+    inplace: overwrite x where that saves time.
 
-    Raises:
-        ValueError: if a standard deviation would be taken over fewer than two entries.
+    Raises ValueError if a standard deviation would be taken over fewer than two entries.
     """
     num_rows = x.shape[0] if std == "sample" else 1
     if x.numel() < 2 * num_rows:
@@ -274,7 +269,7 @@ def add_scaled_noise(
 
 
 def _is_traced(*tensors: Tensor) -> bool:
-    """Whether torch.compile or a transform of torch.func looks on, which see through plain operations only."""
+    """Whether torch.compile or a transform of torch.func looks on; they see through plain operations only."""
     return torch.compiler.is_compiling() or any(torch.func.debug_unwrap(t) is not t for t in tensors)
 
 

@@ -30,7 +30,7 @@ _PATIENCE = datetime.timedelta(days=30)
 
 
 def processes() -> tuple[int, int]:
-    """This process's number and how many there are: (0, 1) without torch.distributed."""
+    """This process's number, and the number of processes; (0, 1) without torch.distributed."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
@@ -52,10 +52,11 @@ def joined(device: torch.device | str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def averaging(module: nn.Module) -> Iterator[nn.Module]:
-    """Inside the block, what to call in place of `module` so that all processes get the mean of their gradients.
+    """Wrap `module` for the block: its backward pass gives every process the mean of their gradients.
 
-    When it is called, the first process's buffers go to all. On GPUs batch norm layers count all processes' images; the
-    layers that were there, which share their tensors, come back. In one process it is `module` itself.
+    Each call hands the first process's buffers to all. On GPUs the batch norm layers inside `module` count the images
+    of all processes; the layers before, with the same tensors, come back after the block. In one process this gives
+    `module` itself.
     """
     if processes()[1] == 1:
         yield module
@@ -77,7 +78,7 @@ def averaging(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make()` gives in the first process, say of a file, in all of them; it is called in the first only."""
+    """Call `make` in the first process alone, and give its result, say the content of a file, to all."""
     rank, world = processes()
     if world == 1:
         return make()
@@ -88,7 +89,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def gathered(own: T) -> list[T]:
-    """What each process has, in the order of their numbers; also where they wait for each other."""
+    """Collect `own` from every process, in the order of their numbers, in all; each waits for the others."""
     _, world = processes()
     if world == 1:
         return [own]
@@ -98,7 +99,7 @@ def gathered(own: T) -> list[T]:
 
 
 def summed(values: Tensor) -> Tensor:
-    """The sum of all processes' `values`, which it overwrites."""
+    """Sum `values` over all processes, in place."""
     if processes()[1] > 1:
         dist.all_reduce(values)
     return values

@@ -33,7 +33,7 @@ from netkit.randomness import derived_generator, derived_seed, noise_from, seede
 TrainingLoss = Literal["pgd", "natural", "trades"]
 
 _LEAST = {"epochs": 1, "batch_size": 1, "num_steps": 1, "validate_every": 1, "val_num_steps": 2}
-"""Of what is counted; one step of attack shows too little in validation."""
+"""The least of each count; one step of attack shows too little in validation."""
 
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "lr": (lambda value: 0 < value < math.inf, "a positive, finite number"),
@@ -49,20 +49,23 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train; the defaults are the paper's (sections 3.3 and 4.1).
+    """Options of a training; the defaults are the paper's (sections 3.3 and 4.1).
 
-    `loss`: "pgd" (Algorithm 1), "natural" (Eq. 2) or "trades" (Zhang et al. 2019, Eq. 5, weight
-    `trades_beta`). `schedule`: "steps" multiplies `lr` by `lr_drop` at each of `milestones` (shares of the
-    epochs), "one-cycle" climbs linearly over `warmup` of the steps and falls linearly to zero. `lr_scaling`:
-    "members" lets each of n averaged networks learn at the pace of one, see below. `attack_batch_norm`: whether
-    the attack inside the training step sees running statistics ("eval") or batch statistics, which it then also
-    updates ("train"). `reset_momentum`: forget the momentum at each epoch. `clamp_start`: keep PGD's random start
-    inside [0, 1]. `hold_out`: keep the validation part out of training. `select`: which epoch's weights count: the
-    best under attack on validation, the best without, or the last. `val_num_steps`: validation attacks by PGD with
-    so many steps of 2.5 eps / val_num_steps (at ten, eps/4 as in the paper), whatever the attack in training: a
-    network trained against one step may learn to withstand that step and nothing else (Wong et al. 2020).
-    `precision`: "bf16" is autocast on CUDA; on a CPU, where it is slower, "no" is used; "fp64" trains in double
-    precision. `batch_size` is that of all processes together.
+    loss: "pgd" (Algorithm 1), "natural" (Eq. 2) or "trades" (Zhang et al. 2019, Eq. 5, weight `trades_beta`).
+    batch_size: images in a batch of all processes together.
+    lr_scaling: "members" lets each of n averaged networks learn at the pace of one, see below.
+    schedule: "steps" multiplies `lr` by `lr_drop` at each of `milestones`, shares of the epochs; "one-cycle" climbs
+        linearly over `warmup` of the steps and falls linearly to zero.
+    reset_momentum: forget the momentum at each epoch.
+    clamp_start: keep PGD's random start inside [0, 1].
+    attack_batch_norm: the statistics that the attack in training sees: running ones ("eval"), or those of the batch,
+        which then also move the running ones ("train").
+    hold_out: keep the validation part out of training.
+    select: the epoch whose weights count: the best under attack on validation, the best without, or the last.
+    val_num_steps: steps of the validation attack, PGD with a step of 2.5 eps / val_num_steps (at ten, eps/4 as in the
+        paper), whatever the attack in training: a network trained against one step may learn to withstand that step
+        and nothing else (Wong et al. 2020).
+    precision: "bf16" is autocast on CUDA and "no" on a CPU, where it is slower; "fp64" is double precision.
 
     Averaging n networks gives each of them 1/n of the gradient g that it would have alone, and all of the weight
     decay: one step of SGD moves its weights θ by -η(g/n + λθ). With n times the rate but the same decay it would move
@@ -199,7 +202,7 @@ def _averaged_networks(model: EnResNet) -> Iterator[tuple[nn.Module, int]]:
 
 
 def batch_plan(config: TrainConfig, model: EnResNet) -> dict[str, Any]:
-    """How a batch is divided and the largest learning rate it is taken with, to be printed and stored."""
+    """The division of a batch among processes, and its largest learning rate, to be printed and stored."""
     _, world = parallel.processes()
     return {
         "processes": world,
@@ -229,26 +232,28 @@ def train(
 ) -> TrainResult:
     """Train `model` in place and leave it, in eval mode, with the weights of the selected epoch.
 
-    It runs on the device that `dataset` is on. Under torchrun all processes call this alike; the first one's weights,
-    files and clock count.
-    `path` is the checkpoint to write and to continue from. It is written at the end of every epoch, after
-    `checkpoint_steps` updates where given, and whenever `checkpoint_seconds` have passed. A finished run is
-    read back, not repeated. `on_step(done, total)` is called after each update, and may raise to stop the run, which is
-    saved first; without it a progress bar is shown where standard error is a terminal. `on_epoch(model, epoch)` may
-    change the model after the last update of each epoch (from 0), before validation; what it does must depend on its
-    arguments alone, so that a resumed run is the same. Of several processes the first one's model counts. The run is
-    saved before, so that an error in it, or a kill during validation, loses no update.
+    The run takes place on the device of `dataset`. Under torchrun all processes call this alike; the first one's
+    weights, files and clock count.
 
-    Everything random follows from `config.seed`. What draws from torch's global generators, as dropout in a network of
-    one's own, is seeded by its place in the run, and the caller's states come back; NumPy's and Python's are left as
-    they are.
+    path: the checkpoint to write and to continue from. It is written at the end of every epoch, after
+        `checkpoint_steps` updates where given, and whenever `checkpoint_seconds` have passed. A finished run is read
+        back, not repeated.
+    on_step: called as `on_step(done, total)` after each update. It may raise to stop the run, which is saved first.
+        Without it a progress bar is shown where standard error is a terminal.
+    on_epoch: called as `on_epoch(model, epoch)` after the last update of each epoch (from 0), before validation. It may
+        change the model, but by its arguments alone, so that a resumed run is the same. Of several processes the first
+        one's model counts. The run is saved before the call, so that an error in it, or a kill during validation, loses
+        no update.
+
+    Everything random follows from `config.seed`. What draws from the global generators of torch, NumPy or Python, as
+    dropout in a network of one's own, is seeded by its place in the run, and the caller's states come back.
 
     A run of fewer epochs is extended where every update it made had the learning rate that it would have had with these
     `epochs`, so that the result is that of a run with these from the start. With "steps" that takes `milestones` at the
     same epochs as before, which are smaller shares of more; a one-cycle run has ended at rate zero.
 
-    Raises CheckpointError where `path` holds a run of another model, configuration or data set, or is
-    damaged; FloatingPointError where the loss is no longer finite.
+    Raises ValueError for `checkpoint_steps` below 1; CheckpointError where `path` holds a run of another model,
+    configuration or data set, or is damaged; FloatingPointError where the loss is no longer finite.
     """
     if checkpoint_steps is not None and checkpoint_steps < 1:
         raise ValueError(f"checkpoint_steps: expected at least 1, got {checkpoint_steps}")
@@ -292,7 +297,7 @@ def train(
 def load_model(path: Path, *, device: torch.device | str = "cpu") -> EnResNet:
     """The network that a training run left in the checkpoint `path`, with its selected weights, in eval mode.
 
-    It is in float32, to which the weights of a training in double precision are rounded.
+    The weights are float32, to which those of a training in double precision are rounded.
     Raises FileNotFoundError; CheckpointError for a damaged or foreign file, or a run without selected weights yet.
     """
     tree = checkpoint.load(path, kind="training")
@@ -351,7 +356,7 @@ class _Run:
             self.optimizer.state.clear()
 
     def _new_generators(self, *place: int) -> dict[str, torch.Generator]:
-        """Those of this process and epoch; others at each `place` in it."""
+        """The generators of this process for this epoch; others for each `place` in it."""
         device, seed = self.device, self.config.seed
         rank, _ = parallel.processes()
         if rank > 0:  # the first one's are those of a run by one process
@@ -397,7 +402,7 @@ class _Run:
         return seeded_globally(derived_seed(self.config.seed, "global", *place))
 
     def _batch(self, rank: int, world: int) -> tuple[Tensor, Tensor, int, int]:
-        """This process's images and labels of the next batch, how many of them count, and how many the batch has."""
+        """This process's images and labels of the next batch, the number that counts, and the number in the batch."""
         size = self.config.batch_size
         batch = self.order[self.step * size : (self.step + 1) * size]
         own = batch[rank::world]

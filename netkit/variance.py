@@ -1,4 +1,4 @@
-"""The squared error of an ensemble split in three: what a second member buys, and what a second draw."""
+"""The squared error of an ensemble split in three: the gain of a second member, and that of a second draw."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from netkit.models import EnResNet
 
 @dataclass(frozen=True)
 class BiasVariance:
-    """The mean squared error (Brier score) of one member's one draw, split in three; means over images, summed over
-    classes.
+    """Three parts of the squared error (Brier score) of a draw of one member, summed over classes, mean over images.
 
     rest: of the mean over all members and draws: squared bias and label noise.
     between_members: variance over members of their means over noise.
@@ -34,12 +33,12 @@ class BiasVariance:
 
     @property
     def second_member(self) -> float:
-        """What a second member, drawn once, takes off the error of one member drawn once."""
+        """The error that a second member, drawn once, takes off that of one member drawn once."""
         return self.total - self.error(2, 1)
 
     @property
     def second_draw(self) -> float:
-        """What a second draw of the same member takes off; the pass costs as much, training nothing."""
+        """The error that a second draw of the same member takes off: as much of a pass, and no training."""
         return self.total - self.error(1, 2)
 
 

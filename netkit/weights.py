@@ -175,7 +175,8 @@ def learn_weights(
 ) -> Tensor:
     """Give the members their optimal weights on images x (N, C, H, W) with labels y (N,); returns them (k,).
 
-    For what the model averages, logits or probabilities; `signs` and errors as of `optimal_weights`.
+    They are optimal for the model's kind of average, logits or probabilities; `signs` and errors as of
+    `optimal_weights`.
     """
     logits = member_logits(model, x, num_draws=num_draws, generator=generator)
     weights = optimal_weights(logits, y, signs=signs, average=model.average)

@@ -189,5 +189,5 @@ def test_a_whole_file_that_holds_no_predictions_is_refused(tmp_path: Path) -> No
     assert evaluate.stored_score(store) is not None
     for change in ({"blocks": {"1": torch.zeros(1, 2)}}, {"blocks": None}, {"labels": 3}):
         checkpoint.save(store, {**whole, **change}, kind="evaluation")
-        with pytest.raises(CheckpointError, match="lacks what is looked for in it"):
+        with pytest.raises(CheckpointError, match="lacks a part that it should hold"):
             evaluate.stored_score(store)

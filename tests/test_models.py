@@ -436,7 +436,7 @@ def test_weights_and_depths_may_differ_and_weights_may_be_negative():
         model.set_weights([0.5, 0.6])
     with pytest.raises(ValueError, match="expected one for each of 2 members"):
         model.set_weights([1.0])
-    with pytest.raises(ValueError, match="sum to one"):
+    with pytest.raises(ValueError, match="expected a sum of one"):
         model.set_weights([math.nan, 1.0])
 
 

@@ -487,7 +487,7 @@ def test_a_whole_file_without_what_a_run_holds_is_refused(digits: data.Dataset, 
     assert training.load_model(path).num_classes == 10
     for key in tree.keys() - {"provenance"}:
         checkpoint.save(path, {name: value for name, value in tree.items() if name != key}, kind="training")
-        with pytest.raises(CheckpointError, match=f"lacks what is looked for in it: KeyError: '{key}'"):
+        with pytest.raises(CheckpointError, match=f"lacks a part that it should hold: KeyError: '{key}'"):
             train(small_net(), digits, config, path=path)
     others: list[dict[str, Any]] = [
         {},
@@ -498,7 +498,7 @@ def test_a_whole_file_without_what_a_run_holds_is_refused(digits: data.Dataset, 
     ]
     for other in others:
         checkpoint.save(path, {**tree, **other} if other else {}, kind="training")
-        with pytest.raises(CheckpointError, match="lacks what is looked for in it"):
+        with pytest.raises(CheckpointError, match="lacks a part that it should hold"):
             training.load_model(path)
 
 

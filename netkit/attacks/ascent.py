@@ -104,23 +104,22 @@ def pgd(
     With `norm="linf"` no pixel of the result is farther than eps from x, in exact arithmetic on the floating-point
     numbers returned; with `"l2"` the distance is at most eps up to rounding.
 
-    Args:
-        eps: the radius, in pixel units.
-        step_size: the length of a step, or a function from the step's index to it.
-        random_start: start at a uniformly random point of the ball instead of at x.
-        num_restarts: repeat and keep, for each image, the result that most fresh draws are wrong on, of equals the one
-            of largest loss: without noise an image is lost if any run fools the model.
-        judging_draws: how many fresh draws judge the results of restarts; None: 20 for a model that is random
-            (`netkit.randomness.is_random`), else one.
-        clamp_start: bring the random start into the bounds. The authors' code does not: its first gradient may be taken
-            outside.
-        bounds: the range of pixels; None for points of R^d, which have none.
-        loss: of each image, to be increased.
-        batch_norm: the mode of batch norm layers during the attack. `"eval"` uses the running statistics; `"train"`, as
-            in the authors' training, normalises by the attacked batch and moves the running statistics at every
-            step; `"keep"` leaves each layer as it is.
-        generator: for random starts, on x's device; by default a new one seeded by the operating system. The noise of
-            the model comes from the model's own generator.
+    eps: the radius, in pixel units.
+    step_size: the length of a step, or a function from the step's index to it.
+    random_start: start at a uniformly random point of the ball instead of at x.
+    num_restarts: the number of runs. Of their results each image keeps the one that most fresh draws are wrong on, of
+        equals the one of largest loss. So without noise an image is lost if any run fools the model.
+    judging_draws: the number of fresh draws that judge the results of restarts; None: 20 for a model that is random
+        (`netkit.randomness.is_random`), else one.
+    clamp_start: bring the random start into the bounds. The authors' code does not, so that its first gradient may be
+        taken outside.
+    bounds: the range of pixels; None for points of R^d, which have none.
+    loss: the loss of each image, to be increased.
+    batch_norm: the mode of batch norm layers during the attack. `"eval"` uses the running statistics; `"train"`, as in
+        the authors' training, normalises by the attacked batch and moves the running statistics at every step;
+        `"keep"` leaves each layer as it is.
+    generator: for random starts, on x's device; by default a new one seeded by the operating system. The noise of
+        the model comes from the model's own generator.
     """
     x, num_labels = checked_images_and_labels(x, y, bounds)
     check_counts(num_steps=num_steps, num_restarts=num_restarts)

@@ -1,4 +1,4 @@
-"""What every attack needs: the expected gradient of an objective, the model in the right mode, and checked input."""
+"""The common part of all attacks: expected gradients of an objective, the mode of the model, and checks of input."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from netkit.randomness import is_random
 
 BatchNormMode = Literal["eval", "train", "keep"]
 Objective = Callable[[nn.Module, Tensor], Tensor]
-"""(model, point (B, ...)) -> (k, B); the first row is what is raised or lowered."""
+"""(model, point (B, ...)) -> (k, B); an attack raises or lowers the first row."""
 
 Bounds = tuple[float, float]
 """The least and the largest value that a pixel may have."""
@@ -25,17 +25,16 @@ JUDGING_DRAWS = 20
 class ExpectationOverTransformation(nn.Module):
     """Attack a noisy model through the mean over independent draws of its noise (Athalye et al. 2018; Sec. 4).
 
-    The attacks of this module average the *gradients of the loss* over the draws, which is what the paper says: "the
-    gradient which is averaged over five independent runs". Called as a model, as another library's attack does, it
-    returns the *logits* averaged over the draws; the gradient of their loss is another one, since the loss is convex in
-    the logits: it estimates how to fool the averaged prediction, not the average draw.
+    The attacks of this package average the *gradients of the loss* over the draws, as the paper says: "the gradient
+    which is averaged over five independent runs". Another library's attack, which calls it as a model, gets the
+    *logits* averaged over the draws. The gradient of their loss is another one, since the loss is convex in the logits:
+    it estimates how to fool the averaged prediction, not the average draw.
 
-    It also tells an attack that the model is random: what is kept of several candidates is judged by fresh draws, even
-    with one draw a gradient.
+    It also tells an attack that the model is random: fresh draws judge several candidates, even with one draw a
+    gradient.
 
-    Args:
-        model: images to logits, with new noise in each call.
-        num_draws: how many calls make one gradient; the paper takes 5.
+    model: images to logits, with new noise in each call.
+    num_draws: the number of calls that make one gradient; the paper takes 5.
     """
 
     def __init__(self, model: nn.Module, num_draws: int = 5) -> None:
@@ -72,7 +71,7 @@ def expected(model: nn.Module, point: Tensor, objective: Objective) -> tuple[Ten
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model of which one call is one draw."""
+    """The model inside, one call of which is one draw."""
     while isinstance(model, ExpectationOverTransformation):
         model = model.model
     return model
@@ -131,7 +130,7 @@ def per_image(values: Tensor, x: Tensor) -> Tensor:
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """What pixels of this type may be off by when someone has computed with them."""
+    """The error that pixels of this type may have after somebody computed with them."""
     return max(1e-6, torch.finfo(dtype).eps)
 
 
@@ -177,9 +176,9 @@ class NotFiniteError(ValueError):
 
 
 def check_finite(*tensors: Tensor) -> None:
-    """Once an attack, on its last step: the sign of NaN is 0, so that nothing else would tell.
+    """Raise NotFiniteError for infinity or NaN.
 
-    Raises NotFiniteError.
+    Attacks check once, on their last step: the sign of NaN is 0, so that nothing else would tell.
     """
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise NotFiniteError("model: expected finite logits and gradients, got infinity or NaN")
