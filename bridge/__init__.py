@@ -8,12 +8,10 @@ estimate = ensemble_estimate(model, x, num_draws=100, stop_when_decided=True, ge
 
 from bridge.box import Box
 from bridge.comparison import Comparison, compare, scheme_residual, solution_at
-from bridge.control import bias_variance, member_probabilities
 from bridge.ensemble import EnsembleEstimate, ensemble_estimate
 from bridge.flow import FlowNetwork, NetworkVelocity, ProblemNetwork, SmoothVelocity, network_problem
 from bridge.levels import DepthLevels, coupled_outputs, depth_levels, multilevel_ensemble
 from bridge.scaling import measure_noise, noise_coef_of, sigma_of
-from bridge.weights import ensemble_loss, learn_weights, optimal_weights, paper_update, weight_gradient
 
 __all__ = [
     "Box",
@@ -24,22 +22,15 @@ __all__ = [
     "NetworkVelocity",
     "ProblemNetwork",
     "SmoothVelocity",
-    "bias_variance",
     "compare",
     "coupled_outputs",
     "depth_levels",
     "ensemble_estimate",
-    "ensemble_loss",
-    "learn_weights",
     "measure_noise",
-    "member_probabilities",
     "multilevel_ensemble",
     "network_problem",
     "noise_coef_of",
-    "optimal_weights",
-    "paper_update",
     "scheme_residual",
     "sigma_of",
     "solution_at",
-    "weight_gradient",
 ]

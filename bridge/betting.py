@@ -62,5 +62,5 @@ def interval(ends: Tensor, mean: Tensor, level: float) -> tuple[Tensor, Tensor]:
 
 
 def draws_needed(variance: Tensor, margin: Tensor | float, target: float, level: float) -> Tensor:
-    """About how many draws of given variance, in [-margin, 1 + margin], intervals of half-width `target` take."""
+    """The rough number of draws of given variance, in [-margin, 1 + margin], for intervals of half-width `target`."""
     return math.log(2 / (1 - level)) * (2 * variance / target**2 + (0.5 + margin) / target)

@@ -1,4 +1,4 @@
-"""From R^d to pdekit's periodic unit box and back, and what the boundary can do at most.
+"""From R^d to pdekit's periodic unit box and back, and a bound on the effect of the boundary.
 
 x in [-outer, outer]^d goes to z = (x + outer) / (2 outer) in [0, 1]^d. Lengths shrink by 2·outer, and with them
 velocity and noise: F_z = F / (2 outer), σ_z = σ / (2 outer). u keeps its values.

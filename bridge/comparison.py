@@ -31,11 +31,11 @@ _BATCH = 8192  # points times draws in one pass: small enough for a cache
 
 @dataclass(frozen=True, eq=False)
 class PointValues:
-    """u(x, 0) at points (P,), what the grid may be off by there (P,), and the variance (P,) of f(X_1) itself.
+    """u(x, 0) at points (P,), the error of the grid there (P,), and the variance (P,) of f(X_1) itself.
 
     The variance is that of a single draw if network and equation agree. It comes from a PDE too, as E[f²] solves the
-    same equation. Where f(X_1) is nearly always 0 and rarely 1, that of a few draws is too small exactly
-    where their mean is.
+    same equation. The variance of a few draws would not do: where f(X_1) is nearly always 0 and rarely 1, it is too
+    small exactly where their mean is.
     """
 
     value: Array
@@ -186,9 +186,9 @@ def scheme_residual(
     """The network's probability minus the Euler-Maruyama scheme's of a problem, on one Brownian path a point (P,).
 
     problem: the equation that the network is declared to discretise, `network_problem` of the network as it should
-        be. Taken from a network that may be wrong itself, it would be wrong in the same way and show nothing: the
-        velocity, σ and f of a network are compared with themselves then, and only the order of its blocks, of which
-        the problem knows nothing, is checked. points: (P, d) of R^d; generator: of the paths, on the CPU.
+        be. A problem taken from a network that may be wrong is wrong in the same way and shows nothing: velocity, σ
+        and f are compared with themselves then. Only the order of the blocks, unknown to the problem, is checked.
+    points: (P, d) of R^d. generator: of the paths, on the CPU.
 
     Both sides take as many steps, in float64 on the same increments, so the residual of the right network is rounding,
     about 1e-15, and every other residual is a mistake: there is no time step, grid or sampling to hide one. Paths that

@@ -1,4 +1,4 @@
-"""The first-order expansion in the noise as a control variate, and what a member buys against a draw.
+"""The first-order expansion in the noise as a control variate.
 
 Write a noisy prediction as P(s_1 ξ_1, ..., s_L ξ_L). Around its noise-free twin it is P(0) + Σ_l ∂P/∂x_l · s_l ξ_l +
 O(s²), where x_l is the output of block l and s_l the size of its noise in the twin. The first-order term C has mean
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from netkit.models import EnResNet
 from netkit.noise import ResidualNoise
 
 _PROBE_DRAWS = 16
@@ -29,10 +28,10 @@ _SUMS_SHARE = 0.05  # of a pass, for one class's sums: 0.02 to 0.05 on small net
 class NoiseExpansion:
     """Draws of a model's outputs for images x (B, ...), each with its first-order term in the noise.
 
-    output: from what the model returns (B, K) to what is averaged. Takes one pass and K backward passes once, without
-    noise, and keeps K times the outputs of all blocks.
+    output: from the model's result (B, K) to the values that are averaged.
+    twin: (B, K) the output without noise. variance: (B, K) of the first-order term, exact.
 
-    twin: (B, K) that noise-free output. variance: (B, K) of the first-order term, exact.
+    Making one takes one pass and K backward passes, without noise, and keeps K times the outputs of all blocks.
 
     Raises ValueError for a model without netkit's noise layers, with several streams of noise, with the noise off, or
     that no gradient flows through.
@@ -60,8 +59,7 @@ class NoiseExpansion:
 
         hooks: list[Any] = [layer.register_forward_hook(look) for layer in layers]
         try:
-            self._stream.scale = 0.0
-            with torch.enable_grad():
+            with self._stream.scaled(0.0), torch.enable_grad():
                 value = output(model(x))
                 if not value.requires_grad:
                     raise ValueError("model: expected one that gradients flow through, got outputs without")
@@ -70,7 +68,6 @@ class NoiseExpansion:
                     gradients = torch.autograd.grad(value[:, k].sum(), features, retain_graph=True)
                     self._directions.append([g * size for g, size in zip(gradients, sizes, strict=True)])
         finally:
-            self._stream.scale = scale
             for hook in hooks:
                 hook.remove()
         self.twin = value.detach().double()
@@ -86,7 +83,7 @@ class NoiseExpansion:
 
 
 def _summed(terms: Iterable[Iterable[Tensor]]) -> Tensor:
-    """Sums (B, K) over blocks and entries of terms (K, blocks, (B, ...)), of which one exists at a time."""
+    """Sums (B, K) over blocks and entries of terms (K, blocks, (B, ...)); one term exists at a time."""
     return torch.stack([reduce(torch.add, map(_sum, row)) for row in terms], 1)
 
 
@@ -95,7 +92,7 @@ def _sum(term: Tensor) -> Tensor:
 
 
 class ControlledDraws:
-    """Draws of P - βC, with a β for every image and class that each draw takes from the draws before it.
+    """Draws of P - βC; each takes its β, one for every image and class, from the draws before it.
 
     As β is known before its draw, every draw has mean E[P] exactly, and the draws are uncorrelated. β starts from
     `coefficient` and moves to the cov(P, C) / var(C) of least variance. C is cut off at `reach` deviations either way,
@@ -115,7 +112,7 @@ class ControlledDraws:
         return self._product[rows] / self._square[rows]
 
     def margin(self, rows: Tensor) -> Tensor:
-        """How far (rows, K) the next draw may lie from P, with a finite `reach`."""
+        """The largest distance (rows, K) of the next draw from P, with a finite `reach`."""
         return self._coefficient(rows).abs() * self._largest[rows]
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -136,7 +133,7 @@ class ControlledDraws:
 
 @dataclass(frozen=True, eq=False)
 class ControlProbe:
-    """What the control does on a few images (P, ...) of K classes.
+    """The effect of the control on a few images (P, ...) of K classes.
 
     coefficient: the β of least variance, one for all, to start from. plain, controlled: variance (P, K) of a draw
         without the control and with the β that other draws of the same image and class give.
@@ -164,17 +161,17 @@ def probe_control(model: nn.Module, x: Tensor, output: Callable[[Tensor], Tensor
 
 
 def expansion_cost(num_outputs: int) -> int:
-    """What a `NoiseExpansion` of K outputs costs an image, in passes: a backward pass counts two."""
+    """The cost of a `NoiseExpansion` of K outputs for an image, in passes; a backward pass counts two."""
     return 2 * num_outputs + 1
 
 
 def draw_cost(num_outputs: int) -> float:
-    """What a draw with its first-order term costs, in passes: there is a sum over all blocks for each of K outputs."""
+    """The cost of a draw with its first-order term, in passes; each of K outputs takes a sum over all blocks."""
     return 1 + _SUMS_SHARE * num_outputs
 
 
 def probe_cost(num_outputs: int) -> int:
-    """What `probe_control` costs an image, in passes."""
+    """The cost of `probe_control` for an image, in passes."""
     return expansion_cost(num_outputs) + math.ceil(_PROBE_DRAWS * draw_cost(num_outputs))
 
 
@@ -190,63 +187,3 @@ def _size(layer: ResidualNoise, features: Tensor, scale: float) -> Tensor:
     else:
         size = noise.noise_coef * features.flatten(1).std(1)
     return (scale * size).to(features).view(shape)
-
-
-@dataclass(frozen=True)
-class BiasVariance:
-    """The mean squared error (Brier score) of one member's one draw, split in three; means over images, summed over
-    classes.
-
-    rest: of the mean over all members and draws: squared bias and label noise.
-    between_members: variance over members of their means over noise.
-    between_draws: mean over members of their variance over noise.
-    """
-
-    rest: float
-    between_members: float
-    between_draws: float
-
-    @property
-    def total(self) -> float:
-        return self.rest + self.between_members + self.between_draws
-
-    def error(self, num_members: int, num_draws: int) -> float:
-        """Expected squared error of the average of m members, each drawn r times."""
-        return self.rest + self.between_members / num_members + self.between_draws / (num_members * num_draws)
-
-    @property
-    def second_member(self) -> float:
-        """What a second member, drawn once, takes off the error of one member drawn once."""
-        return self.total - self.error(2, 1)
-
-    @property
-    def second_draw(self) -> float:
-        """What a second draw of the same member takes off; the pass costs as much, training nothing."""
-        return self.total - self.error(1, 2)
-
-
-def bias_variance(probabilities: Tensor, y: Tensor) -> BiasVariance:
-    """Split the error of predictions (members, draws, B, K) for labels y (B,).
-
-    Members are taken for independent trainings of one recipe. All three parts are unbiased estimates, so the smaller
-    ones may come out slightly negative. Raises ValueError for fewer than two members or draws, or other shapes.
-    """
-    if probabilities.dim() != 4 or y.shape != probabilities.shape[2:3] or min(probabilities.shape[:2]) < 2:
-        raise ValueError(
-            "expected probabilities (members >= 2, draws >= 2, B, K) and labels (B,), "
-            f"got {tuple(probabilities.shape)} and {tuple(y.shape)}"
-        )
-    p = probabilities.double()
-    members, draws = p.shape[:2]
-    target = nn.functional.one_hot(y, p.shape[-1]).double()
-    within = p.var(1).mean(0)
-    means = p.mean(1)
-    between = means.var(0) - within / draws
-    rest = (means.mean(0) - target).square() - between / members - within / (members * draws)
-    return BiasVariance(*(float(part.sum(-1).mean()) for part in (rest, between, within)))
-
-
-def member_probabilities(model: EnResNet, x: Tensor, *, num_draws: int, generator: torch.Generator) -> Tensor:
-    """softmax of every member's logits (members, draws, B, K) for a `netkit.EnResNet` in its current mode."""
-    with torch.no_grad(), model.using_generator(generator):
-        return torch.stack([model.member_logits(x).softmax(-1) for _ in range(num_draws)], dim=1)

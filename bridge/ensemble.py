@@ -1,4 +1,4 @@
-"""A noisy network's prediction as a Monte Carlo estimate: mean, error, how many draws, and when to stop (Eq. 14).
+"""A noisy network's prediction as a Monte Carlo estimate: mean, error, number of draws, and when to stop (Eq. 14).
 
 `ensemble_estimate` averages f = softmax over noise draws of any model whose noise comes from a generator: netkit's
 networks, and those of `bridge.flow`. Three ways to choose the number of draws:
@@ -8,7 +8,7 @@ networks, and those of `bridge.flow`. Three ways to choose the number of draws:
   one of bets on draws in [0, 1] (`bridge.betting`), which holds however often one looks and whatever the distribution.
   Measured on softmax of a Gaussian logit it takes 1.7 times the draws of Stein's (1945) two stages, whose 95% were 78
   to 96% there: a pilot of skewed draws mostly misses the rare large ones. Where next to nothing varies, about
-  log(2/α) / (2 target) draws are needed, fewer of which would not rule out rare ones.
+  log(2/α) / (2 target) draws are needed, as fewer would not rule out rare ones.
 - `stop_when_decided`: each image drops out once its class is certain, however often one looks. For every class k a
   bet against "k has the largest mean probability" is placed before each draw: on the leader among the other classes,
   whose probability minus that of k has mean <= 0 if k is the largest. A fraction λ of the wealth is bet, so the
@@ -19,12 +19,11 @@ networks, and those of `bridge.flow`. Three ways to choose the number of draws:
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from scipy import stats
@@ -34,6 +33,7 @@ from bridge.betting import MeanBets, draws_needed, interval
 from bridge.control import ControlledDraws, NoiseExpansion, draw_cost, expansion_cost, probe_control, probe_cost
 from netkit.models import evaluating
 from netkit.noise import ResidualNoise
+from netkit.randomness import noise_from
 
 _PROBE_IMAGES = 16
 _PROBE_SHARE = 0.1  # of the passes sure to be made: the most that is spent on finding out whether a control pays
@@ -88,14 +88,14 @@ class EnsembleEstimate:
     def confidence_interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Lower and upper ends (B, K).
 
-        After `target_error` that of `bridge.betting`, which covers the mean with at least the probability `level`:
-        at the level asked for no wider than twice the target, but for images that `max_draws` cut short, and not
-        centred on `mean`. For a fixed number of draws by
-        Student's t with the skewness taken out (Hall 1992, cubic transformation), as probabilities near 0 or 1 are
-        skew. What a control leaves has heavy tails besides, which are not taken out. Measured on softmax of a Gaussian
-        logit, intervals at 95%: right within 1.5 points with 50 draws, and with 200 under a control; under a control
-        with 50 to 100 draws 92 to 94%. With early stopping the number of draws depends on the outcome, and only the
-        decision is guaranteed.
+        With `target_error` the interval is that of `bridge.betting`, which covers the mean with at least the
+        probability `level`. At the level asked for it is no wider than twice the target, but for images that
+        `max_draws` cut short. It is not centred on `mean`.
+        For a fixed number of draws it is Student's t with the skewness taken out (Hall 1992, cubic transformation), as
+        probabilities near 0 or 1 are skew. The heavy tails that a control leaves are not taken out. Measured on softmax
+        of a Gaussian logit, intervals at 95% are right within 1.5 points with 50 draws, and with 200 under a control;
+        under a control with 50 to 100 draws they cover 92 to 94%.
+        With early stopping the number of draws depends on the outcome, and only the decision is guaranteed.
 
         Raises ValueError unless 0 < level < 1.
         """
@@ -135,13 +135,13 @@ def ensemble_estimate(
     target_error: half-width of the interval at `level` for every class of every image; replaces num_draws, and takes
         `max_draws` at most. Like early stopping for outputs in [0, 1] alone.
     stop_when_decided: drop each image once its class is certain at `level`, valid however often one looks.
-    output: from what the model returns (B, K) to what is averaged; in [0, 1] unless num_draws is fixed.
+    output: from the model's result (B, K) to the values that are averaged; in [0, 1] unless num_draws is fixed.
     control: subtract the first-order expansion in the noise (`bridge.control`), whose mean is known. It costs K
         backward passes an image and the memory of K times the outputs of all blocks, which is why it is not the
-        default. "auto": where it lowers variance times cost, judged on a few images whose draws are not used again,
-        for a tenth of the passes that are sure to be made and one more. What is left
-        has heavier tails, so "auto" means without for `num_draws` below 200; and with early stopping, which bets on
-        bounded draws; and for models that have no expansion.
+        default. "auto" subtracts it where it lowers variance times cost, judged on a few images whose draws are not
+        used again, for a tenth of the passes that are sure to be made and one more. "auto" does without it for
+        `num_draws` below 200, as the draws left have heavier tails; with early stopping, which bets on bounded draws;
+        and for models that have no expansion.
     batch_size: images a pass. generator: of the noise, on x's device.
 
     Raises ValueError for counts that do not fit, options that exclude each other, outputs outside [0, 1] where they may
@@ -149,7 +149,7 @@ def ensemble_estimate(
     is the same for different noise.
     """
     if num_draws < 2 or batch_size < 1:
-        raise ValueError(f"expected num_draws >= 2 and batch_size >= 1, got {num_draws} and {batch_size}")
+        raise ValueError(f"num_draws, batch_size: expected at least 2 and 1, got {num_draws} and {batch_size}")
     if not 0 < level < 1:
         raise ValueError(f"level: expected a number between 0 and 1, got {level}")
     if not isinstance(control, bool) and control != "auto":  # 1 and np.True_ equal True and would pass for "auto" below
@@ -160,17 +160,21 @@ def ensemble_estimate(
         raise ValueError(f"target_error: expected a positive half-width, got {target_error}")
     if target_error is not None and max_draws < 2:
         raise ValueError(f"max_draws: expected at least 2, got {max_draws}")
+    if not any(hasattr(module, "using_generator") for module in model.modules()):
+        raise ValueError(
+            f"model: expected one with noise from a generator (a using_generator method), got {type(model).__name__}"
+        )
     dropping = target_error is not None or stop_when_decided
     if dropping and any(m.noise.std == "batch" for m in model.modules() if isinstance(m, ResidualNoise)):
         raise ValueError(
-            "images drop out of the batch as they are done: expected noise_std 'sample' or 'constant', got 'batch', "
+            "model: expected noise_std 'sample' or 'constant', as images drop out of the batch once done, got 'batch', "
             "whose noise depends on the images that are left"
         )
     target = None if target_error is None else _Target(target_error, level, max_draws)
     if dropping:
         output = partial(_bounded, output, "stop_when_decided" if target is None else "target_error")
     parts, cost, coefficient = [], 0, None
-    with torch.no_grad(), evaluating(model), noise_of(model, generator):
+    with torch.no_grad(), evaluating(model), noise_from(generator, model):
         if control and not stop_when_decided:
             coefficient, cost = _judged(model, x, output, num_draws, target, always=control is True)
         for start in range(0, len(x), batch_size):
@@ -203,7 +207,7 @@ class _Target:
     max_draws: int
 
     def draws(self, variance: Tensor, margin: Tensor | float) -> Tensor:
-        """About how many draws (B,) of given variance (B, K), in [-margin, 1 + margin], images take."""
+        """The rough number of draws (B,) of given variance (B, K), in [-margin, 1 + margin], that images take."""
         return draws_needed(variance, margin, self.error, self.level).max(-1).values.clamp(2, self.max_draws)
 
     @property
@@ -364,20 +368,3 @@ def _unskewed(quantile: Tensor, skew: Tensor) -> Tensor:
     s = torch.where(skew.abs() < 1e-4, 1e-4, skew)
     cube = 1 + s * (quantile - s / 6)
     return 3 / s * (cube.sign() * cube.abs().pow(1 / 3) - 1)
-
-
-@contextlib.contextmanager
-def noise_of(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
-    """Let everything in the model that draws noise draw from `generator`; their own come back after.
-
-    Raises ValueError for a model in which nothing takes a generator.
-    """
-    takers: list[Any] = [module for module in model.modules() if hasattr(module, "using_generator")]
-    if not takers:
-        raise ValueError(
-            f"model: expected one with noise from a generator (a using_generator method), got {type(model).__name__}"
-        )
-    with contextlib.ExitStack() as stack:
-        for module in takers:
-            stack.enter_context(module.using_generator(generator))
-        yield

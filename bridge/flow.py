@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -22,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from bridge.box import Box
-from netkit.noise import Noise, NoiseStream, ResidualNoise
+from netkit.noise import Noise, NoiseStream, NoisyModel, ResidualNoise
 from pdekit.problem import ConvectionDiffusion
 from pdekit.velocity import node_points
 
@@ -75,10 +74,10 @@ def _linear(size_in: int, size_out: int, generator: torch.Generator) -> nn.Linea
     return layer
 
 
-class NoisyFlow(nn.Module):
-    """What `FlowNetwork` and `ProblemNetwork` share: L Euler-Maruyama steps of a velocity module (x, t) -> F.
+class NoisyFlow(NoisyModel):
+    """L Euler-Maruyama steps of a velocity module (x, t) -> F: the part that the networks below have in common.
 
-    order: which time each block belongs to, block l by default to t_l = l/L; a wrong order is for tests of tests.
+    order: the time of each block, by default t_l = l/L of block l; a wrong order is for tests of tests.
     """
 
     def __init__(
@@ -116,28 +115,6 @@ class NoisyFlow(nn.Module):
         """Brownian increments (num_steps, B, d) over [0, 1] for points (B, d)."""
         size = (num_steps, *x.shape)
         return torch.randn(size, dtype=x.dtype, device=x.device, generator=generator).mul_(num_steps**-0.5)
-
-    @contextmanager
-    def using_generator(self, generator: torch.Generator) -> Iterator[None]:
-        """Draw the noise from another generator inside the block."""
-        with self.stream.replaced(generator=generator):
-            yield
-
-    @contextmanager
-    def noise_scale(self, scale: float) -> Iterator[None]:
-        """Multiply the noise by `scale` inside the block."""
-        before = self.stream.scale
-        self.stream.scale = scale
-        try:
-            yield
-        finally:
-            self.stream.scale = before
-
-    @contextmanager
-    def noise_off(self) -> Iterator[None]:
-        """No noise inside the block: the twin that steps along characteristics (Eq. 5)."""
-        with self.noise_scale(0.0):
-            yield
 
 
 class FlowNetwork(NoisyFlow):
@@ -219,7 +196,7 @@ class NetworkTerminal:
 
 
 def network_problem(network: FlowNetwork, *, label: int = 1, sigma: float | None = None) -> ConvectionDiffusion:
-    """The equation (Eq. 10; Eq. 8 for σ = 0) of which the network is a discretisation, on pdekit's unit box.
+    """The equation (Eq. 10; Eq. 8 for σ = 0) that the network discretises, on pdekit's unit box.
 
     Its u(z, 0) is the probability of class `label` for points x = box.from_unit(z) of [-inner, inner]^d, up to the time
     step of the network and the boundary (`Box.escape_probability`). sigma: by default the network's own.

@@ -48,23 +48,20 @@ def coupled_outputs(networks: Sequence[FlowNetwork], x: Tensor, generator: torch
     Raises ValueError unless each depth divides the largest.
     """
     finest = max(networks, key=lambda network: network.num_blocks)
+    factors = [_quotient(finest.num_blocks, network.num_blocks) for network in networks]
     increments = finest.brownian(x, finest.num_blocks, generator)
-    return torch.stack(
-        [
-            network(x, coarsened(increments, finest.num_blocks // network.num_blocks))
-            if finest.num_blocks % network.num_blocks == 0
-            else _indivisible(network, finest)
-            for network in networks
-        ]
-    )
+    logits = [network(x, coarsened(increments, factor)) for network, factor in zip(networks, factors, strict=True)]
+    return torch.stack(logits)
 
 
-def _indivisible(network: FlowNetwork, finest: FlowNetwork) -> Tensor:
-    raise ValueError(f"num_blocks: expected a divisor of {finest.num_blocks}, got {network.num_blocks}")
+def _quotient(num_blocks: int, divisor: int) -> int:
+    if num_blocks % divisor:
+        raise ValueError(f"num_blocks: expected a divisor of {num_blocks}, got {divisor}")
+    return num_blocks // divisor
 
 
 class DepthLevels:
-    """Level function of a network for `pdekit.multilevel`: first_blocks · 2^level blocks at points (P, d) of R^d.
+    """Level function of a network for `pdekit.paths.multilevel`: first_blocks · 2^level blocks at points (P, d) of R^d.
 
     P is the probability of class `label`. Every call draws new Brownian paths from the generator.
     """
@@ -121,7 +118,7 @@ def multilevel_ensemble(
 ) -> MultilevelEstimate:
     """u(x, 0) at points (P, d) of R^d to a root-mean-square error, from networks of different depths.
 
-    See `pdekit.multilevel`, whose allocation and diagnostics these are; `plain_cost` of the result is what as good an
+    See `pdekit.paths.multilevel`, whose allocation and diagnostics these are; `plain_cost` of the result is what as good an
     ensemble of the deepest network alone costs, in blocks passed a point. It pays where that network is deep; where a
     handful of blocks reach the rmse, the plain ensemble is as cheap and simpler.
     """

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from bridge.flow import FlowNetwork
+from netkit import attacks
 
 Shape = Literal["moons", "circles", "spirals"]
 SHAPES: tuple[str, ...] = get_args(Shape)
@@ -56,22 +58,33 @@ def fit(
 ) -> list[float]:
     """Train in place with Adam on noisy forward passes; returns the loss of every step.
 
-    eps: radius of an l-inf attack on every batch (Alg. 1 without the images' clipping); 0 trains naturally.
+    eps: radius of an l-inf attack on every batch (Alg. 1); 0 trains naturally.
     Raises FloatingPointError where the loss is no longer finite.
     """
     generator = torch.Generator().manual_seed(seed)
     points, labels = torch.from_numpy(x).float(), torch.from_numpy(y).long()
     optimizer = torch.optim.Adam(network.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=num_steps)
+    attack = partial(
+        attacks.pgd,
+        eps=eps,
+        step_size=2.0 * eps / attack_steps,
+        num_steps=attack_steps,
+        bounds=None,  # points of R^d, not pixels
+        generator=generator,
+    )
     losses = []
     with network.using_generator(generator):
         for _ in range(num_steps):
             chosen = torch.randint(len(points), (batch_size,), generator=generator)
             batch, target = points[chosen], labels[chosen]
-            if eps > 0:
-                batch = attacked(network, batch, target, eps=eps, num_steps=attack_steps, generator=generator)
-            loss = nn.functional.cross_entropy(network(batch), target)
-            if not torch.isfinite(loss):
+            try:
+                batch = attack(network, batch, target) if eps > 0 else batch
+                loss = nn.functional.cross_entropy(network(batch), target)
+                is_finite = bool(torch.isfinite(loss))
+            except attacks.NotFiniteError:
+                is_finite = False
+            if not is_finite:
                 raise FloatingPointError(f"training diverged at learning rate {lr:g}: lower it")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -79,30 +92,3 @@ def fit(
             schedule.step()
             losses.append(float(loss.detach()))
     return losses
-
-
-def attacked(
-    network: FlowNetwork,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    num_steps: int,
-    num_draws: int = 1,
-    generator: torch.Generator,
-) -> Tensor:
-    """Points (B, d) moved by at most eps in every coordinate to raise the loss of the mean over draws (Alg. 1, EOT).
-
-    Points of R^d need no clipping to [0, 1], which is why this is not `netkit.attacks`.
-    """
-    start = x.detach()
-    moved = start + eps * (2 * torch.rand(start.shape, generator=generator, dtype=x.dtype) - 1)
-    for _ in range(num_steps):
-        moved.requires_grad_(True)
-        repeated = moved.repeat(num_draws, 1)
-        probability = network(repeated).log_softmax(-1).view(num_draws, len(x), -1).logsumexp(0)
-        loss = nn.functional.nll_loss(probability, y, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, moved)
-        moved = moved.detach() + 2.0 * eps / num_steps * gradient.sign()
-        moved = torch.minimum(torch.maximum(moved, start - eps), start + eps)
-    return moved.detach()

@@ -76,7 +76,7 @@ def effective_sigma(sigmas: Tensor) -> float:
 
 @dataclass(frozen=True)
 class NoiseMeasurement:
-    """What the noise of a network is on given images; blocks in the order of `model.modules()`, members one by one.
+    """The noise of a network on given images; blocks in the order of `model.modules()`, members one by one.
 
     feature_std: (blocks,) mean over images of each image's std(x + F(x)).
     variation: (blocks,) its standard deviation over images divided by that mean: 0 where σ(X, t) is no function of X.

@@ -31,7 +31,7 @@ class CheckpointError(ValueError):
 
 
 def save(path: Path, tree: Mapping[str, Any], *, kind: str) -> None:
-    """Write `tree` atomically to `path`, creating its folder; `kind` names what the file is for.
+    """Write `tree` atomically to `path`, creating its folder; `kind` names its purpose.
 
     Keys must be strings; leaves tensors of any device or layout, or JSON values (floats round-trip exactly).
     Raises TypeError for anything else, and where two tensors would get one name ("a/b" beside "a" with "b" in it).
@@ -75,7 +75,7 @@ def load(path: Path, *, kind: str) -> dict[str, Any]:
     if not found_digest or _digest(before, after) != digest:
         raise CheckpointError(f"{path} is truncated or damaged: its content does not match its digest")
     if found_kind != kind:
-        raise CheckpointError(f"{path} holds {found_kind!r}, expected {kind!r}")
+        raise CheckpointError(f"{path}: expected {kind!r}, got {found_kind!r}")
     tree: dict[str, Any] = _attach(skeleton, safetensors.torch.load(content))
     return tree
 
@@ -92,7 +92,7 @@ def contents_of(path: Path) -> Iterator[None]:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} lacks what is looked for in it: {type(error).__name__}: {reason}") from error
+        raise CheckpointError(f"{path} lacks a part that it should hold: {type(error).__name__}: {reason}") from error
 
 
 def _digest(before: bytes, after: bytes) -> str:
@@ -118,7 +118,7 @@ def _read_header(path: Path, content: bytes) -> tuple[str, Any, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of this package") from None
     if found != FORMAT:
-        raise CheckpointError(f"{path} has format {found}, expected {FORMAT}: it was written by another version")
+        raise CheckpointError(f"{path}: expected format {FORMAT}, got {found}: it was written by another version")
     digest = header.get("digest")
     if not isinstance(digest, str) or len(digest) != len(_NO_DIGEST):
         raise CheckpointError(f"{path} is damaged: it has no digest")
@@ -150,23 +150,21 @@ def fingerprint(tensors: Iterable[Tensor]) -> str:
 def _detach(node: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(node, Tensor):
         if name in tensors:
-            raise TypeError(f"a checkpoint cannot hold two tensors under one name, got two at {name!r}")
+            raise TypeError(f"tree: expected one tensor under each name, got two at {name!r}")
         # a private contiguous copy: safetensors refuses shared or permuted storage
         tensors[name] = node.detach().to("cpu", copy=True).contiguous()
         return {_TENSOR: name}
     if isinstance(node, Mapping):
         if bad := [key for key in node if not isinstance(key, str)]:
-            raise TypeError(f"checkpoint keys must be strings, got {bad[0]!r} under {name!r}")
+            raise TypeError(f"tree: expected keys that are strings, got {bad[0]!r} under {name!r}")
         if _TENSOR in node:
-            raise TypeError(
-                f"checkpoint keys must differ from {_TENSOR!r}, which marks a tensor, got it under {name!r}"
-            )
+            raise TypeError(f"tree: expected keys other than {_TENSOR!r}, which marks a tensor, got it under {name!r}")
         return {key: _detach(value, f"{name}/{key}" if name else key, tensors) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
         return [_detach(value, f"{name}/{i}", tensors) for i, value in enumerate(node)]
     if node is None or isinstance(node, (bool, int, float, str)):
         return node
-    raise TypeError(f"a checkpoint cannot hold {type(node).__name__} (at {name!r})")
+    raise TypeError(f"tree: expected tensors and JSON values, got {type(node).__name__} at {name!r}")
 
 
 def _attach(node: Any, tensors: Mapping[str, Tensor]) -> Any:

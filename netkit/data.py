@@ -50,7 +50,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Train, validation and test images with what is needed to feed them to a network.
+    """Train, validation and test images, and how to feed them to a network.
 
     `max_value` is the integer that stands for white (255, or 16 for the digits); `augmented` says whether
     random crops and flips leave the label alone.
@@ -99,27 +99,29 @@ def load(
 ) -> Dataset:
     """Load a data set onto `device`.
 
-    `digits` is scikit-learn's embedded set (1,797 images, 1x8x8), split by class into 60% training, 10%
-    validation and 30% test. `cifar10` and `cifar100` come from `data`: a .npz with x_train, y_train, x_test,
-    y_test (uint8, NHWC), or a folder with torchvision's official files
-    (default ~/.cache/itoflow), fetched only if `download` is set. `num_train` keeps the first so many training
-    images, of which one in ten becomes validation; `num_test` keeps the first so many test images.
+    name: "digits", scikit-learn's embedded set (1,797 images, 1x8x8), split by class into 60% training, 10% validation
+        and 30% test; "cifar10" or "cifar100", from `data`.
+    data: a .npz with x_train, y_train, x_test, y_test (uint8, NHWC), or a folder with torchvision's official files, by
+        default ~/.cache/itoflow.
+    download: fetch torchvision's files into that folder where they are missing.
+    num_train: keep the first so many training images, of which one in ten becomes validation.
+    num_test: keep the first so many test images.
 
     Raises DataError for an unknown name, a file without the keys, wrong shapes, types, values or labels;
     FileNotFoundError for a missing file or folder.
     """
     for option, count in (("num_train", num_train), ("num_test", num_test)):
         if count is not None and not isinstance(count, int):
-            raise DataError(f"{option} must be a whole number, got {count!r}")
+            raise DataError(f"{option}: expected a whole number, got {count!r}")
         if count is not None and count < 1:
-            raise DataError(f"{option} must be at least 1, got {count}")
+            raise DataError(f"{option}: expected at least 1, got {count}")
 
     if name == "digits":
         if data is not None:
-            raise DataError("digits is embedded in scikit-learn and takes no data file")
+            raise DataError(f"data: expected none for the digits, which are embedded in scikit-learn, got {data}")
         return _digits(torch.device(device), num_train, num_test)
     if name not in NAMES:
-        raise DataError(f"unknown data set {name!r}: expected one of {', '.join(NAMES)}")
+        raise DataError(f"name: expected one of {', '.join(NAMES)}, got {name!r}")
     source = _cache() if data is None else Path(data)
     num_classes = 10 if name == "cifar10" else 100
     if source.suffix == ".npz":
@@ -133,13 +135,13 @@ def _cache() -> Path:
     try:
         return Path.home() / ".cache" / "itoflow"
     except RuntimeError as error:
-        raise DataError(f"{error}: say where the images are, data=...") from error
+        raise DataError(f"data: expected a file or folder of images, as there is no default: {error}") from error
 
 
 def augment(x: Tensor, *, padding: int = 4, generator: torch.Generator | None = None) -> Tensor:
     """Random crop after zero padding and random horizontal flip, each image its own; any dtype.
 
-    x: (B, C, H, W) -> (B, C, H, W). The draws happen on the CPU or wherever `generator` lives.
+    x: (B, C, H, W) -> (B, C, H, W). The draws happen on the generator's device, by default on x's.
     """
     batch, channels, height, width = x.shape
     source = generator.device if generator is not None else x.device
@@ -188,7 +190,7 @@ def _cifar(
 ) -> Dataset:
     x, y = arrays["x_train"][:num_train], arrays["y_train"][:num_train]
     if len(y) < 2:
-        raise DataError(f"a train/validation split needs at least 2 training images, got {len(y)}")
+        raise DataError(f"data: expected at least 2 training images, one of them for validation, got {len(y)}")
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(y))
     val, train = np.split(order, [_num_validation(len(y))])
     x = x.transpose(0, 3, 1, 2)
@@ -251,7 +253,7 @@ def read_arrays(path: Path, keys: Sequence[str], *, optional: Sequence[str] = ()
 
 
 def _declared_members(path: Path, archive: zipfile.ZipFile) -> int:
-    """How many there are by the end record (22 bytes and a comment), which zipfile does not compare."""
+    """The number of members by the end record (22 bytes and a comment), which zipfile does not compare."""
     with path.open("rb") as file:
         file.seek(-22 - len(archive.comment), os.SEEK_END)
         return int.from_bytes(file.read(12)[10:], "little")
@@ -270,10 +272,12 @@ def _checked(
         labels = _checked_labels(path, f"y_{part}", arrays[f"y_{part}"], num_classes)
         arrays[f"y_{part}"] = labels
         if len(images) != len(labels):
-            raise DataError(f"{path}: {len(images)} images in x_{part} but {len(labels)} labels in y_{part}")
+            raise DataError(
+                f"{path}: y_{part}: expected {len(images)} labels, as x_{part} has images, got {len(labels)}"
+            )
     if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
         shapes = f"{arrays['x_train'].shape[1:]} and {arrays['x_test'].shape[1:]}"
-        raise DataError(f"{path}: training and test images differ in shape, {shapes}")
+        raise DataError(f"{path}: expected training and test images of one shape, got {shapes}")
     if len(names) != num_classes:
         names = [str(label) for label in range(num_classes)]
     return arrays, tuple(names)
@@ -281,21 +285,21 @@ def _checked(
 
 def _checked_images(path: Path, key: str, images: np.ndarray) -> np.ndarray:
     if images.dtype.kind == "f" and np.isnan(images).any():
-        raise DataError(f"{path}: {key} contains NaN; expected uint8 pixels")
+        raise DataError(f"{path}: {key}: expected uint8 pixels, got NaN")
     if images.dtype != np.uint8:
-        raise DataError(f"{path}: {key} is {images.dtype}; expected uint8 pixels")
+        raise DataError(f"{path}: {key}: expected uint8 pixels, got {images.dtype}")
     if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
-        raise DataError(f"{path}: {key} has shape {images.shape}; expected (N, height, width, 1 or 3)")
+        raise DataError(f"{path}: {key}: expected shape (N, height, width, 1 or 3), got {images.shape}")
     return images
 
 
 def _checked_labels(path: Path, key: str, labels: np.ndarray, num_classes: int) -> np.ndarray:
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         found = f"{labels.dtype} of shape {labels.shape}"
-        raise DataError(f"{path}: {key} is {found}; expected integer labels of shape (N,)")
+        raise DataError(f"{path}: {key}: expected integer labels of shape (N,), got {found}")
     if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
         found = f"{labels.min()} to {labels.max()}"
-        raise DataError(f"{path}: {key} holds labels {found}; expected 0 to {num_classes - 1}")
+        raise DataError(f"{path}: {key}: expected labels from 0 to {num_classes - 1}, got {found}")
     return labels.astype(np.int64)
 
 

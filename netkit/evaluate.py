@@ -34,7 +34,7 @@ attack that takes `generator` is given one. The model may be an `ExpectationOver
 
 @dataclass(frozen=True)
 class Score:
-    """What a model answered: `predictions` (num_draws, n) and true `labels` (n,), both int64 on the CPU."""
+    """The answers of a model: `predictions` (num_draws, n) and true `labels` (n,), both int64 on the CPU."""
 
     predictions: Tensor
     labels: Tensor
@@ -147,32 +147,29 @@ def robust_accuracy(
     back the mode and the noise state they had. All randomness is derived from `seed`, that of models which draw from
     the global generators of torch, numpy or Python included; those come back as they were.
 
-    Args:
-        x: (N, C, H, W) floating point in [0, 1]; y: (N,).
-        attack: what it returns is checked: shape, type, finite pixels within [0, 1], and the ball where it is known.
-        eot_draws: how many draws make one gradient of an attacked model that is random; the paper takes 5.
-        random: whether the models are random; None: `netkit.randomness.is_random` looks.
-        eps, norm: the ball that the attack must stay in, up to rounding; by default what the attack, as a
-            `functools.partial`, binds to these names ("linf" without a norm), and an eps of infinity to check none.
-        oracle: attacked in place of `model` (section 4.1, blind attacks).
-        store: a file for per-example predictions, written block by block; a later call with the same arguments
-            continues from it. Same means all that the numbers depend on (`netkit.identity`): where the attack or the
-            model has no such description, as a lambda, nothing is stored, and a warning says so.
-        key: a name for what has no description, which then is stored: it must differ where that differs.
-        on_block: `on_block(done, total)` is called after each block.
-        divided: the processes of a distributed run, which all must call this, share the blocks, and each gets the whole
-            result.
+    x: (N, C, H, W) floating point in [0, 1]; y: (N,).
+    attack: its result is checked: shape, type, finite pixels within [0, 1], and the ball where it is known.
+    eot_draws: the number of draws that make one gradient of a random model under attack; the paper takes 5.
+    random: whether the models are random; None: `netkit.randomness.is_random` looks.
+    eps, norm: the ball that the attack must stay in, up to rounding. By default these are the values that the attack,
+        as a `functools.partial`, binds to these names ("linf" without a norm); an eps of infinity checks none.
+    oracle: attacked in place of `model` (section 4.1, blind attacks).
+    store: a file for per-example predictions, written block by block, from which a later call with the same arguments
+        continues. Arguments are the same if all that the numbers depend on is (`netkit.identity`). Where the attack or
+        the model has no such description, as a lambda, nothing is stored, and a warning says so.
+    key: a name in place of that description, with which predictions are stored: it must differ where that differs.
+    on_block: `on_block(done, total)` is called after each block.
+    divided: the processes of a distributed run, which all must call this, share the blocks, and each gets the whole
+        result.
 
-    Raises:
-        ValueError: for images outside [0, 1], labels that do not match, counts below 1, a `store` of a divided
-            evaluation, or an attack that returns anything but images in its ball.
-        NotFiniteError: where the model answers NaN or infinity.
-        CheckpointError: where `store` holds another evaluation.
+    Raises ValueError for images outside [0, 1], labels that do not match, counts below 1, a `store` of a divided
+    evaluation, or an attack that returns anything but images in its ball; NotFiniteError where the model answers NaN or
+    infinity; CheckpointError where `store` holds another evaluation.
     """
     x, y = _checked(x, y)
     check_counts(eot_draws=eot_draws, num_draws=num_draws, batch_size=batch_size)
     if divided and store is not None:
-        raise ValueError(f"expected no store for a divided evaluation, got {store}")
+        raise ValueError(f"store: expected none for a divided evaluation, got {store}")
     attacked = model if oracle is None else oracle
 
     def looks_random(net: nn.Module) -> bool:
@@ -271,7 +268,8 @@ def check(
     outside [0, 1], probabilities in place of logits, predictions that depend on the rest of the batch,
     predictions that differ between calls, gradients that vanish, and gradients that mislead: many steps worse
     than one, gradients worse than random noise, or survivors of a ball wide enough to erase every image.
-    The last three are reported only where a paired 95% interval (a Wilson interval) excludes chance.
+    The last three are reported only where a 95% interval excludes chance: a paired one for the first two of them,
+    Wilson's for the third.
     """
     findings = []
     low, high = float(x.min()), float(x.max())
@@ -385,7 +383,9 @@ def _score_block(
             # NaN is the largest of all; a single logit may be minus infinity, the logarithm of no chance
             if not bool(largest.isfinite().all()):
                 count = int((~largest.isfinite()).sum())
-                raise NotFiniteError(f"expected finite logits, got NaN or infinity for {count} of {len(x)} images")
+                raise NotFiniteError(
+                    f"model: expected finite logits, got NaN or infinity for {count} of {len(x)} images"
+                )
             predictions.append(prediction)
     return torch.stack(predictions).to("cpu", torch.int16)
 
@@ -393,9 +393,9 @@ def _score_block(
 def _ball_of(attack: Any, eps: float | None, norm: attacks.Norm | None) -> tuple[float, attacks.Norm]:
     """The radius and norm that are asked for, or those that a partial binds; any distance where neither says."""
     if norm not in (None, *get_args(attacks.Norm)):
-        raise ValueError(f"expected norm to be one of {get_args(attacks.Norm)}, got {norm!r}")
+        raise ValueError(f"norm: expected one of {get_args(attacks.Norm)}, got {norm!r}")
     if eps is not None and not eps >= 0:
-        raise ValueError(f"expected eps >= 0, got {eps}")
+        raise ValueError(f"eps: expected a number >= 0, got {eps}")
     while eps is None and isinstance(attack, partial):
         bound = attack.keywords
         bound_norm = bound.get("norm", "linf") if norm is None else norm
@@ -413,7 +413,7 @@ def _checked_result(x_adv: Any, x: Tensor, eps: float, norm: attacks.Norm) -> Te
     try:
         x_adv = checked_images(x_adv)
     except ValueError as error:
-        raise ValueError(f"attack: {error}") from error
+        raise ValueError(f"attack: {str(error).removeprefix('x: ')}") from error
     change = (x_adv.double() - x.double()).flatten(1)
     farthest = float(torch.linalg.vector_norm(change, math.inf if norm == "linf" else 2, dim=1).max())
     allowed = eps + rounding(x.dtype) * (1 if norm == "linf" else change.shape[1] ** 0.5)
@@ -488,9 +488,9 @@ def no_attack(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Genera
 def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     x = checked_images(x)
     if x.dim() != 4:
-        raise ValueError(f"expected floating-point images (N, C, H, W), got {x.dtype} {tuple(x.shape)}")
+        raise ValueError(f"x: expected floating-point images (N, C, H, W), got {x.dtype} {tuple(x.shape)}")
     if y.shape != x.shape[:1]:
-        raise ValueError(f"expected one label for each of {len(x)} images, got shape {tuple(y.shape)}")
+        raise ValueError(f"y: expected one label for each of {len(x)} images, got shape {tuple(y.shape)}")
     if y.is_floating_point() or y.dtype == torch.bool or int(y.min()) < 0:
-        raise ValueError(f"expected integer labels >= 0, got {y.dtype} from {float(y.min()):.4g}")
+        raise ValueError(f"y: expected integer labels >= 0, got {y.dtype} from {float(y.min()):.4g}")
     return x, y

@@ -23,9 +23,9 @@ from netkit.models import PreActBlock
 def frozen(model: nn.Module) -> Iterator[None]:
     """Treat the weights of the residual blocks in `model` as constants inside the block, equal up to rounding.
 
-    Gradients flow to the images and not to those weights, which must not change meanwhile. Blocks whose batch norm is
-    in train mode, blocks in which hooks or parametrizations change what a module does, and modules of other kinds, are
-    left as they are. Noise is drawn as always.
+    Gradients flow to the images and not to those weights, which must not change meanwhile. Noise is drawn as always.
+    Blocks with batch norm in train mode, blocks with hooks or parametrizations, and modules of other kinds are left as
+    they are.
     """
     blocks = [module for module in model.modules() if isinstance(module, PreActBlock)]
     before = [block.frozen for block in blocks]
@@ -41,7 +41,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def _is_constant(block: PreActBlock) -> bool:
-    """Whether the residual mapping is what the weights and running statistics alone say."""
+    """Whether the weights and running statistics alone determine the residual mapping."""
     inner = [module for name, child in block.named_children() if name != "noise" for module in child.modules()]
     return not (block.bn1.training or block.bn2.training or any(map(_is_changed, inner)))
 
@@ -60,9 +60,10 @@ class _FrozenBlock:
         dtype = _dtype_of_convolutions(block.conv1.weight)
         self.bn = block.bn1
         self.scale1 = _scale(block.bn1).view(-1, 1, 1).to(dtype)
-        scale2 = _scale(block.bn2)
+        scale2, mean2 = _scale(block.bn2), block.bn2.running_mean
+        assert mean2 is not None
         self.conv1 = (block.conv1.weight * scale2.view(-1, 1, 1, 1)).to(dtype)
-        self.bias1 = torch.addcmul(block.bn2.bias, block.bn2.running_mean, scale2, value=-1).to(dtype)
+        self.bias1 = torch.addcmul(block.bn2.bias, mean2, scale2, value=-1).to(dtype)
         self.conv2 = block.conv2.weight.detach().to(dtype)
         self.shortcut = None if block.shortcut is None else block.shortcut.weight.detach().to(dtype)
         self.stride = block.conv1.stride
@@ -102,7 +103,7 @@ class _Residual(torch.autograd.Function):
 def _conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, *, stride: tuple[int, ...] = (1, 1), padding: int = 1
 ) -> Tensor:
-    """The gradient with respect to x, of which only shape and layout count."""
+    """The gradient with respect to x; only the shape and layout of x count."""
     grad_x: Tensor = torch.ops.aten.convolution_backward(
         grad, x, weight.to(grad.dtype), None, stride, [padding] * 2, [1, 1], False, [0, 0], 1, [True, False, False]
     )[0]
@@ -115,7 +116,7 @@ def _relu_backward_(grad: Tensor, result: Tensor) -> Tensor:
 
 
 def _dtype_of_convolutions(weight: Tensor) -> torch.dtype:
-    """What autocast would turn weights into, anew in each pass; their own dtype without it."""
+    """The dtype that autocast would give the weights, anew in each pass; their own without it."""
     kind = weight.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)

@@ -1,9 +1,9 @@
-"""What the numbers of an evaluation depend on, in words: two things of one description compute the same.
+"""Descriptions of all that an evaluation's numbers depend on: two things of one description compute the same.
 
 A description goes by content. Functions and classes of this package and of installed libraries are known by name and
 version; those of a user's own modules by their code, default values and the module's globals they read; tensors by
-their bytes; models by their classes, attributes, parameters and all buffers. What hides what it depends on, as lambdas,
-closures and objects of unknown classes do, has no description.
+their bytes; models by their classes, attributes, parameters and all buffers. Lambdas, closures and objects of unknown
+classes hide what they depend on, and have no description.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from netkit import checkpoint
 
 VERSION = 2
-"""Of this package's networks, noise, attacks and evaluations: raised when one of them gives other numbers."""
+"""The version of this package's networks, noise, attacks and evaluations; raised when one gives other numbers."""
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 _MODULE_STATE = frozenset(vars(nn.Module()))
@@ -142,7 +142,7 @@ def _function(function: FunctionType, inside: frozenset[int]) -> str:
 
 
 def _code_of(function: Callable[..., Any], inside: frozenset[int]) -> str:
-    """What a user's function computes: its code, its defaults, what it closes over, and the globals it reads."""
+    """The code of a user's function, its defaults, the values it closes over, and the globals it reads."""
     if not isinstance(function, FunctionType):
         raise UnidentifiedError(f"{function!r} is no plain function")
     code = function.__code__

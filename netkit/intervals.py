@@ -98,9 +98,9 @@ def paired_difference(first: Sequence[Tensor], second: Sequence[Tensor], *, conf
     Raises ValueError where the two sides differ in seeds or images.
     """
     if len(first) != len(second):
-        raise ValueError(f"expected as many seeds on both sides, got {len(first)} and {len(second)}")
+        raise ValueError(f"first, second: expected as many seeds on both sides, got {len(first)} and {len(second)}")
     if {tuple(s.shape) for s in first} != {tuple(s.shape) for s in second}:
-        raise ValueError("expected the same images on both sides")
+        raise ValueError("first, second: expected the same images on both sides")
     differences = _stacked(first) - _stacked(second)
     interval = _over_images_and_seeds(differences, 2, 0, 1, confidence)
     num_seeds, n = differences.shape
@@ -111,7 +111,7 @@ def _stacked(correct: Sequence[Tensor]) -> Tensor:
     """(num_seeds, n) float64."""
     shapes = {tuple(scores.shape) for scores in correct}
     if len(shapes) != 1 or len(next(iter(shapes))) != 1:
-        raise ValueError(f"expected the same images (n,) for every seed, got shapes {sorted(shapes)}")
+        raise ValueError(f"correct: expected the same images (n,) for every seed, got shapes {sorted(shapes)}")
     return torch.stack(list(correct)).double()
 
 
@@ -134,4 +134,4 @@ def _over_images_and_seeds(
 
 def _check_counts(successes: float, n: int) -> None:
     if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"expected 0 <= successes <= n and n >= 1, got {successes} of {n}")
+        raise ValueError(f"successes: expected 0 <= successes <= n and n >= 1, got {successes} of {n}")

@@ -15,8 +15,7 @@ def keep_freed_memory() -> bool:
     trains or attacks on a CPU; the process then keeps the largest size it has had. The setting is that of the whole
     process (mallopt(3)), which is why importing this package does not change it.
 
-    Returns:
-        Whether the C library took the setting; False without glibc, where nothing changes.
+    Returns whether the C library took the setting; False without glibc, where nothing changes.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

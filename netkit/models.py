@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from netkit.noise import Noise, NoiseKind, NoiseStd, NoiseStream, ResidualNoise
-from netkit.parallel import BatchNorm2d
+from netkit.noise import Noise, NoiseKind, NoiseStd, NoiseStream, NoisyModel, ResidualNoise
 
 Average = Literal["logits", "probabilities"]
 Normalization = tuple[Sequence[float], Sequence[float]]
@@ -37,7 +36,7 @@ class Normalize(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if len(mean) != len(std) or min(std, default=0) <= 0:
-            raise ValueError(f"expected a mean and a std > 0 for each channel, got {mean} and {std}")
+            raise ValueError(f"normalize: expected a mean and a std > 0 for each channel, got {mean} and {std}")
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
@@ -49,13 +48,13 @@ class PreActBlock(nn.Module):
     """One residual block: x + F(x) with F = conv ∘ relu ∘ bn ∘ conv ∘ relu ∘ bn, then the noise."""
 
     frozen: Callable[[Tensor], Tensor] | None = None
-    """What computes the residual mapping inside `netkit.frozen`."""
+    """The residual mapping inside `netkit.frozen`, in place of the layers."""
 
     def __init__(self, in_width: int, out_width: int, *, stride: int, noise: ResidualNoise) -> None:
         super().__init__()
-        self.bn1 = BatchNorm2d(in_width)
+        self.bn1 = nn.BatchNorm2d(in_width)
         self.conv1 = _conv(in_width, out_width, kernel_size=3, stride=stride)
-        self.bn2 = BatchNorm2d(out_width)
+        self.bn2 = nn.BatchNorm2d(out_width)
         self.conv2 = _conv(out_width, out_width, kernel_size=3)
         keeps_shape = stride == 1 and in_width == out_width
         self.shortcut = None if keeps_shape else _conv(in_width, out_width, kernel_size=1, stride=stride)
@@ -85,13 +84,11 @@ class ResNet(nn.Module):
     layers: 6n + 2 without the shortcut convolutions, for n blocks a stage. Wide networks are usually named with the
     shortcuts counted, 6n + 4 (WRN-34-10: n = 5); both are accepted.
 
-    Args:
-        noise: what follows each residual mapping; `Noise("off")` for the plain network.
-        normalize: means and standard deviations of the channels, applied first; None for raw pixels.
-        seed: of the initial weights and of the noise; None takes one from the operating system.
+    noise: the noise after each residual mapping; `Noise("off")` for the plain network.
+    normalize: means and standard deviations of the channels, applied first; None for raw pixels.
+    seed: of the initial weights and of the noise; None takes one from the operating system.
 
-    Raises:
-        ValueError: for a depth that is neither 6n + 2 nor 6n + 4, or a count below one.
+    Raises ValueError for a depth that is neither 6n + 2 nor 6n + 4, or a count below one.
     """
 
     def __init__(
@@ -108,7 +105,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         if depth < 8 or depth % 6 not in (2, 4):
-            raise ValueError(f"expected a depth of 6n + 2 or 6n + 4 with n >= 1, got {depth}")
+            raise ValueError(f"depth: expected 6n + 2 or 6n + 4 with n >= 1, got {depth}")
         counts = {
             "width": width,
             "widen_factor": widen_factor,
@@ -117,9 +114,9 @@ class ResNet(nn.Module):
         }
         for name, count in counts.items():
             if count < 1:
-                raise ValueError(f"expected {name} >= 1, got {count}")
+                raise ValueError(f"{name}: expected at least 1, got {count}")
         if normalize is not None and len(normalize[0]) != in_channels:
-            raise ValueError(f"expected a mean for each of {in_channels} channels, got {len(normalize[0])}")
+            raise ValueError(f"normalize: expected a mean for each of {in_channels} channels, got {len(normalize[0])}")
         noise = Noise("off") if noise is None else noise
         generator, noise_seed = _generator_and_noise_seed(seed)
         self.config: dict[str, Any] = {
@@ -142,7 +139,7 @@ class ResNet(nn.Module):
                 blocks.append(PreActBlock(in_width, out_width, stride=stride, noise=residual_noise))
                 in_width = out_width
         self.blocks = nn.Sequential(*blocks)
-        self.bn = BatchNorm2d(in_width)
+        self.bn = nn.BatchNorm2d(in_width)
         self.fc = skip_init(nn.Linear, in_width, num_classes)
         self._init_weights(generator)
 
@@ -165,19 +162,17 @@ class ResNet(nn.Module):
         return logits
 
 
-class EnResNet(nn.Module):
+class EnResNet(NoisyModel):
     """The average of several networks' predictions (Fig. 1c), with one stream of noise for all of them.
 
-    Args:
-        members: at least one; residual networks, of any depths, or ensembles (Table 7 joins two ensembles, each of
-            which then counts once). They are used, not copied, and draw their noise from this model from now on.
-        weights: one for each member, summing to one; uniform by default. See `set_weights`.
-        average: of the `"logits"`, as in the paper's figures and code, or of the `"probabilities"` f = softmax, as
-            Eq. 14 reads. The latter returns logarithms of the mean probabilities, so that its softmax is that mean.
-        seed: of the noise; None takes one from the operating system.
+    members: at least one; residual networks, of any depths, or ensembles (Table 7 joins two ensembles, each of
+        which then counts once). They are used, not copied, and draw their noise from this model from now on.
+    weights: one for each member, summing to one; uniform by default. See `set_weights`.
+    average: of the `"logits"`, as in the paper's figures and code, or of the `"probabilities"` f = softmax, as
+        Eq. 14 reads. The latter returns logarithms of the mean probabilities, so that its softmax is that mean.
+    seed: of the noise; None takes one from the operating system.
 
-    Raises:
-        ValueError: for no members, members of other classes or channels, or weights that do not sum to one.
+    Raises ValueError for no members, members of other classes or channels, or weights that do not sum to one.
     """
 
     in_channels: int
@@ -195,9 +190,9 @@ class EnResNet(nn.Module):
         super().__init__()
         shapes = {(member.in_channels, member.num_classes) for member in members}
         if len(shapes) != 1:
-            raise ValueError(f"expected members of one (in_channels, num_classes), got {sorted(shapes)}")
+            raise ValueError(f"members: expected one (in_channels, num_classes), got {sorted(shapes)}")
         if average not in ("logits", "probabilities"):
-            raise ValueError(f"expected average to be 'logits' or 'probabilities', got {average!r}")
+            raise ValueError(f"average: expected 'logits' or 'probabilities', got {average!r}")
         self.members = nn.ModuleList(members)
         self.in_channels, self.num_classes = shapes.pop()
         self.average = average
@@ -210,38 +205,36 @@ class EnResNet(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `build` makes this architecture of; fit for JSON. Weights, of layers and of members, are the state."""
+        """The argument of `build` for this architecture, fit for JSON. Weights of layers and members are the state."""
         members = [member.config for member in self.members]
         return {"type": "EnResNet", "members": members, "average": self.average}
 
     def set_weights(self, weights: Sequence[float] | Tensor) -> None:
         """Weight the members; negative weights are allowed for logits, as extrapolation needs them (Sec. 5).
 
-        Raises:
-            ValueError: unless there is one finite weight for each member and they sum to one; for a negative weight
-                where probabilities are averaged, which might then be negative themselves.
+        Raises ValueError unless there is one finite weight for each member and they sum to one; for a negative weight
+        where probabilities are averaged, which might then be negative themselves.
         """
         values = torch.as_tensor(weights, dtype=torch.float64)
         if values.shape != (len(self.members),):
-            raise ValueError(f"expected one weight for each of {len(self.members)} members, got {weights}")
+            raise ValueError(f"weights: expected one for each of {len(self.members)} members, got {weights}")
         if not abs(float(values.sum()) - 1) < 1e-6:
-            raise ValueError(f"expected weights that sum to one, got {values.tolist()}")
+            raise ValueError(f"weights: expected a sum of one, got {values.tolist()}")
         if self.average == "probabilities" and bool((values < 0).any()):
-            raise ValueError(f"expected no negative weights, as probabilities are averaged, got {values.tolist()}")
+            raise ValueError(f"weights: expected none negative, as probabilities are averaged, got {values.tolist()}")
         self.weights.copy_(values)
 
     def member_logits(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (num_members, B, num_classes): what each member says."""
+        """(B, in_channels, H, W) -> (num_members, B, num_classes): each member's logits."""
         return torch.stack([member(x) for member in self.members])
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) in [0, 1] -> (B, num_classes).
 
-        Raises:
-            ValueError: for images of another number of dimensions or channels.
+        Raises ValueError for images of another number of dimensions or channels.
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"expected images of shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
+            raise ValueError(f"x: expected images of shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
         logits = self.member_logits(x)
         # Normalised here, as 1/3 stored in float32 would not be one third once the model is in float64.
         weights = (self.weights / self.weights.sum()).view(-1, 1, 1)
@@ -253,9 +246,9 @@ class EnResNet(nn.Module):
 
     @property
     def generator(self) -> torch.Generator:
-        """What the noise is drawn from, on the device of the parameters.
+        """The generator of the noise, on the device of the parameters.
 
-        By default the model's own, seeded with the `seed` it was made with; torch's global generators are not used.
+        By default it is the model's own, from the `seed` it was made with; torch's global generators are not used.
         """
         return self.stream.generator(next(self.parameters()).device)
 
@@ -272,38 +265,13 @@ class EnResNet(nn.Module):
         self.generator.set_state(state.cpu())
 
     @contextmanager
-    def using_generator(self, generator: torch.Generator) -> Iterator[None]:
-        """Draw the noise from another generator inside the block, say to evaluate without disturbing training."""
-        with self.stream.replaced(generator=generator):
-            yield
-
-    @contextmanager
-    def noise_scale(self, scale: float) -> Iterator[None]:
-        """Multiply all noise by `scale` >= 0 inside the block."""
-        if not 0 <= scale < math.inf:
-            raise ValueError(f"expected a finite noise scale >= 0, got {scale}")
-        before = self.stream.scale
-        self.stream.scale = scale
-        try:
-            yield
-        finally:
-            self.stream.scale = before
-
-    @contextmanager
-    def noise_off(self) -> Iterator[None]:
-        """No noise inside the block; nothing is drawn."""
-        with self.noise_scale(0):
-            yield
-
-    @contextmanager
     def fixed_noise(self, source: int | Sequence[Tensor]) -> Iterator[None]:
         """The same noise in every forward pass inside the block, also for what would lend the model a generator.
 
         The generator outside is not advanced.
 
-        Args:
-            source: a seed, from which each pass starts over, or the draws themselves: one tensor of mean 0 and
-                variance 1 for each residual block, of the shape of that block's output, members one after the other.
+        source: a seed, from which each pass starts over, or the draws themselves: one tensor of mean 0 and
+            variance 1 for each residual block, of the shape of that block's output, members one after the other.
         """
         seed = source if isinstance(source, int) else None
         fixed = torch.Generator(next(self.parameters()).device) if isinstance(source, int) else source
@@ -333,22 +301,20 @@ def en_resnet(
 ) -> EnResNet:
     """An ensemble of noisy residual networks of one kind: `en_resnet(20, num_members=5)` is En5ResNet20.
 
-    Args:
-        depth: 6n + 2 or 6n + 4; see `ResNet`.
-        num_members: how many networks are averaged; their initial weights are independent.
-        noise_coef: the paper's a.
-        noise: `"gaussian"`, `"two_point"` or `"off"`; with `"off"` this is a plain ensemble.
-        noise_std: `"batch"` (the authors' code), `"sample"` or `"constant"`; see `netkit.noise`.
-        sigma: σ of Eq. 14, for `noise_std="constant"`, which does not use noise_coef.
-        width, widen_factor, num_classes, in_channels, normalize: see `ResNet`.
-        average: see `EnResNet`.
-        seed: of all initial weights and of the noise; None takes one from the operating system.
+    depth: 6n + 2 or 6n + 4; see `ResNet`.
+    num_members: the number of networks that are averaged; their initial weights are independent.
+    noise_coef: the paper's a.
+    noise: `"gaussian"`, `"two_point"` or `"off"`; with `"off"` this is a plain ensemble.
+    noise_std: `"batch"` (the authors' code), `"sample"` or `"constant"`; see `netkit.noise`.
+    sigma: σ of Eq. 14, for `noise_std="constant"`, which does not use noise_coef.
+    width, widen_factor, num_classes, in_channels, normalize: see `ResNet`.
+    average: see `EnResNet`.
+    seed: of all initial weights and of the noise; None takes one from the operating system.
 
-    Raises:
-        ValueError: for values outside what is said above.
+    Raises ValueError for other values than these.
     """
     if num_members < 1:
-        raise ValueError(f"expected num_members >= 1, got {num_members}")
+        raise ValueError(f"num_members: expected at least 1, got {num_members}")
     generator, noise_seed = _generator_and_noise_seed(seed)
     seeds = torch.randint(2**63 - 1, (num_members,), generator=generator).tolist()
     members = [
@@ -387,7 +353,7 @@ def equal_size_resnet(depth: int = 20, *, num_members: int, width: int = 16, **o
     It has the same depth, and the width whose number of parameters is nearest. Options as for `resnet`.
     """
     if num_members < 1:
-        raise ValueError(f"expected num_members >= 1, got {num_members}")
+        raise ValueError(f"num_members: expected at least 1, got {num_members}")
     target = num_members * _size_on_paper(depth, width, options)
     wide = width
     while _size_on_paper(depth, wide + 1, options) <= target:
@@ -402,8 +368,7 @@ def from_name(name: str, **options: Any) -> EnResNet:
     `"ResNet20"` and `"WRN-14-2"` are plain, `"En2ResNet20"` and `"En1WideResNet34-10"` noisy ensembles, and
     `"En2ResNet20&En5ResNet20"` averages the two (Tables 7, 9 and 10). Options as for `en_resnet`.
 
-    Raises:
-        ValueError: for a name of another form, or a depth that does not exist.
+    Raises ValueError for a name of another form, or a depth that does not exist.
     """
     seed = options.pop("seed", None)
     generator, noise_seed = _generator_and_noise_seed(seed)
@@ -415,7 +380,7 @@ def from_name(name: str, **options: Any) -> EnResNet:
     match = re.fullmatch(r"(?:En(\d+))?(?:ResNet(\d+)|(?:WideResNet|WRN-)(\d+)-(\d+))", name)
     if match is None:
         raise ValueError(
-            "expected a name such as 'ResNet20', 'En2ResNet20', 'En1WideResNet34-10' or 'WRN-14-2', "
+            "name: expected one such as 'ResNet20', 'En2ResNet20', 'En1WideResNet34-10' or 'WRN-14-2', "
             f"or several joined by '&', got {name!r}"
         )
     num_members, depth, wide_depth, widen_factor = (int(group) if group else None for group in match.groups())
@@ -428,12 +393,11 @@ def from_name(name: str, **options: Any) -> EnResNet:
 def build(config: Mapping[str, Any]) -> EnResNet:
     """The architecture that `model.config` describes, with fresh weights.
 
-    Raises:
-        ValueError: for a mapping that is no such configuration.
+    Raises ValueError for a mapping that is no such configuration.
     """
     model = _build(config)
     if not isinstance(model, EnResNet):
-        raise ValueError(f"expected the configuration of an EnResNet, got one of {config.get('type')!r}")
+        raise ValueError(f"config: expected that of an EnResNet, got one of {config.get('type')!r}")
     return model
 
 
@@ -446,8 +410,8 @@ def _build(config: Mapping[str, Any]) -> ResNet | EnResNet:
         if kind == "EnResNet":
             return EnResNet(**{**options, "members": [_build(member) for member in options["members"]]})
     except (KeyError, TypeError) as error:
-        raise ValueError(f"expected a configuration made by EnResNet.config: {error}") from error
-    raise ValueError(f"expected a configuration of type 'ResNet' or 'EnResNet', got {kind!r}")
+        raise ValueError(f"config: expected one made by EnResNet.config: {error}") from error
+    raise ValueError(f"config: expected type 'ResNet' or 'EnResNet', got {kind!r}")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Noise after a residual mapping (Sec. 3.1): what is drawn, how large it is, and where its randomness comes from.
+"""Noise after a residual mapping (Sec. 3.1): its distribution, its size, and the source of its randomness.
 
 Each residual mapping x + F(x) is followed by one Euler-Maruyama increment, `x + F(x) + s ξ`, with ξ of mean 0 and
 variance 1 in every entry. The size s is one of
@@ -22,25 +22,21 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from netkit import parallel
-
 NoiseKind = Literal["gaussian", "two_point", "off"]
 NoiseStd = Literal["batch", "sample", "constant"]
 
 
 @dataclass(frozen=True)
 class Noise:
-    """What noise follows a residual mapping.
+    """The kind and size of the noise after a residual mapping.
 
-    Args:
-        kind: `"gaussian"`; `"two_point"`, ±1 with equal chance, which has the same weak order in Eq. 14 and is much
-            cheaper to draw; or `"off"`.
-        std: what the noise is scaled by; see this module's docstring.
-        noise_coef: the paper's a, for `std="batch"` and `"sample"`.
-        sigma: σ of Eq. 14, for `std="constant"` and only there.
+    kind: `"gaussian"`; `"two_point"`, ±1 with equal chance, which has the same weak order in Eq. 14 and is much
+        cheaper to draw; or `"off"`.
+    std: the scale of the noise; see this module's docstring.
+    noise_coef: the paper's a, for `std="batch"` and `"sample"`.
+    sigma: σ of Eq. 14, for `std="constant"` and only there.
 
-    Raises:
-        ValueError: for an unknown kind or std, a negative or non-finite size, or a sigma that does not belong.
+    Raises ValueError for an unknown kind or std, a negative or non-finite size, or a sigma that does not belong.
     """
 
     kind: NoiseKind = "gaussian"
@@ -50,18 +46,18 @@ class Noise:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(NoiseKind):
-            raise ValueError(f"expected noise to be one of {get_args(NoiseKind)}, got {self.kind!r}")
+            raise ValueError(f"noise: expected one of {get_args(NoiseKind)}, got {self.kind!r}")
         if self.std not in get_args(NoiseStd):
-            raise ValueError(f"expected noise_std to be one of {get_args(NoiseStd)}, got {self.std!r}")
+            raise ValueError(f"noise_std: expected one of {get_args(NoiseStd)}, got {self.std!r}")
         if not 0 <= self.noise_coef < math.inf:
-            raise ValueError(f"expected a finite noise_coef >= 0, got {self.noise_coef}")
+            raise ValueError(f"noise_coef: expected a finite number >= 0, got {self.noise_coef}")
         if (self.sigma is not None) != (self.std == "constant"):
             raise ValueError(
-                f"expected sigma exactly when noise_std is 'constant', "
+                f"sigma: expected a value exactly when noise_std is 'constant', "
                 f"got sigma={self.sigma} with noise_std={self.std!r}"
             )
         if self.sigma is not None and not 0 <= self.sigma < math.inf:
-            raise ValueError(f"expected a finite sigma >= 0, got {self.sigma}")
+            raise ValueError(f"sigma: expected a finite number >= 0, got {self.sigma}")
 
 
 class NoiseStream:
@@ -91,7 +87,7 @@ class NoiseStream:
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What stored results depend on (`netkit.identity`), besides the generator, which evaluations lend."""
+        """All that stored results depend on (`netkit.identity`), but the generator, which evaluations lend."""
         return self.scale, self._fixed
 
     def generator(self, device: torch.device) -> torch.Generator:
@@ -99,7 +95,7 @@ class NoiseStream:
         if self._generator is None or (self._is_own and not _same_device(self._generator.device, device)):
             self._generator = torch.Generator(device).manual_seed(self.seed)
         if not _same_device(self._generator.device, device):
-            raise ValueError(f"expected a generator on {device}, got one on {self._generator.device}")
+            raise ValueError(f"generator: expected one on {device}, got one on {self._generator.device}")
         return self._generator
 
     def set_generator(self, generator: torch.Generator | None) -> None:
@@ -113,13 +109,13 @@ class NoiseStream:
             return compiled
         if self._fixed is None or isinstance(self._fixed, torch.Generator):
             generator = self.generator(like.device) if self._fixed is None else self._fixed
-            return parallel.drawn(like, lambda whole: _DRAW[kind](whole, generator))
+            return _DRAW[kind](like, generator)
         if self._position == len(self._fixed):
-            raise ValueError(f"expected one given draw for each residual block, got {len(self._fixed)}")
+            raise ValueError(f"source: expected one draw for each residual block, got {len(self._fixed)}")
         noise = self._fixed[self._position]
         if noise.shape != like.shape:
             raise ValueError(
-                f"expected given draw {self._position} to have shape {tuple(like.shape)}, got {tuple(noise.shape)}"
+                f"source: expected draw {self._position} to have shape {tuple(like.shape)}, got {tuple(noise.shape)}"
             )
         self._position += 1
         return noise.to(like)
@@ -141,6 +137,18 @@ class NoiseStream:
             self._generator, self._is_own = before
 
     @contextmanager
+    def scaled(self, scale: float) -> Iterator[None]:
+        """Multiply all noise by `scale` inside the block. Raises ValueError unless it is finite and >= 0."""
+        if not 0 <= scale < math.inf:
+            raise ValueError(f"scale: expected a finite number >= 0, got {scale}")
+        before = self.scale
+        self.scale = scale
+        try:
+            yield
+        finally:
+            self.scale = before
+
+    @contextmanager
     def fixed(self, source: torch.Generator | Sequence[Tensor]) -> Iterator[None]:
         """Use given draws, or a generator that `rewind` starts anew, inside the block, whatever generator is lent."""
         before = self._fixed, self._position
@@ -149,6 +157,30 @@ class NoiseStream:
             yield
         finally:
             self._fixed, self._position = before
+
+
+class NoisyModel(nn.Module):
+    """A model with one stream of noise, which can be lent a generator, scaled and switched off."""
+
+    stream: NoiseStream
+
+    @contextmanager
+    def using_generator(self, generator: torch.Generator) -> Iterator[None]:
+        """Draw the noise from another generator inside the block, say to evaluate without disturbing training."""
+        with self.stream.replaced(generator=generator):
+            yield
+
+    @contextmanager
+    def noise_scale(self, scale: float) -> Iterator[None]:
+        """Multiply all noise by `scale` inside the block. Raises ValueError unless it is finite and >= 0."""
+        with self.stream.scaled(scale):
+            yield
+
+    @contextmanager
+    def noise_off(self) -> Iterator[None]:
+        """No noise inside the block, in which nothing is drawn: the twin that steps along characteristics (Eq. 5)."""
+        with self.noise_scale(0.0):
+            yield
 
 
 _streams: WeakValueDictionary[int, NoiseStream] = WeakValueDictionary()
@@ -177,10 +209,9 @@ def _(like: Tensor, kind: str, number: int) -> Tensor:
 class ResidualNoise(nn.Module):
     """Adds the noise to x + F(x); holds no parameters.
 
-    Args:
-        noise: what to add.
-        num_blocks: L, the number of residual blocks on the path; only `std="constant"` uses it.
-        stream: where the randomness comes from.
+    noise: its kind and size.
+    num_blocks: L, the number of residual blocks on the path; only `std="constant"` uses it.
+    stream: the source of the randomness.
     """
 
     def __init__(self, noise: Noise, *, num_blocks: int, stream: NoiseStream) -> None:
@@ -191,7 +222,7 @@ class ResidualNoise(nn.Module):
 
     @property
     def size(self) -> float:
-        """What ξ is multiplied by, and with `std="batch"` or `"sample"` the standard deviation; 0 without noise."""
+        """The factor of ξ, or with `std="batch"` and `"sample"` of std(x + F(x))·ξ; 0 without noise."""
         noise = self.noise
         if noise.kind == "off":
             return 0.0
@@ -218,45 +249,39 @@ def add_scaled_noise(
 ) -> Tensor:
     """x + a·std(x)·ξ, with the gradient through std(x) (Sec. 3.1).
 
-    Args:
-        x: (B, ...), B >= 1.
-        xi: ξ, of x's shape; no gradient flows to it.
-        noise_coef: a.
-        std: `"batch"`, one unbiased standard deviation of all entries (of a spread batch, in all processes), or
-            `"sample"`, one for each x[i].
-        inplace: overwrite x where that saves time.
+    x: (B, ...), B >= 1.
+    xi: ξ, of x's shape; no gradient flows to it.
+    noise_coef: a.
+    std: `"batch"`, one unbiased standard deviation of all entries, or `"sample"`, one for each x[i].
+    inplace: overwrite x where that saves time.
 
-    Raises:
-        ValueError: if a standard deviation would be taken over fewer than two entries.
+    Raises ValueError if a standard deviation would be taken over fewer than two entries.
     """
     num_rows = x.shape[0] if std == "sample" else 1
     if x.numel() < 2 * num_rows:
-        raise ValueError(f"expected at least two entries to take a standard deviation of, got {tuple(x.shape)}")
+        raise ValueError(f"x: expected at least two entries to take a standard deviation of, got {tuple(x.shape)}")
     if not x.is_contiguous() and not _is_channels_last(x):
         x = x.contiguous()
-    share = parallel.current() if std == "batch" else parallel.WHOLE
     if _is_traced(x, xi):
-        return _add_scaled_noise(x, xi, noise_coef, std, share)
-    noisy, _, _ = _AddScaledNoise.apply(x if inplace else x.clone(), xi, noise_coef, num_rows, share)
+        return _add_scaled_noise(x, xi, noise_coef, std)
+    noisy, _, _ = _AddScaledNoise.apply(x if inplace else x.clone(), xi, noise_coef, num_rows)
     return noisy
 
 
 def _is_traced(*tensors: Tensor) -> bool:
-    """Whether torch.compile or a transform of torch.func looks on, which see through plain operations only."""
+    """Whether torch.compile or a transform of torch.func looks on; they see through plain operations only."""
     return torch.compiler.is_compiling() or any(torch.func.debug_unwrap(t) is not t for t in tensors)
 
 
-def _add_scaled_noise(x: Tensor, xi: Tensor, noise_coef: float, std: NoiseStd, share: parallel.Share) -> Tensor:
+def _add_scaled_noise(x: Tensor, xi: Tensor, noise_coef: float, std: NoiseStd) -> Tensor:
     """`add_scaled_noise` in plain operations."""
-    if share.world > 1:
-        raise RuntimeError("expected no torch.compile or torch.func for a batch that is spread over processes")
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     size = wide.std() if std == "batch" else wide.flatten(1).std(1).view(-1, *[1] * (x.dim() - 1))
     return x + (noise_coef * size).to(x.dtype) * xi
 
 
 class _AddScaledNoise(torch.autograd.Function):
-    """x += a·std(x)·ξ, one std for each of `num_rows` parts of x, or for the one part that processes share.
+    """x += a·std(x)·ξ, one std for each of `num_rows` parts of x.
 
     On a CPU, touching fresh memory costs more than arithmetic: this allocates nothing forward, one tensor backward,
     and keeps only ξ, since the next layer keeps the result anyway. torch.std itself is slower than the two passes here.
@@ -264,21 +289,19 @@ class _AddScaledNoise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        x: Tensor, xi: Tensor, noise_coef: float, num_rows: int, share: parallel.Share
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(x: Tensor, xi: Tensor, noise_coef: float, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(x.dtype, torch.float32)
         rows = _rows(x, x, num_rows)
-        mean = share.mean(rows.mean(-1, keepdim=True, dtype=wide))
-        norm = share.norm(torch.linalg.vector_norm(rows.sub_(mean), dim=-1, keepdim=True, dtype=wide))
-        std = norm / math.sqrt(share.count(rows.shape[-1]) - 1)
+        mean = rows.mean(-1, keepdim=True, dtype=wide)
+        norm = torch.linalg.vector_norm(rows.sub_(mean), dim=-1, keepdim=True, dtype=wide)
+        std = norm / math.sqrt(rows.shape[-1] - 1)
         rows.addcmul_(_rows(xi, x, num_rows), (noise_coef * std).to(x.dtype)).add_(mean)
         return x, mean, std
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        x, xi, ctx.noise_coef, num_rows, ctx.share = inputs
-        ctx.count = ctx.share.count(x.numel() // num_rows)
+        x, xi, ctx.noise_coef, num_rows = inputs
+        ctx.count = x.numel() // num_rows
         ctx.mark_dirty(x)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[0], xi, *output[1:])
@@ -286,16 +309,14 @@ class _AddScaledNoise(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, grad: Tensor | None, grad_mean: Tensor | None, grad_std: Tensor | None
-    ) -> tuple[Tensor, None, None, None, None]:
+    ) -> tuple[Tensor, None, None, None]:
         # ∂std/∂x = (x - mean) / ((M - 1) std), and 0 where std is 0, as torch.std has it; x = noisy - a std ξ.
         noisy, xi, mean, std = ctx.saved_tensors
-        if torch.is_grad_enabled() and ctx.share.world > 1:
-            raise RuntimeError("expected no second derivative of a batch that is spread over processes")
         grad = torch.zeros_like(noisy) if grad is None else grad
         num_rows = len(std)
         rows, noisy_rows, xi_rows = (_rows(tensor, noisy, num_rows) for tensor in (grad, noisy, xi))
         dot = torch.dot if num_rows == 1 else torch.linalg.vecdot  # vecdot makes a tensor of products first
-        slope = ctx.noise_coef * ctx.share.sum(dot(rows, xi_rows).unsqueeze(-1).to(std.dtype))
+        slope = ctx.noise_coef * dot(rows, xi_rows).unsqueeze(-1).to(std.dtype)
         if grad_std is not None:
             slope = slope + grad_std
         factor = slope / ((ctx.count - 1) * std.masked_fill(std == 0, math.inf))
@@ -304,7 +325,7 @@ class _AddScaledNoise(torch.autograd.Function):
             shift = shift + grad_mean / ctx.count
         result = torch.addcmul(rows, noisy_rows, factor.to(grad.dtype))
         result.addcmul_(xi_rows, (-ctx.noise_coef * factor * std).to(grad.dtype)).add_(shift)
-        return _from_storage_order(result, noisy), None, None, None, None
+        return _from_storage_order(result, noisy), None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, tuple[None, None, None]]:

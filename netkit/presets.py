@@ -20,7 +20,7 @@ AUTHORS = TrainConfig(
     hold_out=False,  # all 50,000 images are trained on
     select="last",
 )
-"""What the released code does where it departs from the paper. One quirk is left out on purpose: that code
+"""The released code's choices where it departs from the paper. One quirk is left out on purpose: that code
 keeps the checkpoint that does best on the attacked *test* set, so its numbers are a maximum over epochs; here
 the last epoch counts, and the test set is seen once."""
 

@@ -1,4 +1,4 @@
-"""Seeds derived from what they are for, whether a model is random, and where its randomness comes from meanwhile."""
+"""Seeds and generators for every purpose, lent to models for a while, and a test whether a model is random."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def derived_generator(device: torch.device | str, seed: int, purpose: str, *coun
 
 @contextlib.contextmanager
 def noise_from(generator: torch.Generator, *models: nn.Module) -> Iterator[None]:
-    """Let everything in `models` that takes a generator (`using_generator`) draw from this; their own come back after.
+    """Lend `generator` to everything in `models` that takes one (`using_generator`); their own come back after.
 
     Noise that is fixed (`EnResNet.fixed_noise`) stays fixed.
     """
@@ -48,7 +48,7 @@ def noise_from(generator: torch.Generator, *models: nn.Module) -> Iterator[None]
 def seeded_globally(seed: int) -> Iterator[None]:
     """Seed the global generators of torch, numpy and Python inside the block; their states come back.
 
-    For what takes no generator, as dropout or a torch.rand in a network of one's own.
+    Dropout, or a torch.rand in a network of one's own, takes no other generator.
     """
     gpus = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
     generators = [torch.default_generator, *gpus]
@@ -71,10 +71,10 @@ def seeded_globally(seed: int) -> Iterator[None]:
 def repeatable(
     models: tuple[nn.Module, ...], device: torch.device | str, seed: int, purpose: str, *counters: int
 ) -> Iterator[None]:
-    """Derive all randomness inside the block from (seed, purpose, counters); everybody's own comes back after.
+    """Derive all randomness inside the block from (seed, purpose, counters); the states before come back after.
 
-    Besides the noise of `noise_from` and what `seeded_globally` seeds these are torch.Generators that are attributes of
-    a module in `models`.
+    It comes from the generators of `noise_from`, those of `seeded_globally`, and torch.Generators that are attributes
+    of a module in `models`.
     """
     own = {id(value): value for model in models for value in _generators_in(model)}
     states = [generator.get_state() for generator in own.values()]

@@ -1,11 +1,10 @@
 """Adversarial and natural training (Algorithm 1, section 4.1) that a kill at any moment does not undo.
 
-Everything random is drawn from generators whose state a checkpoint carries, the order of the images depends on (seed,
-epoch) alone, and the learning rate on the position alone: on a CPU a resumed run ends with the same bits as one that
-was never interrupted. On another kind of device, whose generators are of another kind, a run goes on with new ones and
-not bit for bit. Several processes divide each batch and compute what one would, up to rounding
-(`netkit.parallel`); their generators are in the same state, so that any number of processes continues a run of any
-other.
+A checkpoint carries the state of every generator, or the generator follows from the place in the run. The order of the
+images depends on (seed, epoch) alone, and the learning rate on the position alone. So on a CPU a resumed run ends with
+the same bits as one that was never interrupted. On another kind of device, whose generators are of another kind, a run
+goes on with new ones and not bit for bit. So does a run that goes on with another number of processes: weights and
+momentum are handed on, draws are not. `netkit.parallel` says what several processes compute.
 """
 
 from __future__ import annotations
@@ -28,42 +27,45 @@ from torch.nn import functional
 from netkit import attacks, checkpoint, evaluate, parallel
 from netkit.checkpoint import CheckpointError
 from netkit.data import Dataset, Split, augment
-from netkit.models import EnResNet, build
+from netkit.models import EnResNet, build, evaluating
 from netkit.randomness import derived_generator, derived_seed, noise_from, seeded_globally
 
-Loss = Literal["pgd", "natural", "trades"]
+TrainingLoss = Literal["pgd", "natural", "trades"]
 
 _LEAST = {"epochs": 1, "batch_size": 1, "num_steps": 1, "validate_every": 1, "val_num_steps": 2}
-"""Of what is counted; one step of attack shows too little in validation."""
+"""The least of each count; one step of attack shows too little in validation."""
 
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "lr": (lambda value: 0 < value < math.inf, "positive and finite"),
-    "lr_drop": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    "warmup": (lambda value: 0 <= value <= 1, "from 0 to 1, a share of the steps"),
-    "momentum": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    "weight_decay": (lambda value: 0 <= value < math.inf, "at least 0 and finite"),
-    "eps": (lambda value: 0 < value <= 1, "above 0 and at most 1, as pixels are from 0 to 1"),
-    "step_size": (lambda value: 0 < value < math.inf, "positive and finite"),
-    "trades_beta": (lambda value: 0 <= value < math.inf, "at least 0 and finite"),
+    "lr": (lambda value: 0 < value < math.inf, "a positive, finite number"),
+    "lr_drop": (lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
+    "warmup": (lambda value: 0 <= value <= 1, "a share of the steps, from 0 to 1"),
+    "momentum": (lambda value: 0 <= value < 1, "a number of at least 0 and below 1"),
+    "weight_decay": (lambda value: 0 <= value < math.inf, "a finite number >= 0"),
+    "eps": (lambda value: 0 < value <= 1, "a number above 0 and at most 1, as pixels are from 0 to 1"),
+    "step_size": (lambda value: 0 < value < math.inf, "a positive, finite number"),
+    "trades_beta": (lambda value: 0 <= value < math.inf, "a finite number >= 0"),
 }
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train; the defaults are the paper's (sections 3.3 and 4.1).
+    """Options of a training; the defaults are the paper's (sections 3.3 and 4.1).
 
-    `loss`: "pgd" (Algorithm 1), "natural" (Eq. 2) or "trades" (Zhang et al. 2019, Eq. 5, weight
-    `trades_beta`). `schedule`: "steps" multiplies `lr` by `lr_drop` at each of `milestones` (shares of the
-    epochs), "one-cycle" climbs linearly over `warmup` of the steps and falls linearly to zero. `lr_scaling`:
-    "members" lets each of n averaged networks learn at the pace of one, see below. `attack_batch_norm`: whether
-    the attack inside the training step sees running statistics ("eval") or batch statistics, which it then also
-    updates ("train"). `reset_momentum`: forget the momentum at each epoch. `clamp_start`: keep PGD's random start
-    inside [0, 1]. `hold_out`: keep the validation part out of training. `select`: which epoch's weights count: the
-    best under attack on validation, the best without, or the last. `val_num_steps`: validation attacks by PGD with
-    so many steps of 2.5 eps / val_num_steps (at ten, eps/4 as in the paper), whatever the attack in training: a
-    network trained against one step may learn to withstand that step and nothing else (Wong et al. 2020).
-    `precision`: "bf16" is autocast on CUDA; on a CPU, where it is slower, "no" is used; "fp64" trains in double
-    precision. `batch_size` is that of all processes together.
+    loss: "pgd" (Algorithm 1), "natural" (Eq. 2) or "trades" (Zhang et al. 2019, Eq. 5, weight `trades_beta`).
+    batch_size: images in a batch of all processes together.
+    lr_scaling: "members" lets each of n averaged networks learn at the pace of one, see below.
+    schedule: "steps" multiplies `lr` by `lr_drop` at each of `milestones`, shares of the epochs; "one-cycle" climbs
+        linearly over `warmup` of the steps and falls linearly to zero.
+    reset_momentum: forget the momentum at each epoch.
+    clamp_start: keep PGD's random start inside [0, 1].
+    attack_batch_norm: the statistics that the attack in training sees: running ones ("eval"), or those of the batch,
+        which then also move the running ones ("train").
+    hold_out: keep the validation part out of training.
+    select: the epoch whose weights count: the best under attack on validation, the best without, or the last.
+    val_num_steps: steps of the validation attack, PGD with a step of 2.5 eps / val_num_steps (at ten, eps/4 as in the
+        paper), whatever the attack in training: a network trained against one step may learn to withstand that step
+        and nothing else (Wong et al. 2020).
+    precision: "bf16" is autocast on CUDA and "no" on a CPU, where it is slower; "fp64" is double precision.
 
     Averaging n networks gives each of them 1/n of the gradient g that it would have alone, and all of the weight
     decay: one step of SGD moves its weights θ by -η(g/n + λθ). With n times the rate but the same decay it would move
@@ -75,7 +77,7 @@ class TrainConfig:
     Raises ValueError for a value outside its range.
     """
 
-    loss: Loss = "pgd"
+    loss: TrainingLoss = "pgd"
     epochs: int = 200
     batch_size: int = 128
     lr: float = 0.1
@@ -104,7 +106,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         hints = {
-            "loss": get_args(Loss),
+            "loss": get_args(TrainingLoss),
             "lr_scaling": ("none", "members"),
             "schedule": ("steps", "one-cycle"),
             "attack_batch_norm": ("eval", "train"),
@@ -113,26 +115,26 @@ class TrainConfig:
         }
         for name, allowed in hints.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name in ("nesterov", "reset_momentum", "clamp_start", "hold_out", "channels_last"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+                raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         for name in (*_LEAST, "seed"):
             if not isinstance(getattr(self, name), int) or isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
+                raise ValueError(f"{name}: expected a whole number, got {getattr(self, name)!r}")
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         for name, (is_inside, expected) in _RANGES.items():
             if not _is_number(value := getattr(self, name)) or not is_inside(value):
-                raise ValueError(f"{name} must be {expected}, got {value!r}")
+                raise ValueError(f"{name}: expected {expected}, got {value!r}")
         if isinstance(self.milestones, str) or not isinstance(self.milestones, Iterable):
-            raise ValueError(f"milestones must be shares of the epochs, got {self.milestones!r}")
+            raise ValueError(f"milestones: expected shares of the epochs, got {self.milestones!r}")
         object.__setattr__(self, "milestones", tuple(self.milestones))
         if not all(_is_number(share) and 0 <= share <= 1 for share in self.milestones):
-            raise ValueError(f"milestones must be shares of the epochs, from 0 to 1, got {self.milestones!r}")
+            raise ValueError(f"milestones: expected shares of the epochs, from 0 to 1, got {self.milestones!r}")
         if not self.hold_out and self.select != "last":
-            raise ValueError("without a held-out validation part select must be 'last'")
+            raise ValueError(f"select: expected 'last' without a held-out validation part, got {self.select!r}")
 
     @property
     def val_step_size(self) -> float:
@@ -200,7 +202,7 @@ def _averaged_networks(model: EnResNet) -> Iterator[tuple[nn.Module, int]]:
 
 
 def batch_plan(config: TrainConfig, model: EnResNet) -> dict[str, Any]:
-    """How a batch is divided and the largest learning rate it is taken with, to be printed and stored."""
+    """The division of a batch among processes, and its largest learning rate, to be printed and stored."""
     _, world = parallel.processes()
     return {
         "processes": world,
@@ -230,29 +232,31 @@ def train(
 ) -> TrainResult:
     """Train `model` in place and leave it, in eval mode, with the weights of the selected epoch.
 
-    It runs on the device that `dataset` is on. Under torchrun all processes call this alike; the first one's weights,
-    files and clock count.
-    `path` is the checkpoint to write and to continue from. It is written at the end of every epoch, after
-    `checkpoint_steps` updates where given, and whenever `checkpoint_seconds` have passed. A finished run is
-    read back, not repeated. `on_step(done, total)` is called after each update, and may raise to stop the run, which is
-    saved first; without it a progress bar is shown where standard error is a terminal. `on_epoch(model, epoch)` may
-    change the model after the last update of each epoch (from 0), before validation; what it does must depend on its
-    arguments alone, so that a resumed run is the same. Of several processes the first one's model counts. The run is
-    saved before, so that an error in it, or a kill during validation, loses no update.
+    The run takes place on the device of `dataset`. Under torchrun all processes call this alike; the first one's
+    weights, files and clock count.
 
-    Everything random follows from `config.seed`. What draws from torch's global generators, as dropout in a network of
-    one's own, is seeded by its place in the run, and the caller's states come back; NumPy's and Python's are left as
-    they are.
+    path: the checkpoint to write and to continue from. It is written at the end of every epoch, after
+        `checkpoint_steps` updates where given, and whenever `checkpoint_seconds` have passed. A finished run is read
+        back, not repeated.
+    on_step: called as `on_step(done, total)` after each update. It may raise to stop the run, which is saved first.
+        Without it a progress bar is shown where standard error is a terminal.
+    on_epoch: called as `on_epoch(model, epoch)` after the last update of each epoch (from 0), before validation. It may
+        change the model, but by its arguments alone, so that a resumed run is the same. Of several processes the first
+        one's model counts. The run is saved before the call, so that an error in it, or a kill during validation, loses
+        no update.
+
+    Everything random follows from `config.seed`. What draws from the global generators of torch, NumPy or Python, as
+    dropout in a network of one's own, is seeded by its place in the run, and the caller's states come back.
 
     A run of fewer epochs is extended where every update it made had the learning rate that it would have had with these
     `epochs`, so that the result is that of a run with these from the start. With "steps" that takes `milestones` at the
     same epochs as before, which are smaller shares of more; a one-cycle run has ended at rate zero.
 
-    Raises CheckpointError where `path` holds a run of another model, configuration or data set, or is
-    damaged; FloatingPointError where the loss is no longer finite.
+    Raises ValueError for `checkpoint_steps` below 1; CheckpointError where `path` holds a run of another model,
+    configuration or data set, or is damaged; FloatingPointError where the loss is no longer finite.
     """
     if checkpoint_steps is not None and checkpoint_steps < 1:
-        raise ValueError(f"checkpoint_steps must be at least 1, got {checkpoint_steps}")
+        raise ValueError(f"checkpoint_steps: expected at least 1, got {checkpoint_steps}")
     with contextlib.ExitStack() as stack:
         stack.enter_context(parallel.joined(dataset.device))
         run = _Run(model, dataset, config, path, provenance or {})
@@ -261,17 +265,18 @@ def train(
             assert path is not None
             with checkpoint.contents_of(path):
                 run.restore(path, tree)
+        objective = stack.enter_context(parallel.averaging(run.objective))
         saved = time.monotonic()
         report = on_step or stack.enter_context(_progress_bar(run.is_first))
         report(*run.position)
         while run.epoch < config.epochs:
             if run.step < run.steps_per_epoch:  # else it was saved just before the epoch's end
-                run.train_step()
+                run.train_step(objective)
             if run.step == run.steps_per_epoch:
                 run.save()
                 if on_epoch is not None:
                     on_epoch(run.model, run.epoch)
-                    parallel.make_equal(run.model.state_dict().values())
+                parallel.make_equal(run.model.state_dict().values())
                 run.finish_epoch()
                 due = True
             else:
@@ -292,7 +297,7 @@ def train(
 def load_model(path: Path, *, device: torch.device | str = "cpu") -> EnResNet:
     """The network that a training run left in the checkpoint `path`, with its selected weights, in eval mode.
 
-    It is in float32, to which the weights of a training in double precision are rounded.
+    The weights are float32, to which those of a training in double precision are rounded.
     Raises FileNotFoundError; CheckpointError for a damaged or foreign file, or a run without selected weights yet.
     """
     tree = checkpoint.load(path, kind="training")
@@ -330,7 +335,7 @@ class _Run:
             momentum=config.momentum,
             nesterov=config.nesterov and config.momentum > 0,
         )
-        parallel.make_equal(self.model.state_dict().values())
+        self.objective = _Objective(self.model, config)
         self.data = dataset.train if config.hold_out else _joined(dataset.train, dataset.val)
         self.steps_per_epoch = math.ceil(len(self.data) / config.batch_size)
         self.identity = self._identity()
@@ -339,12 +344,6 @@ class _Run:
         self.best_epoch, self.best_value = 0, -math.inf
         self.best_weights: dict[str, Tensor] | None = None
         self._start_epoch()
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        device = self.device.type
-        if self.config.precision != "bf16" or device == "cpu":
-            return contextlib.nullcontext()
-        return torch.autocast(device, torch.bfloat16)
 
     def _start_epoch(self) -> None:
         self.generators = self._new_generators()
@@ -357,9 +356,11 @@ class _Run:
             self.optimizer.state.clear()
 
     def _new_generators(self, *place: int) -> dict[str, torch.Generator]:
-        """Those of this epoch; others at each `place` in it."""
-        # The same in all processes: each draws for the whole batch, and keeps what belongs to its own images.
+        """The generators of this process for this epoch; others for each `place` in it."""
         device, seed = self.device, self.config.seed
+        rank, _ = parallel.processes()
+        if rank > 0:  # the first one's are those of a run by one process
+            seed = derived_seed(seed, "rank", rank)
         return {
             "augment": derived_generator(device, seed, "augment", self.epoch, *place),
             "attack": derived_generator(device, seed, "attack", self.epoch, 0, *place),
@@ -372,121 +373,66 @@ class _Run:
         total = self.config.epochs * self.steps_per_epoch
         return self.epoch * self.steps_per_epoch + self.step, total
 
-    def train_step(self) -> None:
-        """One pass through the inner loop of Algorithm 1."""
+    def train_step(self, objective: nn.Module) -> None:
+        """One pass through the inner loop of Algorithm 1; `objective`: `self.objective`, or what averages it."""
         started = time.perf_counter()
-        config = self.config
-        lr = learning_rate(config, self.position[0], self.steps_per_epoch)
+        rank, world = parallel.processes()
+        if world > 1:  # streams of this step alone: a checkpoint, which holds the first process's, need hold no others
+            self.generators = self._new_generators(self.step)
+        lr = learning_rate(self.config, self.position[0], self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
-        x, y, share = self._batch()
-        own = self._seeded("step", self.epoch, self.step)
-        with parallel.spread(share), noise_from(self.generators["noise"], self.model), own:
+        x, y, count, total = self._batch(rank, world)
+        with noise_from(self.generators["noise"], self.model), self._seeded("step", self.epoch, self.step, rank):
             self.model.train()
-            loss, logits = self._loss(x, y)
+            with self._told_of_divergence():
+                loss, logits = objective(x, y, self.generators["attack"])
             self.optimizer.zero_grad(set_to_none=True)
-            (loss * share.weight).backward()
-        share.sum_gradients(self.model.parameters())
+            # The mean over processes that counts them alike becomes the mean over images.
+            (loss * (count * world / total)).backward()
         self.optimizer.step()
         with torch.no_grad():
-            correct = (logits.argmax(1) == y).double().sum()
-            count = correct.new_tensor(len(y))
-            self.totals += share.sum(torch.stack([loss.double() * count, correct, count]))
+            correct = (logits.argmax(1) == y)[:count].double().sum()
+            self.totals += parallel.summed(torch.stack([loss.double() * count, correct, correct.new_tensor(count)]))
         self.step += 1
         self.seconds += time.perf_counter() - started
 
     def _seeded(self, *place: str | int) -> contextlib.AbstractContextManager[None]:
         """The global generators, which layers of other libraries draw from, as a function of the place in the run."""
-        rank, _ = parallel.processes()  # such layers do not draw for all processes' images: each needs its own draws
-        return seeded_globally(derived_seed(self.config.seed, "global", *place, rank))
+        return seeded_globally(derived_seed(self.config.seed, "global", *place))
 
-    def _check_finite(self, value: float) -> None:
-        if not math.isfinite(value):
-            raise self._diverged()
+    def _batch(self, rank: int, world: int) -> tuple[Tensor, Tensor, int, int]:
+        """This process's images and labels of the next batch, the number that counts, and the number in the batch."""
+        size = self.config.batch_size
+        batch = self.order[self.step * size : (self.step + 1) * size]
+        own = batch[rank::world]
+        # A process without images must take part in each message: it works on one of another's, of weight 0.
+        index = own if len(own) else batch[:1]
+        x = self.data.x[index]
+        if self.dataset.augmented:
+            x = augment(x, generator=self.generators["augment"])
+        images = self.dataset.images(x, self.dtype)
+        if self.config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images, self.data.y[index], len(own), len(batch)
 
     def _diverged(self) -> FloatingPointError:
         lr = self.config.lr
         return FloatingPointError(f"training diverged in epoch {self.epoch + 1} (learning rate {lr:g}): lower it")
 
-    def _batch(self) -> tuple[Tensor, Tensor, parallel.Share]:
-        """Images and labels of the next batch, as far as they are this process's, and which these are."""
-        size = self.config.batch_size
-        index = self.order[self.step * size : (self.step + 1) * size]
-        x = self.data.x[index]
-        if self.dataset.augmented:
-            x = augment(x, generator=self.generators["augment"])
-        share = parallel.share_of(len(index))
-        images = self.dataset.images(share.rows(x), self.dtype)
-        if self.config.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return images, self.data.y[share.rows(index)], share
-
-    def _loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The training loss and the logits (B, num_classes) that training accuracy is counted on."""
-        config = self.config
-        if config.loss == "natural":
-            with self._autocast():
-                logits = self.model(x)
-            return functional.cross_entropy(_wide(logits), y), logits
-        x_adv = self._attacked(x, y)
-        if config.loss == "pgd":
-            with self._autocast():
-                logits = self.model(x_adv)
-            return functional.cross_entropy(_wide(logits), y), logits
-        with self._autocast():
-            clean, logits = self.model(torch.cat([x, x_adv])).chunk(2)
-        drift = _drift_from(clean)(logits, y).mean()
-        return functional.cross_entropy(_wide(clean), y) + config.trades_beta * drift, logits
-
-    def _attack(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        loss: attacks.Loss = attacks.cross_entropy,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        config = self.config
-        step_size, num_steps = config.step_size, config.num_steps
-        if not model.training:
-            step_size, num_steps = config.val_step_size, config.val_num_steps
+    @contextlib.contextmanager
+    def _told_of_divergence(self) -> Iterator[None]:
         try:
-            return attacks.pgd(
-                model,
-                x,
-                y,
-                eps=config.eps,
-                step_size=step_size,
-                num_steps=num_steps,
-                clamp_start=config.clamp_start,
-                batch_norm=config.attack_batch_norm if model.training else "eval",
-                loss=loss,
-                generator=generator,
-            )
+            yield
         except attacks.NotFiniteError as error:
             raise self._diverged() from error
-
-    def _attacked(self, x: Tensor, y: Tensor) -> Tensor:
-        """The inner maximisation of Algorithm 1, or of TRADES."""
-        loss: attacks.Loss = attacks.cross_entropy
-        with self._autocast():
-            if self.config.loss == "trades":
-                loss = _drift_from(self._clean_logits(x))
-            return self._attack(self.model, x, y, loss=loss, generator=self.generators["attack"])
-
-    @torch.no_grad()
-    def _clean_logits(self, x: Tensor) -> Tensor:
-        self.model.eval()
-        logits: Tensor = self.model(x)
-        self.model.train()
-        return logits
 
     def finish_epoch(self) -> None:
         """Validate where it is due, keep the weights if they are the best, and write the epoch's record."""
         config = self.config
         loss, correct, count = self.totals.tolist()
-        self._check_finite(loss)
+        if not math.isfinite(loss):
+            raise self._diverged()
         started = time.perf_counter()
         is_last = self.epoch + 1 == config.epochs
         natural = robust = None
@@ -507,14 +453,12 @@ class _Run:
         """Validation accuracy, clean and (unless training is natural) under the validation attack."""
         x, y = self.dataset.images(self.dataset.val.x, self.dtype), self.dataset.val.y
         options: dict[str, Any] = {"num_draws": 1, "seed": self.config.seed, "divided": True}
-        try:
-            with self._autocast():
-                natural = evaluate.accuracy(self.model, x, y, **options).mean
-                if self.config.loss == "natural":
-                    return natural, None
-                return natural, evaluate.robust_accuracy(self.model, x, y, self._attack, eot_draws=1, **options).mean
-        except attacks.NotFiniteError as error:
-            raise self._diverged() from error
+        attack = self.objective.attack
+        with self._told_of_divergence(), self.objective.autocast():
+            natural = evaluate.accuracy(self.model, x, y, **options).mean
+            if self.config.loss == "natural":
+                return natural, None
+            return natural, evaluate.robust_accuracy(self.model, x, y, attack, eot_draws=1, **options).mean
 
     def _keep(self, value: float) -> None:
         self.best_value, self.best_epoch = value, self.epoch
@@ -589,12 +533,82 @@ class _Run:
         self.best_epoch, self.best_value, self.best_weights = best["epoch"], best["value"], best["weights"]
         self.step, self.seconds = tree["step"], tree["seconds"]
         self.totals.copy_(tree["totals"])
-        device = self.device.type
-        if tree["device"] == device:
+        if tree["device"] == self.device.type:
             for name, state in tree["generators"].items():
                 self.generators[name].set_state(state)
         elif self.step > 0:  # else they are those that the epoch begins with, as here
             self.generators = self._new_generators(self.step)
+
+
+class _Objective(nn.Module):
+    """The loss of a batch, with the attack inside: one module, so that all of it sees the same running statistics.
+
+    Where several processes train, DistributedDataParallel hands the first one's buffers to all before the attack.
+    """
+
+    def __init__(self, network: EnResNet, config: TrainConfig) -> None:
+        super().__init__()
+        self.network, self.config = network, config
+
+    def forward(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The training loss () and the logits (B, num_classes) that training accuracy is counted on."""
+        config = self.config
+        if config.loss == "natural":
+            with self.autocast():
+                logits = self.network(x)
+            return functional.cross_entropy(_wide(logits), y), logits
+        x_adv = self._attacked(x, y, generator)
+        if config.loss == "pgd":
+            with self.autocast():
+                logits = self.network(x_adv)
+            return functional.cross_entropy(_wide(logits), y), logits
+        with self.autocast():
+            clean, logits = self.network(torch.cat([x, x_adv])).chunk(2)
+        drift = _drift_from(clean)(logits, y).mean()
+        return functional.cross_entropy(_wide(clean), y) + config.trades_beta * drift, logits
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The configuration's precision, for passes of the network."""
+        device = next(self.network.parameters()).device.type
+        if self.config.precision != "bf16" or device == "cpu":
+            return contextlib.nullcontext()
+        return torch.autocast(device, torch.bfloat16)
+
+    def attack(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        loss: attacks.Loss = attacks.cross_entropy,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The attack of training on a model in train mode, that of validation on one in eval mode."""
+        config = self.config
+        step_size, num_steps = config.step_size, config.num_steps
+        if not model.training:
+            step_size, num_steps = config.val_step_size, config.val_num_steps
+        return attacks.pgd(
+            model,
+            x,
+            y,
+            eps=config.eps,
+            step_size=step_size,
+            num_steps=num_steps,
+            clamp_start=config.clamp_start,
+            batch_norm=config.attack_batch_norm if model.training else "eval",
+            loss=loss,
+            generator=generator,
+        )
+
+    def _attacked(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """The inner maximisation of Algorithm 1, or of TRADES."""
+        loss: attacks.Loss = attacks.cross_entropy
+        with self.autocast():
+            if self.config.loss == "trades":
+                with torch.no_grad(), evaluating(self.network):
+                    loss = _drift_from(self.network(x))
+            return self.attack(self.network, x, y, loss=loss, generator=generator)
 
 
 def _drift_from(clean: Tensor) -> attacks.Loss:

@@ -31,7 +31,7 @@ from bridge.ensemble import ensemble_estimate, softmax
 from bridge.flow import FlowNetwork, SmoothVelocity, as_points, box_nodes, network_problem
 from bridge.levels import coupled_outputs, depth_levels, multilevel_ensemble
 from bridge.planar import SHAPES, fit, planar_data
-from bridge.weights import least_error_weights, least_squares_weights, optimal_weights
+from netkit.weights import least_error_weights, least_squares_weights, optimal_weights
 from pdekit import characteristics, solve
 from pdekit.numerics.diagnostics import steepening_rate
 from pdekit.numerics.spectral import gradient

@@ -26,7 +26,7 @@ from netkit import PRESETS, data, en_resnet, train
 from netkit.checkpoint import CheckpointError
 from netkit.models import EnResNet
 from netkit.noise import NoiseStd
-from netkit.training import Loss
+from netkit.training import TrainingLoss
 from pdekit.runtime.progress import Progress
 from studies.lab.reporting import ROOT, console, one_line_errors, provenance, write_json
 
@@ -35,7 +35,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Config:
-    cases: tuple[tuple[Loss, NoiseStd, float, int], ...]  # (loss, noise_std, noise_coef, epochs)
+    cases: tuple[tuple[TrainingLoss, NoiseStd, float, int], ...]  # (loss, noise_std, noise_coef, epochs)
     seeds: tuple[int, ...] = (0, 1, 2)
     draws: int = 100
     num_train: int | None = None
@@ -70,7 +70,7 @@ def main(
         report(out)
 
 
-def row(loss: Loss, std: NoiseStd, coef: float, epochs: int, config: Config, out: Path) -> dict[str, Any]:
+def row(loss: TrainingLoss, std: NoiseStd, coef: float, epochs: int, config: Config, out: Path) -> dict[str, Any]:
     """One recipe over all seeds: means, and standard errors of the means over seeds."""
     found = [effects(loss, std, coef, epochs, seed, config, out) for seed in config.seeds]
     seeds = len(found)
@@ -80,7 +80,7 @@ def row(loss: Loss, std: NoiseStd, coef: float, epochs: int, config: Config, out
 
 
 def effects(
-    loss: Loss, std: NoiseStd, coef: float, epochs: int, seed: int, config: Config, out: Path
+    loss: TrainingLoss, std: NoiseStd, coef: float, epochs: int, seed: int, config: Config, out: Path
 ) -> dict[str, float]:
     """What is compared, for one network; probabilities, rms over test images and classes.
 

@@ -100,6 +100,18 @@ def test_l2_attack_of_a_linear_loss_ends_at_the_farthest_point_of_the_ball():
     torch.testing.assert_close(x_adv, farthest.expand_as(x), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("bounds", [None, (-2.0, 3.0)])
+def test_pixels_have_the_range_that_is_given(norm, bounds):
+    x = torch.linspace(-2, 3, 4 * 48, dtype=torch.float64).view(4, 3, 4, 4)
+    model, weight = Linear(48), Linear(48).weight[0].detach().view(3, 4, 4)
+    move = 0.3 * (weight.sign() if norm == "linf" else weight / weight.norm())
+    options = {"eps": 0.3, "step_size": 0.3, "num_steps": 1, "random_start": False}
+    x_adv = attacks.pgd(model, x, labels(4), norm=norm, bounds=bounds, loss=lambda logits, y: logits[:, 0], **options)
+    torch.testing.assert_close(x_adv, x + move if bounds is None else (x + move).clamp(*bounds), rtol=0, atol=1e-12)
+    assert (x_adv.aminmax().max > 3) == (bounds is None)
+
+
 def test_random_starts_are_uniform_in_the_ball():
     x, y = torch.full((2000, 3, 2, 2), 0.5, dtype=torch.float64), torch.zeros(2000, dtype=torch.int64)
     generator = torch.Generator().manual_seed(1)
@@ -605,16 +617,21 @@ def attack_with(**changes):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: attack_with(eps=-0.1), "expected a finite eps >= 0, got -0.1"),
-        (lambda: attack_with(eps=math.nan), "expected a finite eps >= 0, got nan"),
-        (lambda: attack_with(num_steps=0), "expected num_steps >= 1, got 0"),
-        (lambda: attack_with(num_restarts=0), "expected num_restarts >= 1, got 0"),
-        (lambda: attack_with(num_restarts=2, judging_draws=0), "expected judging_draws >= 1, got 0"),
+        (lambda: attack_with(eps=-0.1), "eps: expected a finite number >= 0, got -0.1"),
+        (lambda: attack_with(eps=math.nan), "eps: expected a finite number >= 0, got nan"),
+        (lambda: attack_with(num_steps=0), "num_steps: expected at least 1, got 0"),
+        (lambda: attack_with(num_restarts=0), "num_restarts: expected at least 1, got 0"),
+        (lambda: attack_with(num_restarts=2, judging_draws=0), "judging_draws: expected at least 1, got 0"),
         (lambda: attack_with(x=images(4, 4) + 2e-6), "got values from 2e-06 to 1, outside by 2e-06"),
-        (lambda: attack_with(step_size=-1.0), "expected finite step sizes >= 0, got -1.0 to -1.0"),
-        (lambda: attack_with(norm="l1"), "expected norm to be one of .* got 'l1'"),
-        (lambda: attack_with(batch_norm="off"), "expected batch_norm to be one of .* got 'off'"),
+        (lambda: attack_with(step_size=-1.0), "step_size: expected finite lengths >= 0, got -1.0 to -1.0"),
+        (lambda: attack_with(norm="l1"), "norm: expected one of .* got 'l1'"),
+        (lambda: attack_with(batch_norm="off"), "batch_norm: expected one of .* got 'off'"),
         (lambda: attack_with(x=images(4, 4) * 255), r"expected images within \[0, 1\], got values from 0 to 255"),
+        (
+            lambda: attack_with(x=3 * images(4, 4), bounds=(-1, 2)),
+            r"expected images within \[-1, 2\], got values from 0",
+        ),
+        (lambda: attack_with(x=images(4, 4) * math.nan, bounds=None), r"within \[-inf, inf\], got values from nan"),
         (lambda: attack_with(x=images(4, 4) - 0.5), r"within \[0, 1\], got values from -0.5"),
         (lambda: attack_with(x=images(4, 4) * math.nan), r"within \[0, 1\], got values from nan to nan"),
         (lambda: attack_with(x=torch.ones(4, 3, 4, 4).byte()), r"expected floating-point images .* got torch.uint8"),
@@ -625,14 +642,17 @@ def attack_with(**changes):
         (lambda: attack_with(y=labels(4) + 8), "expected labels below 10, got 11"),
         (
             lambda: attacks.cw(Linear(48), images(4, 4), labels(4), variant="l0"),
-            "expected variant to be one of .* 'l0'",
+            "variant: expected one of .* 'l0'",
         ),
-        (lambda: attacks.cw(Linear(48), images(4, 4), labels(4), kappa=-1.0), "expected a finite kappa >= 0, got -1.0"),
+        (
+            lambda: attacks.cw(Linear(48), images(4, 4), labels(4), kappa=-1.0),
+            "kappa: expected a finite number >= 0, got -1.0",
+        ),
         (
             lambda: attacks.cw(Linear(48), images(4, 4), labels(4), variant="authors", num_searches=3),
             "expected no target and one search for variant 'authors'",
         ),
-        (lambda: attacks.ExpectationOverTransformation(Linear(48), 0), "expected num_draws >= 1, got 0"),
+        (lambda: attacks.ExpectationOverTransformation(Linear(48), 0), "num_draws: expected at least 1, got 0"),
         (
             lambda: logits_of(nn.Identity(), images(4, 4), 3),
             r"expected logits of shape \(4, num_classes\), got \(4, 3, 4, 4\)",
@@ -661,5 +681,5 @@ def test_images_outside_by_rounding_are_attacked_as_the_nearest_inside(dtype, ex
 def test_a_model_that_returns_nan_is_reported():
     model = Linear(48)
     model.bias.data[0] = math.nan
-    with pytest.raises(ValueError, match="expected a model with finite logits and gradients, got infinity or NaN"):
+    with pytest.raises(ValueError, match="model: expected finite logits and gradients, got infinity or NaN"):
         attacks.fgsm(model, images(4, 4), labels(4), eps=EPS)

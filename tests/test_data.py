@@ -97,13 +97,13 @@ def test_augmentation_depends_on_its_generator_alone() -> None:
     ("changes", "message"),
     [
         ({"y_test": None, "x_train": None}, "lacks x_train, y_test"),
-        ({"x_train": np.zeros((50, 32, 32, 3), np.float32)}, "x_train is float32; expected uint8"),
-        ({"x_train": np.full((50, 32, 32, 3), np.nan)}, "x_train contains NaN"),
-        ({"x_train": np.zeros((50, 3, 32, 32), np.uint8)}, r"x_train has shape \(50, 3, 32, 32\)"),
-        ({"y_train": np.arange(49) % 10}, "50 images in x_train but 49 labels"),
-        ({"y_train": np.arange(50)}, "y_train holds labels 0 to 49; expected 0 to 9"),
-        ({"y_test": np.zeros((20, 1), int)}, r"y_test is int64 of shape \(20, 1\)"),
-        ({"x_test": np.zeros((20, 28, 28, 3), np.uint8)}, "differ in shape"),
+        ({"x_train": np.zeros((50, 32, 32, 3), np.float32)}, "x_train: expected uint8 pixels, got float32"),
+        ({"x_train": np.full((50, 32, 32, 3), np.nan)}, "x_train: expected uint8 pixels, got NaN"),
+        ({"x_train": np.zeros((50, 3, 32, 32), np.uint8)}, r"x_train: expected shape .*, got \(50, 3, 32, 32\)"),
+        ({"y_train": np.arange(49) % 10}, "y_train: expected 50 labels, as x_train has images, got 49"),
+        ({"y_train": np.arange(50)}, "y_train: expected labels from 0 to 9, got 0 to 49"),
+        ({"y_test": np.zeros((20, 1), int)}, r"y_test: expected integer labels .*, got int64 of shape \(20, 1\)"),
+        ({"x_test": np.zeros((20, 28, 28, 3), np.uint8)}, "images of one shape, got"),
         ({"x_train": np.array([None] * 50, dtype=object)}, "other than plain arrays"),
     ],
 )
@@ -115,7 +115,7 @@ def test_a_wrong_npz_is_refused_with_what_was_expected(
 
 
 def test_wrong_names_and_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(data.DataError, match="unknown data set 'mnist': expected one of digits, cifar10, cifar100"):
+    with pytest.raises(data.DataError, match="name: expected one of digits, cifar10, cifar100, got 'mnist'"):
         data.load("mnist")
     with pytest.raises(FileNotFoundError, match="no such data file"):
         data.load("cifar10", data=tmp_path / "absent.npz")
@@ -126,9 +126,9 @@ def test_wrong_names_and_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("not an archive")
     with pytest.raises(data.DataError, match=r"not a readable \.npz file"):
         data.load("cifar10", data=tmp_path / "text.npz")
-    with pytest.raises(data.DataError, match="num_train must be at least 1, got 0"):
+    with pytest.raises(data.DataError, match="num_train: expected at least 1, got 0"):
         data.load("digits", num_train=0)
-    with pytest.raises(data.DataError, match=r"num_test must be a whole number, got 2\.5"):
+    with pytest.raises(data.DataError, match=r"num_test: expected a whole number, got 2\.5"):
         data.load("digits", num_test=2.5)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""The ensemble as an estimate: its interval, number of draws, early stopping, control, and the split of its error."""
+"""The ensemble as an estimate: its interval, number of draws, early stopping, and control."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy import special, stats
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from bridge.control import NoiseExpansion, bias_variance, member_probabilities
+from bridge.control import NoiseExpansion
 from bridge.ensemble import _Sums, ensemble_estimate, softmax, values
 from bridge.flow import FlowNetwork, ProblemNetwork, SmoothVelocity
 from netkit import PRESETS, en_resnet, load, train
@@ -385,33 +385,10 @@ def test_a_problem_of_pdekit_is_averaged_as_it_is():
     assert abs(float(estimate.mean.mean()) - exact) < 4 * float(estimate.standard_error.mean()) / 500**0.5
 
 
-def test_the_split_finds_the_parts_that_were_put_in():
-    generator = seeded(7)
-    members = 0.1 * torch.randn(400, 1, 3, 2, generator=generator, dtype=torch.float64)
-    draws = 0.2 * torch.randn(400, 6, 3, 2, generator=generator, dtype=torch.float64)
-    p = torch.tensor([0.7, 0.3], dtype=torch.float64) + members + draws
-    split = bias_variance(p, torch.tensor([0, 0, 0]))
-    assert split.between_draws == pytest.approx(2 * 0.04, rel=0.05)
-    assert split.between_members == pytest.approx(2 * 0.01, rel=0.15)
-    assert split.rest == pytest.approx(2 * 0.09, rel=0.05)
-    measured = float((p - torch.tensor([1.0, 0.0], dtype=torch.float64)).square().sum(-1).mean())
-    assert split.total == pytest.approx(measured, rel=1e-6)
-    assert split.second_member > split.second_draw
-    assert split.error(2, 3) == pytest.approx(split.rest + split.between_members / 2 + split.between_draws / 6)
-
-
-def test_member_probabilities_are_those_of_the_members():
-    model = en_resnet(8, num_members=3, in_channels=1, noise="off", seed=0).eval()
-    x = torch.rand(4, 1, 8, 8, generator=seeded())
-    p = member_probabilities(model, x, num_draws=2, generator=seeded())
-    assert p.shape == (3, 2, 4, 10)
-    torch.testing.assert_close(p[:, 0], model.member_logits(x).softmax(-1).detach())
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_draws": 1}, "expected num_draws >= 2"),
+        ({"num_draws": 1}, "num_draws, batch_size: expected at least 2 and 1, got 1 and"),
         ({"level": 1.0}, "level: expected a number between 0 and 1, got 1.0"),
         ({"target_error": -1.0}, "target_error: expected a positive half-width, got -1.0"),
         ({"control": "sometimes"}, "control: expected True, False or 'auto', got 'sometimes'"),
@@ -430,7 +407,7 @@ def test_errors_say_what_was_expected(options, message):
 
 def test_images_cannot_drop_out_of_a_batch_they_make_noise_for():
     model = en_resnet(8, in_channels=1, noise_std="batch", seed=0)
-    with pytest.raises(ValueError, match="expected noise_std 'sample' or 'constant', got 'batch'"):
+    with pytest.raises(ValueError, match="expected noise_std 'sample' or 'constant', as images drop"):
         ensemble_estimate(model, torch.rand(3, 1, 8, 8), stop_when_decided=True, generator=seeded())
 
 
@@ -444,9 +421,6 @@ def test_models_without_noise_are_refused():
         NoiseExpansion(still, torch.rand(3, 2), values)
     with pytest.raises(ValueError, match="on one stream, got 0 streams"):
         NoiseExpansion(nn.Linear(2, 2), torch.ones(3, 2), softmax)
-    split = torch.rand(1, 2, 3, 4)
-    with pytest.raises(ValueError, match="members >= 2"):
-        bias_variance(split, torch.zeros(3, dtype=torch.long))
     estimate = ensemble_estimate(gaussian_logit(), torch.ones(3, 2), num_draws=2, generator=seeded())
     with pytest.raises(ValueError, match="target_error: expected a positive half-width, got 0"):
         estimate.draws_for(0)

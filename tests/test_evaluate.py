@@ -327,8 +327,8 @@ def test_an_attack_stays_in_the_ball_that_is_asked_for_or_that_it_binds_itself()
         with pytest.raises(ValueError, match=r"within eps=0.05"):
             run(lambda model, x, y, attack=inside: attack(model, x, y), eps=0.05, norm=norm)
     for eps, norm, message in (
-        (-1.0, "linf", "expected eps >= 0, got -1"),
-        (0.1, "l1", "norm to be one of .* got 'l1'"),
+        (-1.0, "linf", "eps: expected a number >= 0, got -1"),
+        (0.1, "l1", "norm: expected one of .* got 'l1'"),
     ):
         with pytest.raises(ValueError, match=message):
             run(IFGSM, eps=eps, norm=norm)

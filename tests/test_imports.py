@@ -118,7 +118,9 @@ def test_netkit_is_imported_without_a_home_folder():
     environment = {key: value for key, value in os.environ.items() if key != "HOME"}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == "Could not determine home directory.: say where the images are, data=..."
+    assert run.stdout.strip() == (
+        "data: expected a file or folder of images, as there is no default: Could not determine home directory."
+    )
 
 
 @pytest.mark.parametrize("script", ["fig4_diffusion", "theorems"])

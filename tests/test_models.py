@@ -252,7 +252,7 @@ def test_a_generator_can_be_set_lent_and_taken_back():
 def test_a_generator_of_another_device_is_refused():
     stream = NoiseStream(seed=0)
     stream.set_generator(torch.Generator())
-    with pytest.raises(ValueError, match="expected a generator on cuda, got one on cpu"):
+    with pytest.raises(ValueError, match="generator: expected one on cuda, got one on cpu"):
         stream.generator(torch.device("cuda"))
 
 
@@ -307,7 +307,10 @@ def test_given_draws_make_the_network_an_euler_maruyama_path():
     with model.fixed_noise(draws):
         torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
-    with model.fixed_noise(draws[:2]), pytest.raises(ValueError, match="one given draw for each residual block, got 2"):
+    with (
+        model.fixed_noise(draws[:2]),
+        pytest.raises(ValueError, match="source: expected one draw for each residual block, got 2"),
+    ):
         model(x)
     with model.fixed_noise(draws[::-1]), pytest.raises(ValueError, match=r"draw 0 to have shape \(4, 4, 8, 8\), got"):
         model(x)
@@ -429,11 +432,11 @@ def test_weights_and_depths_may_differ_and_weights_may_be_negative():
     torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
     model.set_weights([0.5, 0.5])
     torch.testing.assert_close(model(x), (members[0](x) + members[1](x)) / 2, rtol=1e-14, atol=1e-14)
-    with pytest.raises(ValueError, match=r"sum to one, got \[0.5, 0.6\]"):
+    with pytest.raises(ValueError, match=r"expected a sum of one, got \[0.5, 0.6\]"):
         model.set_weights([0.5, 0.6])
-    with pytest.raises(ValueError, match="one weight for each of 2 members"):
+    with pytest.raises(ValueError, match="expected one for each of 2 members"):
         model.set_weights([1.0])
-    with pytest.raises(ValueError, match="sum to one"):
+    with pytest.raises(ValueError, match="expected a sum of one"):
         model.set_weights([math.nan, 1.0])
 
 
@@ -499,7 +502,7 @@ def test_joined_names_are_joined_models():
 
 @pytest.mark.parametrize("name", ["ResNet", "resnet20", "En2", "En2ResNet20&", "WRN-14", "VGG16", "ResNet20 "])
 def test_other_names_are_refused(name):
-    with pytest.raises(ValueError, match="expected a name such as 'ResNet20'"):
+    with pytest.raises(ValueError, match="name: expected one such as 'ResNet20'"):
         from_name(name)
 
 
@@ -520,27 +523,27 @@ def test_the_equal_size_control_has_the_size_of_the_ensemble(num_members):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: resnet(21), r"expected a depth of 6n \+ 2 or 6n \+ 4 with n >= 1, got 21"),
+        (lambda: resnet(21), r"depth: expected 6n \+ 2 or 6n \+ 4 with n >= 1, got 21"),
         (lambda: resnet(2), "got 2"),
-        (lambda: en_resnet(20, num_members=0), "expected num_members >= 1, got 0"),
-        (lambda: equal_size_resnet(20, num_members=0), "expected num_members >= 1, got 0"),
-        (lambda: en_resnet(20, width=0), "expected width >= 1, got 0"),
-        (lambda: en_resnet(20, noise_coef=-0.1), "expected a finite noise_coef >= 0, got -0.1"),
-        (lambda: en_resnet(20, noise="cauchy"), "expected noise to be one of .* got 'cauchy'"),
-        (lambda: en_resnet(20, noise_std="layer"), "expected noise_std to be one of .* got 'layer'"),
-        (lambda: en_resnet(20, noise_std="constant"), "expected sigma exactly when noise_std is 'constant'"),
+        (lambda: en_resnet(20, num_members=0), "num_members: expected at least 1, got 0"),
+        (lambda: equal_size_resnet(20, num_members=0), "num_members: expected at least 1, got 0"),
+        (lambda: en_resnet(20, width=0), "width: expected at least 1, got 0"),
+        (lambda: en_resnet(20, noise_coef=-0.1), "noise_coef: expected a finite number >= 0, got -0.1"),
+        (lambda: en_resnet(20, noise="cauchy"), "noise: expected one of .* got 'cauchy'"),
+        (lambda: en_resnet(20, noise_std="layer"), "noise_std: expected one of .* got 'layer'"),
+        (lambda: en_resnet(20, noise_std="constant"), "sigma: expected a value exactly when noise_std is 'constant'"),
         (lambda: en_resnet(20, sigma=0.1), "got sigma=0.1 with noise_std='batch'"),
-        (lambda: en_resnet(20, noise_std="constant", sigma=-1.0), "expected a finite sigma >= 0, got -1.0"),
-        (lambda: en_resnet(20, average="median"), "expected average to be 'logits' or 'probabilities', got 'median'"),
+        (lambda: en_resnet(20, noise_std="constant", sigma=-1.0), "sigma: expected a finite number >= 0, got -1.0"),
+        (lambda: en_resnet(20, average="median"), "average: expected 'logits' or 'probabilities', got 'median'"),
         (lambda: resnet(20, normalize=([0.5], [0.5])), "expected a mean for each of 3 channels, got 1"),
         (lambda: resnet(20, normalize=([0.5] * 3, [0.5, 0.5, 0.0])), "a mean and a std > 0 for each channel"),
-        (lambda: EnResNet([]), r"expected members of one \(in_channels, num_classes\), got \[\]"),
+        (lambda: EnResNet([]), r"members: expected one \(in_channels, num_classes\), got \[\]"),
         (lambda: EnResNet([ResNet(8), ResNet(8, num_classes=3)]), r"got \[\(3, 3\), \(3, 10\)\]"),
-        (lambda: build({"type": "VGG"}), "expected a configuration of type 'ResNet' or 'EnResNet', got 'VGG'"),
-        (lambda: build({"type": "EnResNet"}), "expected a configuration made by EnResNet.config: 'members'"),
-        (lambda: build(ResNet(8).config), "expected the configuration of an EnResNet, got one of 'ResNet'"),
+        (lambda: build({"type": "VGG"}), "config: expected type 'ResNet' or 'EnResNet', got 'VGG'"),
+        (lambda: build({"type": "EnResNet"}), "config: expected one made by EnResNet.config: 'members'"),
+        (lambda: build(ResNet(8).config), "config: expected that of an EnResNet, got one of 'ResNet'"),
         (lambda: resnet(8)(torch.rand(2, 1, 8, 8)), r"images of shape \(B, 3, H, W\), got \(2, 1, 8, 8\)"),
-        (lambda: resnet(8).noise_scale(-1).__enter__(), "expected a finite noise scale >= 0, got -1"),
+        (lambda: resnet(8).noise_scale(-1).__enter__(), "scale: expected a finite number >= 0, got -1"),
     ],
 )
 def test_wrong_input_is_met_with_one_clear_line(make, message):

@@ -217,7 +217,7 @@ def test_names_of_files_stay_what_they_were() -> None:
         ({"preset": "none"}, "preset: expected one of .*, got 'none'"),
         ({"dataset": "mnist"}, "dataset: expected one of .*, got 'mnist'"),
         ({"num_draws": 36}, "num_draws: expected at most 35, got 36"),
-        ({"learning_rates": (-1.0,)}, "lr must be positive and finite, got -1"),
+        ({"learning_rates": (-1.0,)}, "lr: expected a positive, finite number, got -1"),
     ],
 )
 def test_settings_refuse_what_no_training_can_use(options: dict[str, Any], message: str) -> None:

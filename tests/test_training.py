@@ -487,7 +487,7 @@ def test_a_whole_file_without_what_a_run_holds_is_refused(digits: data.Dataset, 
     assert training.load_model(path).num_classes == 10
     for key in tree.keys() - {"provenance"}:
         checkpoint.save(path, {name: value for name, value in tree.items() if name != key}, kind="training")
-        with pytest.raises(CheckpointError, match=f"lacks what is looked for in it: KeyError: '{key}'"):
+        with pytest.raises(CheckpointError, match=f"lacks a part that it should hold: KeyError: '{key}'"):
             train(small_net(), digits, config, path=path)
     others: list[dict[str, Any]] = [
         {},
@@ -498,7 +498,7 @@ def test_a_whole_file_without_what_a_run_holds_is_refused(digits: data.Dataset, 
     ]
     for other in others:
         checkpoint.save(path, {**tree, **other} if other else {}, kind="training")
-        with pytest.raises(CheckpointError, match="lacks what is looked for in it"):
+        with pytest.raises(CheckpointError, match="lacks a part that it should hold"):
             training.load_model(path)
 
 
@@ -520,29 +520,29 @@ def test_a_network_whose_gradient_is_not_finite_has_diverged(digits: data.Datase
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "hinge"}, "loss must be one of pgd, natural, trades, got 'hinge'"),
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
-        ({"batch_size": True}, "batch_size must be a whole number, got True"),
-        ({"num_steps": "7"}, "num_steps must be a whole number, got '7'"),
-        ({"validate_every": 0}, "validate_every must be at least 1, got 0"),
-        ({"val_num_steps": 1}, "val_num_steps must be at least 2, got 1"),
-        ({"seed": 1.0}, "seed must be a whole number, got 1.0"),
-        ({"eps": -0.1}, "eps must be above 0 and at most 1, as pixels are from 0 to 1, got -0.1"),
-        ({"eps": 8}, "eps must be above 0 and at most 1, as pixels are from 0 to 1, got 8"),
-        ({"lr": float("nan")}, "lr must be positive and finite, got nan"),
-        ({"lr": "0.1"}, "lr must be positive and finite, got '0.1'"),
-        ({"lr_drop": 0}, "lr_drop must be above 0 and at most 1, got 0"),
-        ({"warmup": -0.1}, "warmup must be from 0 to 1, a share of the steps, got -0.1"),
-        ({"warmup": 1.1}, "warmup must be from 0 to 1, a share of the steps, got 1.1"),
-        ({"momentum": 1}, "momentum must be at least 0 and below 1, got 1"),
-        ({"weight_decay": -5e-4}, "weight_decay must be at least 0 and finite, got -0.0005"),
-        ({"trades_beta": float("inf")}, "trades_beta must be at least 0 and finite, got inf"),
-        ({"step_size": 0}, "step_size must be positive and finite, got 0"),
-        ({"milestones": (80, 120)}, r"milestones must be shares of the epochs, from 0 to 1, got \(80, 120\)"),
-        ({"milestones": 0.5}, "milestones must be shares of the epochs, got 0.5"),
-        ({"nesterov": "no"}, "nesterov must be True or False, got 'no'"),
-        ({"hold_out": False}, "select must be 'last'"),
+        ({"loss": "hinge"}, "loss: expected one of pgd, natural, trades, got 'hinge'"),
+        ({"epochs": 0}, "epochs: expected at least 1, got 0"),
+        ({"epochs": 1.5}, "epochs: expected a whole number, got 1.5"),
+        ({"batch_size": True}, "batch_size: expected a whole number, got True"),
+        ({"num_steps": "7"}, "num_steps: expected a whole number, got '7'"),
+        ({"validate_every": 0}, "validate_every: expected at least 1, got 0"),
+        ({"val_num_steps": 1}, "val_num_steps: expected at least 2, got 1"),
+        ({"seed": 1.0}, "seed: expected a whole number, got 1.0"),
+        ({"eps": -0.1}, "eps: expected a number above 0 and at most 1, as pixels are from 0 to 1, got -0.1"),
+        ({"eps": 8}, "eps: expected a number above 0 and at most 1, as pixels are from 0 to 1, got 8"),
+        ({"lr": float("nan")}, "lr: expected a positive, finite number, got nan"),
+        ({"lr": "0.1"}, "lr: expected a positive, finite number, got '0.1'"),
+        ({"lr_drop": 0}, "lr_drop: expected a number above 0 and at most 1, got 0"),
+        ({"warmup": -0.1}, "warmup: expected a share of the steps, from 0 to 1, got -0.1"),
+        ({"warmup": 1.1}, "warmup: expected a share of the steps, from 0 to 1, got 1.1"),
+        ({"momentum": 1}, "momentum: expected a number of at least 0 and below 1, got 1"),
+        ({"weight_decay": -5e-4}, "weight_decay: expected a finite number >= 0, got -0.0005"),
+        ({"trades_beta": float("inf")}, "trades_beta: expected a finite number >= 0, got inf"),
+        ({"step_size": 0}, "step_size: expected a positive, finite number, got 0"),
+        ({"milestones": (80, 120)}, r"milestones: expected shares of the epochs, from 0 to 1, got \(80, 120\)"),
+        ({"milestones": 0.5}, "milestones: expected shares of the epochs, got 0.5"),
+        ({"nesterov": "no"}, "nesterov: expected True or False, got 'no'"),
+        ({"hold_out": False}, "select: expected 'last' without"),
     ],
 )
 def test_a_configuration_outside_its_range_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from bridge.weights import (
+from netkit import data, en_resnet, from_name
+from netkit.randomness import noise_from
+from netkit.training import TrainConfig, train
+from netkit.weights import (
     ensemble_loss,
     learn_weights,
     least_error_weights,
@@ -17,9 +20,6 @@ from bridge.weights import (
     update_weights,
     weight_gradient,
 )
-from netkit import data, en_resnet, from_name
-from netkit.randomness import noise_from
-from netkit.training import TrainConfig, train
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -84,7 +84,7 @@ def test_a_model_that_averages_probabilities_learns_weights_for_them():
         assert float(ensemble_loss(weights, logits, y, average="probabilities")) <= 1e-9 + float(
             ensemble_loss(torch.tensor(other), logits, y, average="probabilities")
         )
-    with pytest.raises(ValueError, match=r"expected no negative weights, as probabilities are averaged, got \[-1"):
+    with pytest.raises(ValueError, match=r"weights: expected none negative, as probabilities are averaged, got \[-1"):
         model.set_weights([-1.0, 2.0])
     with pytest.raises(ValueError, match="signs: expected 'nonnegative' where probabilities are averaged, got 'any'"):
         learn_weights(model, x, y, signs="any", generator=seeded())
@@ -183,7 +183,7 @@ def test_shared_noise_makes_learned_weights_those_of_extrapolation_and_own_noise
         torch.testing.assert_close(least_error_weights(bias, one_draw, n), extrapolation)
     torch.testing.assert_close(least_error_weights(bias, own, 1e9), extrapolation, rtol=0, atol=1e-6)
     torch.testing.assert_close(least_error_weights(bias, own, 1e-9), torch.full_like(slope, 0.5), rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match=r"expected two matrices \(k, k\) and draws"):
+    with pytest.raises(ValueError, match=r"expected two matrices \(k, k\) and a positive number"):
         least_error_weights(bias, own, 0)
 
 
@@ -201,7 +201,7 @@ def test_weights_of_least_error_are_equal_where_members_are_and_refused_where_no
     for wrong in (torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, -1.0]])):
         with pytest.raises(ValueError, match="expected a positive semidefinite bias"):
             least_error_weights(wrong, 0 * eye, 1)
-    with pytest.raises(ValueError, match=r"expected two matrices \(k, k\) and draws, got \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"expected two matrices \(k, k\) and a positive number, got \(2, 3\)"):
         least_error_weights(torch.ones(2, 3), torch.ones(2, 3), 1)
 
 
@@ -260,7 +260,10 @@ def test_weights_learned_once_an_epoch_survive_an_interruption(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ensemble_loss(torch.ones(2), torch.ones(3, 4, 5), torch.zeros(4)), r"expected weights \(k,\)"),
+        (
+            lambda: ensemble_loss(torch.ones(2), torch.ones(3, 4, 5), torch.zeros(4)),
+            r"weights, logits, y: expected shapes \(k,\)",
+        ),
         (lambda: ensemble_loss(torch.ones(3), *case(3), average="votes"), "average: expected 'logits' or 'prob"),
         (
             lambda: weight_gradient(torch.tensor([2.0, -1.0]), *case(2), average="probabilities"),
@@ -268,7 +271,7 @@ def test_weights_learned_once_an_epoch_survive_an_interruption(tmp_path):
         ),
         (lambda: optimal_weights(*case(2), signs="positive"), "expected 'any' or 'nonnegative', got 'positive'"),
         (lambda: paper_update(torch.tensor([0.5, 0.5]), 50 * case(2)[0], case(2)[1], lr=100.0), "expected a step that"),
-        (lambda: least_squares_weights(torch.ones(2, 3), torch.ones(4)), r"expected outputs \(k, N\)"),
+        (lambda: least_squares_weights(torch.ones(2, 3), torch.ones(4)), r"outputs, target: expected shapes \(k, N\)"),
         (
             lambda: member_logits(en_resnet(8, in_channels=1), torch.rand(2, 1, 8, 8), num_draws=0, generator=seeded()),
             "num_draws: expected at least 1, got 0",

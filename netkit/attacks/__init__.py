@@ -3,12 +3,12 @@
 Every attack is called as `attack(model, x, y, *, ...)` with images x (B, C, H, W), floating point and within [0, 1],
 and labels y (B,), int64; it returns x_adv, of x's shape and dtype, within [0, 1] and without gradient. The model maps
 images to logits (B, num_classes). Its parameters collect no gradients, and its modules' modes come back as they were.
-All wrong input raises ValueError.
+Wrong input raises ValueError.
 
 Sign and L2 attacks are one ascent of the loss: FGSM is IFGSM with one step of length eps, and PGD is IFGSM from a
 random start. The three Carlini-Wagner attacks are one descent with Adam. AutoAttack is its authors' own, where the
-library is installed. A noisy model is attacked through
-`ExpectationOverTransformation`, which all of them accept in place of a model.
+library is installed. A noisy model is attacked through `ExpectationOverTransformation`, which all of them accept in
+place of a model.
 """
 
 from netkit.attacks.ascent import Loss, Norm, StepSize, cross_entropy, fgsm, ifgsm, pgd

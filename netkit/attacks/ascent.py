@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netkit import parallel
 from netkit.attacks.expectation import (
+    PIXELS,
     BatchNormMode,
+    Bounds,
     check_counts,
     check_finite,
     checked_images_and_labels,
@@ -92,6 +93,7 @@ def pgd(
     num_restarts: int = 1,
     norm: Norm = "linf",
     clamp_start: bool = True,
+    bounds: Bounds | None = PIXELS,
     loss: Loss = cross_entropy,
     judging_draws: int | None = None,
     batch_norm: BatchNormMode = "eval",
@@ -102,29 +104,29 @@ def pgd(
     With `norm="linf"` no pixel of the result is farther than eps from x, in exact arithmetic on the floating-point
     numbers returned; with `"l2"` the distance is at most eps up to rounding.
 
-    Args:
-        eps: the radius, in pixel units.
-        step_size: the length of a step, or a function from the step's index to it.
-        random_start: start at a uniformly random point of the ball instead of at x.
-        num_restarts: repeat and keep, for each image, the result that most fresh draws are wrong on, of equals the one
-            of largest loss: without noise an image is lost if any run fools the model.
-        judging_draws: how many fresh draws judge the results of restarts; None: 20 for a model that is random
-            (`netkit.randomness.is_random`), else one.
-        clamp_start: bring the random start into [0, 1]. The authors' code does not: its first gradient may be taken
-            outside.
-        loss: of each image, to be increased.
-        batch_norm: the mode of batch norm layers during the attack. `"eval"` uses the running statistics; `"train"`, as
-            in the authors' training, normalises by the attacked batch and moves the running statistics at every
-            step; `"keep"` leaves each layer as it is.
-        generator: for random starts, on x's device; by default a new one seeded by the operating system. The noise of
-            the model comes from the model's own generator.
+    eps: the radius, in pixel units.
+    step_size: the length of a step, or a function from the step's index to it.
+    random_start: start at a uniformly random point of the ball instead of at x.
+    num_restarts: the number of runs. Of their results each image keeps the one that most fresh draws are wrong on, of
+        equals the one of largest loss. So without noise an image is lost if any run fools the model.
+    judging_draws: the number of fresh draws that judge the results of restarts; None: 20 for a model that is random
+        (`netkit.randomness.is_random`), else one.
+    clamp_start: bring the random start into the bounds. The authors' code does not, so that its first gradient may be
+        taken outside.
+    bounds: the range of pixels; None for points of R^d, which have none.
+    loss: the loss of each image, to be increased.
+    batch_norm: the mode of batch norm layers during the attack. `"eval"` uses the running statistics; `"train"`, as in
+        the authors' training, normalises by the attacked batch and moves the running statistics at every step;
+        `"keep"` leaves each layer as it is.
+    generator: for random starts, on x's device; by default a new one seeded by the operating system. The noise of
+        the model comes from the model's own generator.
     """
-    x, num_labels = checked_images_and_labels(x, y)
+    x, num_labels = checked_images_and_labels(x, y, bounds)
     check_counts(num_steps=num_steps, num_restarts=num_restarts)
-    ball = _ball(norm, x, eps)
+    ball = _ball(norm, x, eps, bounds)
     sizes = [step_size(step) if callable(step_size) else step_size for step in range(num_steps)]
     if not all(0 <= size < math.inf for size in sizes):
-        raise ValueError(f"expected finite step sizes >= 0, got {min(sizes)} to {max(sizes)}")
+        raise ValueError(f"step_size: expected finite lengths >= 0, got {min(sizes)} to {max(sizes)}")
     if random_start:
         generator = _generator_on(x.device, generator)
 
@@ -168,9 +170,9 @@ class _Ball(Protocol):
 
 
 class _LinfBall:
-    def __init__(self, x: Tensor, eps: float) -> None:
+    def __init__(self, x: Tensor, eps: float, bounds: Bounds | None) -> None:
         self.x, self.eps = x, eps
-        self.lower, self.upper = _bound(x, -eps), _bound(x, eps)
+        self.lower, self.upper = (_within(_shifted(x, shift), bounds) for shift in (-eps, eps))
 
     def step_(self, x_adv: Tensor, gradient: Tensor, size: float) -> None:
         x_adv.add_(gradient.sign_(), alpha=size)
@@ -179,47 +181,48 @@ class _LinfBall:
         torch.clamp(x_adv, self.lower, self.upper, out=x_adv)
 
     def random_point(self, generator: torch.Generator) -> Tensor:
-        def uniform(like: Tensor) -> Tensor:
-            return torch.empty_like(like).uniform_(-self.eps, self.eps, generator=generator)
-
-        return parallel.drawn(self.x, uniform).add_(self.x)
+        return torch.empty_like(self.x).uniform_(-self.eps, self.eps, generator=generator).add_(self.x)
 
 
 class _L2Ball:
-    def __init__(self, x: Tensor, eps: float) -> None:
-        self.x, self.eps = x, eps
+    def __init__(self, x: Tensor, eps: float, bounds: Bounds | None) -> None:
+        self.x, self.eps, self.bounds = x, eps, bounds
 
     def step_(self, x_adv: Tensor, gradient: Tensor, size: float) -> None:
         x_adv.addcmul_(gradient, size / _length(gradient))
 
     def project_(self, x_adv: Tensor) -> None:
         x_adv.sub_(self.x)
-        x_adv.mul_((self.eps / _length(x_adv)).clamp_(max=1)).add_(self.x).clamp_(0, 1)
+        _within(x_adv.mul_((self.eps / _length(x_adv)).clamp_(max=1)).add_(self.x), self.bounds)
 
     def random_point(self, generator: torch.Generator) -> Tensor:
-        direction = parallel.drawn(self.x, lambda like: torch.empty_like(like).normal_(generator=generator))
-        lengths = self.x.new_empty(len(self.x))
-        uniform = parallel.drawn(lengths, lambda like: torch.empty_like(like).uniform_(generator=generator))
+        direction = torch.empty_like(self.x).normal_(generator=generator)
+        uniform = self.x.new_empty(len(self.x)).uniform_(generator=generator)
         radius = self.eps * uniform ** (1 / max(self.x[0].numel(), 1))
         return direction.mul_(per_image(radius, self.x) / _length(direction)).add_(self.x)
 
 
-def _ball(norm: Norm, x: Tensor, eps: float) -> _Ball:
+def _ball(norm: Norm, x: Tensor, eps: float, bounds: Bounds | None) -> _Ball:
     if not 0 <= eps < math.inf:
-        raise ValueError(f"expected a finite eps >= 0, got {eps}")
+        raise ValueError(f"eps: expected a finite number >= 0, got {eps}")
     if norm == "linf":
-        return _LinfBall(x, eps)
+        return _LinfBall(x, eps, bounds)
     if norm == "l2":
-        return _L2Ball(x, eps)
-    raise ValueError(f"expected norm to be one of {get_args(Norm)}, got {norm!r}")
+        return _L2Ball(x, eps, bounds)
+    raise ValueError(f"norm: expected one of {get_args(Norm)}, got {norm!r}")
 
 
-def _bound(x: Tensor, shift: float) -> Tensor:
-    """x + shift within [0, 1], rounded towards x where rounding would leave the ball."""
+def _within(x: Tensor, bounds: Bounds | None) -> Tensor:
+    """x, clipped in place."""
+    return x if bounds is None else x.clamp_(*bounds)
+
+
+def _shifted(x: Tensor, shift: float) -> Tensor:
+    """x + shift, rounded towards x where rounding would leave the ball."""
     exact = x.double()
     bound = (exact + shift).to(x.dtype)
     too_far = (bound.double() - exact).abs() > abs(shift)
-    return torch.where(too_far, torch.nextafter(bound, x), bound).clamp_(0, 1)
+    return torch.where(too_far, torch.nextafter(bound, x), bound)
 
 
 def _length(x: Tensor) -> Tensor:
@@ -232,5 +235,5 @@ def _generator_on(device: torch.device, generator: torch.Generator | None) -> to
         generator = torch.Generator(device)
         generator.seed()
     if generator.device.type != device.type:
-        raise ValueError(f"expected a generator on {device}, got one on {generator.device}")
+        raise ValueError(f"generator: expected one on {device}, got one on {generator.device}")
     return generator

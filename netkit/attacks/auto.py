@@ -54,37 +54,34 @@ def auto_attack(
     model gets every image back attacked. The distance to x is at most eps up to rounding. The library logs its own
     doubts (a dynamic model, vanishing gradients) to the logger "auto-attack".
 
-    Args:
-        version: `"standard"` is APGD-CE, targeted APGD-DLR, targeted FAB and Square; `"plus"` adds restarts and the
-            untargeted forms; `"rand"`, for random models, is APGD-CE and APGD-DLR on gradients averaged over
-            `eot_draws` draws. None: `"rand"` for a random model, else `"standard"`. By the library's rule an image is
-            lost once a single draw is fooled, and is else given back clean, which over fresh draws would make a random
-            model look strong. So `"standard"` and `"plus"` are refused there, and in `"rand"` both attacks run on all
-            images, too, and of the library's result and the two points of highest loss each image gets the one that
-            most of `eot_draws`, at least 20, fresh draws are wrong on: up to four runs in place of two. A model without
-            noise is left to the rule, with one draw a gradient.
-        parts: run these attacks instead, with the options of the version; of a random model only the two of `"rand"`.
-        num_steps: of APGD and FAB. num_queries: of Square. The defaults are the published ones.
-        eot_draws: an `ExpectationOverTransformation` of more draws in place of a model raises it to its own.
-        batch_norm: as for `pgd`.
-        random: whether the model is random; None: `netkit.randomness.is_random` looks, and an
-            `ExpectationOverTransformation` says so.
-        generator: seeds the attack, by default from the operating system. Global generators are left as they were; the
-            noise of the model comes from the model's own generator.
+    version: `"standard"` is APGD-CE, targeted APGD-DLR, targeted FAB and Square; `"plus"` adds restarts and the
+        untargeted forms; `"rand"`, for random models, is APGD-CE and APGD-DLR on gradients averaged over `eot_draws`
+        draws. None: `"rand"` for a random model, else `"standard"`.
+        By the library's rule an image is lost once a single draw is fooled, and is else given back clean. Over fresh
+        draws that would make a random model look strong. So `"standard"` and `"plus"` are refused for random models.
+        In `"rand"` both attacks also run on all images: of the library's result and the two points of highest loss,
+        each image gets the one that most of `eot_draws`, at least 20, fresh draws are wrong on. That is up to four runs
+        in place of two. A model without noise is left to the rule, with one draw a gradient.
+    parts: run these attacks instead, with the options of the version; of a random model only the two of `"rand"`.
+    num_steps: of APGD and FAB. num_queries: of Square. The defaults are the published ones.
+    eot_draws: an `ExpectationOverTransformation` of more draws in place of a model raises it to its own.
+    batch_norm: as for `pgd`.
+    random: whether the model is random; None: `netkit.randomness.is_random` looks, and an
+        `ExpectationOverTransformation` says so.
+    generator: seeds the attack, by default from the operating system. Global generators are left as they were; the
+        noise of the model comes from the model's own generator.
 
-    Raises:
-        ImportError: without the library, which the extra `autoattack` installs.
-        ValueError: for wrong input, for a version or parts that flatter a random model, or fewer than four classes,
-            with which DLR does not exist.
+    Raises ImportError without the library, which the extra `autoattack` installs; ValueError for wrong input, for a
+    version or parts that flatter a random model, or fewer than four classes, with which DLR does not exist.
     """
     if version is not None and version not in get_args(AutoAttackVersion):
-        raise ValueError(f"expected version to be one of {get_args(AutoAttackVersion)}, got {version!r}")
+        raise ValueError(f"version: expected one of {get_args(AutoAttackVersion)}, got {version!r}")
     if parts is not None and (not parts or set(parts) - set(get_args(AutoAttackPart))):
-        raise ValueError(f"expected parts among {get_args(AutoAttackPart)}, got {list(parts)}")
+        raise ValueError(f"parts: expected some of {get_args(AutoAttackPart)}, got {list(parts)}")
     if norm not in _NORMS:
-        raise ValueError(f"expected norm to be one of {tuple(_NORMS)}, got {norm!r}")
+        raise ValueError(f"norm: expected one of {tuple(_NORMS)}, got {norm!r}")
     if not 0 < eps < float("inf"):
-        raise ValueError(f"expected a finite eps > 0, got {eps}")
+        raise ValueError(f"eps: expected a finite number > 0, got {eps}")
     check_counts(num_steps=num_steps, num_queries=num_queries, eot_draws=eot_draws, batch_size=batch_size)
     x, num_labels = checked_images_and_labels(x, y)
     if isinstance(model, ExpectationOverTransformation):
@@ -95,8 +92,8 @@ def auto_attack(
     version = version or ("rand" if random else "standard")
     if random and (version != "rand" or not _RANDOM_PARTS.issuperset(parts or ())):
         raise ValueError(
-            f"expected version 'rand' and parts among {sorted(_RANDOM_PARTS)} for a model that answers at random, got "
-            f"{version!r} and {parts}: an image that one draw was wrong on would come back clean"
+            f"version, parts: expected 'rand' and some of {sorted(_RANDOM_PARTS)} for a model that answers at random, "
+            f"got {version!r} and {parts}: an image that one draw was wrong on would come back clean"
         )
     library = _library()
     source = torch.Generator(x.device) if generator is None else generator
@@ -107,7 +104,7 @@ def auto_attack(
         with torch.no_grad():
             num_classes = logits_of(model, x[:1], num_labels).shape[1]
         if num_classes < 4:
-            raise ValueError(f"expected a model of at least 4 classes, got {num_classes}")
+            raise ValueError(f"model: expected at least 4 classes, got {num_classes}")
         attack = library.AutoAttack(model, norm=_NORMS[norm], eps=eps, seed=seed, version=version, device=x.device)
         for gradient_attack in (attack.apgd, attack.apgd_targeted, attack.fab):
             gradient_attack.n_iter = num_steps
@@ -129,7 +126,7 @@ def auto_attack(
 
 
 def _highest_losses(attack: Any, x: Tensor, y: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """Of each kind of APGD among the attacks to run, the points (B, ...) of highest loss of all images."""
+    """The points (B, ...) of highest loss of all images, for each kind of APGD among the attacks to run."""
     for part in ("apgd-ce", "apgd-dlr"):
         if part in attack.attacks_to_run:
             attack.apgd.loss = part.removeprefix("apgd-")

@@ -52,40 +52,39 @@ def cw(
       there), 50 steps, learning rate 6e-4, c = 10. Since dx_adv/du <= ½ and Adam moves u by about its learning rate
       a step, no pixel moves by more than about 0.015: as configured this is a weak attack;
     - `"l2"`: ‖δ‖² + c·max(-κ, m) over the same u, the usual form. Defaults here: 50 steps, 0.01, c = 1;
-    - `"authors"`: c·max(0, m + κ) over x_adv itself, which is what the released code computes, as its distance term
-      compares a variable with itself. y is not used: m is taken between the classes that the model finds most and
-      second most likely for x, for better or worse on images it gets wrong. Pixels may leave [0, 1] on the way, and
-      are clipped at the end, as the paper says of all attacks. 50 steps of 6e-4 move a pixel by about 0.03, the
-      paper's eps in all but name. The released script's last scaling of δ by its eps option is left out.
+    - `"authors"`: c·max(0, m + κ) over x_adv itself. The released code computes this, as its distance term compares a
+      variable with itself. y is not used: m is taken between the classes that the model finds most and second most
+      likely for x, for better or worse on images it gets wrong. Pixels may leave [0, 1] on the way, and are clipped
+      at the end, as the paper says of all attacks. 50 steps of 6e-4 move a pixel by about 0.03, the paper's eps in all
+      but name. The released script's last scaling of δ by its eps option is left out.
 
     Of all iterates, `"paper"` and `"l2"` return for each image the nearest one that fools the model (m <= -κ), or the
     one that comes closest to it if none does; `"authors"` returns the one after the step with the lowest objective, as
-    the released code does. Where the model is random, one draw that is fooled by luck would end the search: there an
-    iterate that the draws of its gradient speak for is judged by fresh draws, all of which must be fooled, and
-    "closest" means fooled in most of them; `"authors"` goes by their mean objective.
+    the released code does. Where the model is random, one draw that is fooled by luck would end the search. There,
+    fresh draws judge each iterate that the draws of its gradient speak for: all of them must be fooled, and "closest"
+    means fooled in most of them; `"authors"` goes by their mean objective.
 
-    Args:
-        learning_rate, c: None means the variant's default.
-        kappa: κ >= 0, the confidence asked for.
-        target: (B,), classes to reach; None for any class but y. Not for `"authors"`.
-        num_searches: how many values of c are tried for each image: ten times larger after a failure, then by
-            bisection. Carlini & Wagner take 9. Not for `"authors"`.
-        judging_draws: as for `pgd`.
-        batch_norm: as for `pgd`.
+    learning_rate, c: None means the variant's default.
+    kappa: κ >= 0, the confidence asked for.
+    target: (B,), classes to reach; None for any class but y. Not for `"authors"`.
+    num_searches: the number of values of c tried for each image: ten times larger after a failure, then by bisection.
+        Carlini & Wagner take 9. Not for `"authors"`.
+    judging_draws: as for `pgd`.
+    batch_norm: as for `pgd`.
     """
     x, num_labels = checked_images_and_labels(x, y)
     if variant not in get_args(CWVariant):
-        raise ValueError(f"expected variant to be one of {get_args(CWVariant)}, got {variant!r}")
+        raise ValueError(f"variant: expected one of {get_args(CWVariant)}, got {variant!r}")
     check_counts(num_steps=num_steps, num_searches=num_searches)
     learning_rate = (0.01 if variant == "l2" else 6e-4) if learning_rate is None else learning_rate
     c = (1.0 if variant == "l2" else 10.0) if c is None else c
     for name, value in {"learning_rate": learning_rate, "c": c, "kappa": kappa}.items():
         if not 0 <= value < math.inf:
-            raise ValueError(f"expected a finite {name} >= 0, got {value}")
+            raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
     if target is not None:
         num_labels = max(num_labels, checked_images_and_labels(x, target)[1])
     if variant == "authors" and (target is not None or num_searches != 1):
-        raise ValueError("expected no target and one search for variant 'authors'")
+        raise ValueError("target, num_searches: expected no target and one search for variant 'authors'")
     with under_attack(model, batch_norm):
         num_judging = judging_draws_for(model, x, judging_draws)
         settings = _Settings(num_labels, num_steps, learning_rate, c, kappa, num_judging)

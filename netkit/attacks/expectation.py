@@ -1,5 +1,6 @@
-"""What every attack needs: the expected gradient of an objective, the model in the right mode, and checked input."""
+"""The common part of all attacks: expected gradients of an objective, the mode of the model, and checks of input."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
@@ -12,31 +13,34 @@ from netkit.randomness import is_random
 
 BatchNormMode = Literal["eval", "train", "keep"]
 Objective = Callable[[nn.Module, Tensor], Tensor]
-"""(model, point (B, ...)) -> (k, B); the first row is what is raised or lowered."""
+"""(model, point (B, ...)) -> (k, B); an attack raises or lowers the first row."""
 
+Bounds = tuple[float, float]
+"""The least and the largest value that a pixel may have."""
+
+PIXELS: Bounds = (0.0, 1.0)
 JUDGING_DRAWS = 20
 
 
 class ExpectationOverTransformation(nn.Module):
     """Attack a noisy model through the mean over independent draws of its noise (Athalye et al. 2018; Sec. 4).
 
-    The attacks of this module average the *gradients of the loss* over the draws, which is what the paper says: "the
-    gradient which is averaged over five independent runs". Called as a model, as another library's attack does, it
-    returns the *logits* averaged over the draws; the gradient of their loss is another one, since the loss is convex in
-    the logits: it estimates how to fool the averaged prediction, not the average draw.
+    The attacks of this package average the *gradients of the loss* over the draws, as the paper says: "the gradient
+    which is averaged over five independent runs". Another library's attack, which calls it as a model, gets the
+    *logits* averaged over the draws. The gradient of their loss is another one, since the loss is convex in the logits:
+    it estimates how to fool the averaged prediction, not the average draw.
 
-    It also tells an attack that the model is random: what is kept of several candidates is judged by fresh draws, even
-    with one draw a gradient.
+    It also tells an attack that the model is random: fresh draws judge several candidates, even with one draw a
+    gradient.
 
-    Args:
-        model: images to logits, with new noise in each call.
-        num_draws: how many calls make one gradient; the paper takes 5.
+    model: images to logits, with new noise in each call.
+    num_draws: the number of calls that make one gradient; the paper takes 5.
     """
 
     def __init__(self, model: nn.Module, num_draws: int = 5) -> None:
         super().__init__()
         if num_draws < 1:
-            raise ValueError(f"expected num_draws >= 1, got {num_draws}")
+            raise ValueError(f"num_draws: expected at least 1, got {num_draws}")
         self.model = model
         self.num_draws = num_draws
         self.training = model.training
@@ -67,7 +71,7 @@ def expected(model: nn.Module, point: Tensor, objective: Objective) -> tuple[Ten
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model of which one call is one draw."""
+    """The model inside, one call of which is one draw."""
     while isinstance(model, ExpectationOverTransformation):
         model = model.model
     return model
@@ -91,9 +95,9 @@ def judged(model: nn.Module, point: Tensor, measure: Callable[[nn.Module, Tensor
 def logits_of(net: nn.Module, x: Tensor, num_labels: int) -> Tensor:
     logits: Tensor = net(x)
     if logits.dim() != 2 or len(logits) != len(x):
-        raise ValueError(f"expected logits of shape ({len(x)}, num_classes), got {tuple(logits.shape)}")
+        raise ValueError(f"model: expected logits of shape ({len(x)}, num_classes), got {tuple(logits.shape)}")
     if logits.shape[1] < num_labels:
-        raise ValueError(f"expected labels below {logits.shape[1]}, got {num_labels - 1}")
+        raise ValueError(f"y: expected labels below {logits.shape[1]}, got {num_labels - 1}")
     return logits
 
 
@@ -101,7 +105,7 @@ def logits_of(net: nn.Module, x: Tensor, num_labels: int) -> Tensor:
 def under_attack(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
     """Inside the block, batch norm layers are in `mode`, and parameters are constants (`netkit.frozen`)."""
     if mode not in get_args(BatchNormMode):
-        raise ValueError(f"expected batch_norm to be one of {get_args(BatchNormMode)}, got {mode!r}")
+        raise ValueError(f"batch_norm: expected one of {get_args(BatchNormMode)}, got {mode!r}")
     layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     before = [layer.training for layer in layers]
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -126,43 +130,45 @@ def per_image(values: Tensor, x: Tensor) -> Tensor:
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """What pixels of this type may be off by when someone has computed with them."""
+    """The error that pixels of this type may have after somebody computed with them."""
     return max(1e-6, torch.finfo(dtype).eps)
 
 
-def checked_images(x: Tensor) -> Tensor:
-    """x without gradient; clipped to [0, 1] where it is outside by no more than rounding."""
+def checked_images(x: Tensor, bounds: Bounds | None = PIXELS) -> Tensor:
+    """x without gradient; clipped to the bounds where it is outside by no more than rounding."""
     if x.dim() < 2 or not x.is_floating_point():
-        raise ValueError(f"expected floating-point images (B, C, H, W), got {x.dtype} {tuple(x.shape)}")
+        raise ValueError(f"x: expected floating-point images (B, C, H, W), got {x.dtype} {tuple(x.shape)}")
     if len(x) == 0:
-        raise ValueError("expected at least one image, got none")
+        raise ValueError("x: expected at least one image, got none")
     x = x.detach()
+    lowest, highest = (-math.inf, math.inf) if bounds is None else bounds
     low, high = (float(bound) for bound in x.aminmax())
-    if low >= 0 and high <= 1:
+    if low >= lowest and high <= highest:
         return x
-    outside = max(-low, high - 1)
+    outside = max(lowest - low, high - highest)
     if not outside <= rounding(x.dtype):  # written so that NaN fails too
         raise ValueError(
-            f"expected images within [0, 1], got values from {low:.4g} to {high:.4g}, outside by {outside:.2g}"
+            f"x: expected images within [{lowest:g}, {highest:g}], got values from {low:.4g} to {high:.4g}, "
+            f"outside by {outside:.2g}"
         )
-    return x.clamp(0, 1)
+    return x.clamp(lowest, highest)
 
 
-def checked_images_and_labels(x: Tensor, y: Tensor) -> tuple[Tensor, int]:
+def checked_images_and_labels(x: Tensor, y: Tensor, bounds: Bounds | None = PIXELS) -> tuple[Tensor, int]:
     """`checked_images`, and the number of classes that the labels need."""
-    x = checked_images(x)
+    x = checked_images(x, bounds)
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise ValueError(f"expected int64 labels of shape ({len(x)},), got {y.dtype} {tuple(y.shape)}")
+        raise ValueError(f"y: expected int64 labels of shape ({len(x)},), got {y.dtype} {tuple(y.shape)}")
     first, last = (int(bound) for bound in y.aminmax())
     if first < 0:
-        raise ValueError(f"expected labels >= 0, got {first}")
+        raise ValueError(f"y: expected labels >= 0, got {first}")
     return x, last + 1
 
 
 def check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
-            raise ValueError(f"expected {name} >= 1, got {count}")
+            raise ValueError(f"{name}: expected at least 1, got {count}")
 
 
 class NotFiniteError(ValueError):
@@ -170,9 +176,9 @@ class NotFiniteError(ValueError):
 
 
 def check_finite(*tensors: Tensor) -> None:
-    """Once an attack, on its last step: the sign of NaN is 0, so that nothing else would tell.
+    """Raise NotFiniteError for infinity or NaN.
 
-    Raises NotFiniteError.
+    Attacks check once, on their last step: the sign of NaN is 0, so that nothing else would tell.
     """
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-        raise NotFiniteError("expected a model with finite logits and gradients, got infinity or NaN")
+        raise NotFiniteError("model: expected finite logits and gradients, got infinity or NaN")

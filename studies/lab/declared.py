@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from netkit.training import Loss
+from netkit.training import TrainingLoss
 from studies.lab.networks import Network
 from studies.lab.tasks import Weights
 
@@ -26,7 +26,7 @@ class Row:
     model: str
     paper: tuple[str, str] | None = None
     oracle: str | None = None
-    loss: Loss | None = None
+    loss: TrainingLoss | None = None
     weights: Weights = "equal"
 
     @property
@@ -63,7 +63,7 @@ class Table:
     caption: str
     rows: tuple[Row, ...]
     attacks: tuple[str, ...]
-    loss: Loss = "pgd"
+    loss: TrainingLoss = "pgd"
     dataset: str = "cifar10"
     more_claims: tuple[Claim, ...] = ()
     smoke: tuple[str, ...] = ("ResNet20", "En2ResNet20")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from netkit.presets import PRESETS
-from netkit.training import Loss, TrainConfig
+from netkit.training import TrainConfig, TrainingLoss
 from studies.lab.attacks import ATTACKS, Attack, Strength
 from studies.lab.networks import Network
 from studies.lab.reporting import InputError
@@ -69,7 +69,7 @@ class Settings:
         except ValueError as error:
             raise InputError(str(error)) from error
 
-    def train_config(self, seed: int, loss: Loss, lr: float | None = None) -> TrainConfig:
+    def train_config(self, seed: int, loss: TrainingLoss, lr: float | None = None) -> TrainConfig:
         """The preset with what the command line changed."""
         config = PRESETS[self.preset]
         return replace(
@@ -117,7 +117,7 @@ class Training:
     network: Network
     seed: int
     lr: float
-    loss: Loss = "pgd"
+    loss: TrainingLoss = "pgd"
     learns_weights: bool = False
 
     splits: ClassVar = ("train", "val")
@@ -188,7 +188,7 @@ class Scoring:
         return f"attack {self.network}{weights}{how}{through}, seed {self.seed}, {self.attack}"
 
     @property
-    def loss(self) -> Loss:
+    def loss(self) -> TrainingLoss:
         return self.trainings[0].loss
 
     @property
@@ -249,7 +249,7 @@ def tasks_for(
     seed: int,
     attacks: Iterable[str],
     *,
-    loss: Loss,
+    loss: TrainingLoss,
     oracle: Network | None = None,
     weights: Weights = "equal",
 ) -> list[Task]:

@@ -17,6 +17,7 @@ from netkit.models import EnResNet, build, count_parameters
 from netkit.noise import Noise
 from netkit.randomness import derived_generator, noise_from
 from netkit.training import load_model, train
+from netkit.weights import member_logits, optimal_weights, paper_update
 from studies.lab import records
 from studies.lab.networks import Network
 from studies.lab.reporting import InputError, provenance
@@ -222,8 +223,6 @@ def _update_weights(task: Training, model: EnResNet, epoch: int) -> None:
     The paper does not say which lr: see `Training.weight_rate`; it is halved where the weights would lose their sum, as
     they may while networks are still wild. A few thousand images are enough for a gradient of a few numbers.
     """
-    from bridge.weights import paper_update  # brings numba, which the other tables can do without
-
     images = load_data(task.settings).train.first(_WEIGHT_IMAGES)
     logits = _logits_as_in_training(task, model, images, epoch)
     for halvings in range(_MOST_HALVINGS + 1):
@@ -243,8 +242,6 @@ def _optimal_weights(task: Training, model: EnResNet) -> list[float]:
     The loss is convex in them, so that once at the end is enough, and networks fit their training images too well to
     be weighed by them. No weight is negative: with few images a minimum might not exist otherwise.
     """
-    from bridge.weights import optimal_weights
-
     images = load_data(task.settings).val
     logits = _logits_as_in_training(task, model, images, num_draws=task.settings.num_draws)
     return optimal_weights(logits, images.y, signs="nonnegative").tolist()
@@ -255,8 +252,6 @@ def _logits_as_in_training(task: Training, model: EnResNet, images: Split, *name
 
     `names` seed the noise. A block of images at a time, as an attack on thousands takes more memory than training.
     """
-    from bridge.weights import member_logits
-
     config, dataset = task.config, load_data(task.settings)
     generators = [derived_generator(images.x.device, config.seed, "weights", number, *names) for number in range(3)]
     model.eval()

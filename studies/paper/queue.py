@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from netkit.training import Loss
+from netkit.training import TrainingLoss
 from studies.lab.attacks import ATTACKS
 from studies.lab.networks import Network
 from studies.lab.tasks import Settings, Task, Training, tasks_for
@@ -36,7 +36,7 @@ class Setting:
     limits: str
     dataset: str
     preset: str
-    loss: Loss = "pgd"
+    loss: TrainingLoss = "pgd"
     options: Mapping[str, Any] = field(default_factory=dict)
     learning_rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 

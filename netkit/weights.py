@@ -175,7 +175,8 @@ def learn_weights(
 ) -> Tensor:
     """Give the members their optimal weights on images x (N, C, H, W) with labels y (N,); returns them (k,).
 
-    For what the model averages, logits or probabilities; `signs` and errors as of `optimal_weights`.
+    They are optimal for the model's kind of average, logits or probabilities; `signs` and errors as of
+    `optimal_weights`.
     """
     logits = member_logits(model, x, num_draws=num_draws, generator=generator)
     weights = optimal_weights(logits, y, signs=signs, average=model.average)
@@ -200,7 +201,9 @@ def least_squares_weights(outputs: Tensor, target: Tensor) -> Tensor:
     depths L and 2L and exact means these are the weights of extrapolation, (-1, 2), up to terms of order 1/L.
     """
     if outputs.dim() != 2 or target.shape != outputs.shape[1:]:
-        raise ValueError(f"expected outputs (k, N) and target (N,), got {tuple(outputs.shape)}, {tuple(target.shape)}")
+        raise ValueError(
+            f"outputs, target: expected shapes (k, N) and (N,), got {tuple(outputs.shape)}, {tuple(target.shape)}"
+        )
     outputs, target = outputs.double(), target.double()
     free = torch.linalg.lstsq((outputs[:-1] - outputs[-1]).T, (target - outputs[-1]).unsqueeze(-1)).solution[:, 0]
     return torch.cat([free, 1.0 - free.sum().unsqueeze(0)])
@@ -219,7 +222,8 @@ def least_error_weights(bias: Tensor, covariance: Tensor, num_draws: float) -> T
     """
     if bias.dim() != 2 or not bias.shape[0] == bias.shape[1] > 0 or covariance.shape != bias.shape or not num_draws > 0:
         raise ValueError(
-            f"expected two matrices (k, k) and draws, got {tuple(bias.shape)}, {tuple(covariance.shape)}, {num_draws}"
+            "bias, covariance, num_draws: expected two matrices (k, k) and a positive number, "
+            f"got {tuple(bias.shape)}, {tuple(covariance.shape)}, {num_draws}"
         )
     total = (bias.cpu() + covariance.cpu() / num_draws).double()
     total = (total + total.T) / 2
@@ -231,7 +235,7 @@ def least_error_weights(bias: Tensor, covariance: Tensor, num_draws: float) -> T
     # the slope of a semidefinite form is at most (scale curvature)^½
     falls = flat & (slopes.abs() > 2 * _ROUNDING**0.5 * scale)
     if bool((curvatures < -_ROUNDING * scale).any() or falls.any()):
-        raise ValueError(f"expected a positive semidefinite bias + covariance / draws, got {total.tolist()}")
+        raise ValueError(f"bias: expected a positive semidefinite bias + covariance / draws, got {total.tolist()}")
     return equal - basis @ (axes @ torch.where(flat, 0.0, slopes / torch.where(flat, 1.0, curvatures)))
 
 
@@ -248,7 +252,7 @@ def _at_label(values: Tensor, y: Tensor) -> Tensor:
 def _check(weights: Tensor, logits: Tensor, y: Tensor, average: Average) -> None:
     if logits.dim() != 3 or weights.shape != logits.shape[:1] or y.shape != logits.shape[1:2]:
         raise ValueError(
-            f"expected weights (k,), logits (k, N, K) and labels (N,), "
+            f"weights, logits, y: expected shapes (k,), (k, N, K) and (N,), "
             f"got {tuple(weights.shape)}, {tuple(logits.shape)} and {tuple(y.shape)}"
         )
     if average not in get_args(Average):
