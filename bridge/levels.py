@@ -61,7 +61,7 @@ def _quotient(num_blocks: int, divisor: int) -> int:
 
 
 class DepthLevels:
-    """Level function of a network for `pdekit.paths.multilevel`: first_blocks · 2^level blocks at points (P, d) of R^d.
+    """Level function of a network for `pdekit.multilevel`: first_blocks · 2^level blocks at points (P, d) of R^d.
 
     P is the probability of class `label`. Every call draws new Brownian paths from the generator.
     """
@@ -118,7 +118,7 @@ def multilevel_ensemble(
 ) -> MultilevelEstimate:
     """u(x, 0) at points (P, d) of R^d to a root-mean-square error, from networks of different depths.
 
-    See `pdekit.paths.multilevel`, whose allocation and diagnostics these are; `plain_cost` of the result is what as good an
+    See `pdekit.multilevel`, whose allocation and diagnostics these are; `plain_cost` of the result is what as good an
     ensemble of the deepest network alone costs, in blocks passed a point. It pays where that network is deep; where a
     handful of blocks reach the rmse, the plain ensemble is as cheap and simpler.
     """

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdekit.numerics.lanes import LANES
-from pdekit.paths.stepping import stepping
+from pdekit.paths import stepping
 from pdekit.paths.brownian import GIVEN, INCREMENTS, increments_of_blocks
 from pdekit.paths.control import Control
 from pdekit.paths.sobol import SobolPaths
