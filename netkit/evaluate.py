@@ -92,33 +92,12 @@ class Score:
         }
 
 
-def accuracy(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    num_draws: int = 10,
-    batch_size: int = 250,
-    seed: int = 0,
-    random: bool | None = None,
-    store: Path | None = None,
-    key: str | None = None,
-    divided: bool = False,
-) -> Score:
-    """Score clean images x (N, C, H, W) in [0, 1] with labels y (N,); see `robust_accuracy`."""
-    return robust_accuracy(
-        model,
-        x,
-        y,
-        no_attack,
-        num_draws=num_draws,
-        batch_size=batch_size,
-        seed=seed,
-        random=random,
-        store=store,
-        key=key,
-        divided=divided,
-    )
+def accuracy(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Score:
+    """Score clean images x (N, C, H, W) in [0, 1] with labels y (N,).
+
+    Options and errors are those of `robust_accuracy`.
+    """
+    return robust_accuracy(model, x, y, no_attack, **options)
 
 
 def robust_accuracy(

@@ -62,7 +62,7 @@ def draws() -> list[Tensor]:
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attacks do not look at the values of images and logits, which `meta` does not have."""
     for module in (ascent, carlini_wagner):
-        monkeypatch.setattr(module, "checked_images_and_labels", lambda x, y: (x, 10))
+        monkeypatch.setattr(module, "checked_images_and_labels", lambda x, *_: (x, 10))
         monkeypatch.setattr(module, "judging_draws_for", lambda *_: 1)
         monkeypatch.setattr(module, "check_finite", lambda *_: None)
 
