@@ -187,7 +187,7 @@ def test_an_interruption_passes_through_at_once(monkeypatch, tmp_path):
     def interrupt(self, *args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pdekit.equation.solver.SpectralMethod, "step", interrupt)
+    monkeypatch.setattr(pdekit.equation.solver.LawsonMethod, "step", interrupt)
     with pytest.raises(KeyboardInterrupt):
         solve(problem(), num_points=16, dt=0.1, method="spectral_rk4", frames_to=tmp_path / "u.nc")
     assert not (tmp_path / "u.nc").exists()

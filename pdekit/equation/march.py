@@ -135,7 +135,8 @@ class March:
         size = self._method.norm(state)
         if not size <= 2.0 * self._bound:  # rms <= max|u| <= max|f|; not finite counts as larger
             raise self._unstable(record.s, size)
-        if record.taken % max(1, self._num_steps // _CHECKS) == 0 and record.s >= self._watched_from:
+        every = 1 if self._plan.kind.standing else max(1, self._num_steps // _CHECKS)
+        if record.taken % every == 0 and record.s >= self._watched_from:
             self._watch(state)
 
     def _save(self, restart: Checkpoint, state: NDArray, frames: MemoryFrames | FileFrames) -> None:

@@ -53,19 +53,21 @@ class Kind:
     """Facts about a method, known before it runs.
 
     spectral: it keeps Fourier modes; adaptive: it chooses its steps by `rtol` and meets every frame's time exactly;
-    one_step: F may jump between its steps; amplification: its growth in a step of v' = λv as a function of λ dt, where
-    it has a stability region.
+    one_step: F may jump between its steps; standing: F must stand still between its jumps; amplification: its growth in
+    a step of v' = λv as a function of λ dt, where it has a stability region.
     """
 
     spectral: bool = False
     adaptive: bool = False
     one_step: bool = True
+    standing: bool = False
     amplification: Callable[[NDArray], NDArray] | None = None
 
 
 METHODS = {
     "spectral_rk4": Kind(spectral=True, amplification=StepperRK4.amplification),
     "spectral_ab4": Kind(spectral=True, one_step=False, amplification=StepperAB4.amplification),
+    "spectral_krylov": Kind(spectral=True, adaptive=True, standing=True),
     "spectral_adaptive": Kind(spectral=True, adaptive=True, one_step=False),
     "semi_lagrangian": Kind(),
     "characteristics": Kind(),

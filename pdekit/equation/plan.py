@@ -100,7 +100,11 @@ class Planner:
         terminal, velocity = self.lost(padded)
         return terminal <= LARGEST_LOSS and velocity <= LARGEST_VELOCITY_LOSS
 
-    def plan(self, method: str) -> Plan:
+    def plan(self, method: str, *, dt: float | None = None, rtol: float | None = None) -> Plan:
+        """What a method means here; dt and rtol, as asked for, have a say in what "auto" means.
+
+        Raises ValueError for a tolerance where the grid cannot deliver one.
+        """
         if method != "auto":
             padded = not (METHODS[method].spectral and self.holds(False))
             return Plan(method, "requested", padded, *self.lost(padded))
@@ -115,16 +119,24 @@ class Planner:
             cascade = f"2πK = {kept:.3g}, sqrt(γ/ν) = {diffused:.3g}, γT = {steepening:.3g}, {peclet}"
             if kept >= DIFFUSION_REACH * diffused:
                 reason = f"diffusion ends the cascade within the grid: {cascade}"
-                return Plan("spectral_rk4", reason, padded, *self.lost(padded))
+                return Plan(self._spectral(dt, rtol), reason, padded, *self.lost(padded))
             if steepening <= STEEPENING_LIMIT:
                 reason = f"convection makes no fine scales: {cascade}"
-                return Plan("spectral_rk4", reason, padded, *self.lost(padded))
+                return Plan(self._spectral(dt, rtol), reason, padded, *self.lost(padded))
         terminal, velocity = self.lost(True)
         if self.holds(True):
             reason = f"convection makes scales finer than the grid: {cascade}"
         else:
             reason = f"the modes of the grid lack {terminal:.2g} of f and {velocity:.2g} of F, {peclet}"
+        if rtol is not None:
+            raise ValueError(f"rtol: expected a problem for Fourier modes, but {reason}; give dt alone")
         return Plan("semi_lagrangian", reason, True, terminal, velocity)
+
+    def _spectral(self, dt: float | None, rtol: float | None) -> str:
+        """The way through time of a problem that the modes resolve."""
+        if self._problem.velocity.interval > 0.0 and (dt is None or rtol is not None):
+            return "spectral_krylov"
+        return "spectral_rk4" if rtol is None else "spectral_adaptive"
 
 
 def lost_modes(planner: Planner, plan: Plan, num_points: int) -> Iterator[str]:

@@ -9,7 +9,6 @@ import platform
 import time
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -23,19 +22,22 @@ from pdekit.equation.method import METHODS, Method
 from pdekit.equation.plan import Plan, Planner, growth_exponent, lost_modes
 from pdekit.equation.resolution import Flow, ResolutionWarning
 from pdekit.equation.semilagrangian import SemiLagrangian
-from pdekit.equation.spectral_method import SpectralMethod
+from pdekit.equation.spectral_method import KrylovMethod, LawsonMethod
 from pdekit.equation.storage import Checkpoint, FileFrames, MemoryFrames, fingerprint
 from pdekit.numerics.diagnostics import cell_peclet, courant
 from pdekit.problem import ConvectionDiffusion
 from pdekit.runtime.checks import check_real, check_whole, real_values
 from pdekit.velocity import node_points
 
+DEFAULT_DT = 1e-3
+DEFAULT_RTOL = 1e-8  # of the methods that choose their steps by it
+
 
 def solve(
     problem: ConvectionDiffusion,
     *,
     num_points: int = 128,
-    dt: float = 1e-3,
+    dt: float | None = None,
     method: str = "auto",
     times: Sequence[float] | None = None,
     rtol: float | None = None,
@@ -94,24 +96,24 @@ def solve(
     if problem.dim not in (1, 2, 3):
         raise ValueError(f"solve: expected 1, 2 or 3 space dimensions, got {problem.dim}; feynman_kac takes any")
     library = fft_library(fft)
-    dt = check_real("dt", dt, "a positive step")
+    if dt is not None:
+        dt = check_real("dt", dt, "a positive step")
     if rtol is not None:
         rtol = check_real("rtol", rtol, "a positive number")
     checkpoint_seconds = check_real("checkpoint_seconds", checkpoint_seconds, "a number >= 0", positive=False)
     if method not in ("auto", *METHODS):
         raise ValueError(f"method: expected 'auto' or one of {', '.join(METHODS)}, got {method!r}")
     horizon, dim = problem.horizon, problem.dim
-    num_steps = max(1, math.ceil(horizon / dt - 1e-9))
-    stops = _stops(times, horizon, num_steps, exact=rtol is not None)
-    first_stop = next((s for s, _ in stops if s > 0.0), 0.0)
+    wanted = _wanted(times, horizon)
+    first_stop = min((horizon - t for t in wanted if t < horizon), default=0.0)
     flow = Flow.of(problem, num_points, with_strain=method in ("auto", "semi_lagrangian"))
     planner = Planner(problem, num_points, flow, first_stop)
-    plan = planner.plan(method)
-    if method == "auto" and rtol is not None:
-        if not plan.kind.spectral:
-            raise ValueError(f"rtol: expected a problem for Fourier modes, but {plan.reason}; give dt alone")
-        plan = replace(plan, method="spectral_adaptive")
-    _check_options(problem, plan.method, dt, rtol, checkpoint)
+    plan = planner.plan(method, dt=dt, rtol=rtol)
+    if plan.kind.adaptive and rtol is None:
+        rtol = DEFAULT_RTOL
+    num_steps = max(1, math.ceil(horizon / (dt or DEFAULT_DT) - 1e-9))
+    stops = _stops(wanted, horizon, None if plan.kind.adaptive else num_steps)
+    _check_options(problem, plan.method, dt or DEFAULT_DT, rtol, checkpoint)
     dt = horizon / num_steps
     frames = MemoryFrames(len(stops)) if frames_to is None else FileFrames(frames_to, len(stops), (num_points,) * dim)
     terminal = problem.terminal_nodes(num_points)
@@ -139,7 +141,7 @@ def solve(
                 "frames": "memory" if frames_to is None else "file",
             }
             restart = Checkpoint(checkpoint, description)
-        how = _method(problem, plan, flow, num_points=num_points, dt=dt, rtol=rtol, fft=library)
+        how = _method(problem, plan, flow, num_points=num_points, dt=dt, rtol=rtol, duration=stops[-1][0], fft=library)
         march = March(problem, plan, how, num_points=num_points, num_steps=num_steps, flow=flow, bound=bound)
         if not plan.kind.spectral or planner.coupled:
             march.watch_from(first_stop, float(terminal.std()))
@@ -187,25 +189,28 @@ def _method(
     num_points: int,
     dt: float,
     rtol: float | None,
+    duration: float,
     fft: str,
 ) -> Method:
     if plan.method == "semi_lagrangian":
         # an RK4 substep on which F strains by at most a half misses the departure point by < 1/2000 of the way
         substeps = max(1, math.ceil(2.0 * flow.strain * dt))
         return SemiLagrangian(problem, num_points=num_points, dt=dt, substeps=substeps)
-    return SpectralMethod(
-        problem, num_points=num_points, dt=dt, kind=plan.method, padded=plan.padded, fft=fft, rtol=rtol
-    )
+    if plan.method == "spectral_krylov":
+        assert rtol is not None
+        return KrylovMethod(problem, num_points=num_points, rtol=rtol, duration=duration, padded=plan.padded, fft=fft)
+    return LawsonMethod(problem, num_points=num_points, dt=dt, kind=plan.method, padded=plan.padded, fft=fft, rtol=rtol)
 
 
 def _check_options(
     problem: ConvectionDiffusion, method: str, dt: float, rtol: float | None, checkpoint: object
 ) -> None:
     kind = METHODS[method]
-    if kind.adaptive and rtol is None:
-        raise ValueError(f"method {method!r}: expected rtol, the tolerance that drives it, got None")
     if not kind.adaptive and rtol is not None:
-        raise ValueError(f"rtol drives 'spectral_adaptive' only, got method {method!r}")
+        adaptive = ", ".join(name for name, other in METHODS.items() if other.adaptive)
+        raise ValueError(f"rtol: expected one of the methods that it drives, {adaptive}, got {method!r}")
+    if kind.standing and not problem.velocity.interval > 0.0:
+        raise ValueError(f"method {method!r}: expected a velocity that stands still in time, or jumps, got a function")
     if method == "characteristics" and checkpoint is not None:
         raise ValueError("checkpoint: expected a method that steps through time, got 'characteristics'")
     if method == "characteristics" and problem.sigma > 0:
@@ -214,20 +219,24 @@ def _check_options(
         if not kind.one_step:
             raise ValueError(f"a velocity that jumps in time needs a one-step method with fixed dt, got {method!r}")
         ratio = problem.velocity.interval / dt
-        if abs(ratio - round(ratio)) > 1e-6 or round(ratio) < 1:
+        if not kind.adaptive and (abs(ratio - round(ratio)) > 1e-6 or round(ratio) < 1):
             raise ValueError(
                 f"dt: expected a whole fraction of the interval between jumps {problem.velocity.interval:g}, got {dt:g}"
             )
 
 
-def _stops(times: Sequence[float] | None, horizon: float, num_steps: int, *, exact: bool) -> list[tuple[float, float]]:
-    """(s, t) of the frames to keep, in the order of s = T - t in which they are computed."""
+def _wanted(times: Sequence[float] | None, horizon: float) -> list[float]:
+    """The problem times of the frames to keep."""
     values = real_values("times", (0.0, horizon) if times is None else times)
     if values.ndim != 1 or not len(values) or not ((values >= 0) & (values <= horizon * (1 + 1e-12))).all():
         raise ValueError(f"times: expected values in [0, {horizon:g}], got {times}")
-    wanted = values.tolist()
-    if exact:
-        return [(horizon - t, t) for t in sorted(set(wanted), reverse=True)]
+    return sorted(set(values.tolist()), reverse=True)
+
+
+def _stops(wanted: list[float], horizon: float, num_steps: int | None) -> list[tuple[float, float]]:
+    """(s, t) of the frames in the order of s = T - t in which they are computed, at the nearest of `num_steps`."""
+    if num_steps is None:
+        return [(horizon - t, t) for t in wanted]
     steps = sorted({round((horizon - t) / horizon * num_steps) for t in wanted})
     return [(horizon * k / num_steps, horizon * (num_steps - k) / num_steps) for k in steps]
 

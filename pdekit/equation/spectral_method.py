@@ -1,4 +1,4 @@
-"""The convection-diffusion equation on kept Fourier modes: the advection term joined to a time stepper."""
+"""The convection-diffusion equation on kept Fourier modes: the advection term joined to a way through time."""
 
 from __future__ import annotations
 
@@ -9,45 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdekit.equation.advection import SpectralAdvection, bandlimit
+from pdekit.equation.krylov import Krylov
 from pdekit.equation.steppers import Stepper, StepperAB4, StepperDP5, StepperRK4
 from pdekit.numerics.diagnostics import max_speed
 from pdekit.problem import ConvectionDiffusion
+from pdekit.runtime.kernels import kernel
 from pdekit.velocity import Velocity
 
 
-class SpectralMethod:
-    """The equation on kept Fourier modes, advanced by one of the Lawson steppers."""
+class _Modes:
+    """The state and the operators of a problem on kept Fourier modes."""
 
-    def __init__(
-        self,
-        problem: ConvectionDiffusion,
-        *,
-        num_points: int,
-        dt: float,
-        kind: str,
-        padded: bool = False,
-        fft: str = "auto",
-        rtol: float | None = None,
-    ) -> None:
+    def __init__(self, problem: ConvectionDiffusion, num_points: int, *, padded: bool, fft: str) -> None:
         self.problem = problem
         cutoff = bandlimit(problem.velocity.nodes(num_points, 0.0)) if problem.velocity.steady else None
         self.advection = SpectralAdvection(num_points, problem.dim, velocity_cutoff=cutoff, padded=padded, fft=fft)
+        self.symbol = problem.diffusivity * self.advection.laplacian
         self._standing: Velocity = problem.velocity
         self._prepared = np.empty(0)
         self._prepared_for: tuple[Velocity, float | None] | None = None
         self.speed_met = 0.0  # the largest |F| that was used, for an F that changes
-        symbol = problem.diffusivity * self.advection.laplacian
-        if kind == "spectral_rk4":
-            self.stepper: Stepper = StepperRK4(symbol, self._advance, dt)
-        elif kind == "spectral_ab4":
-            self.stepper = StepperAB4(symbol, self._advance, dt)
-        else:
-            assert rtol is not None
-            self.stepper = StepperDP5(symbol, self._advance, dt, norm=self.norm, rtol=rtol)
-        self.history, self.restore = self.stepper.history, self.stepper.restore
-
-    def _advance(self, u_hat: NDArray, s: float, out: NDArray) -> None:
-        self.advection.evaluate(u_hat, self._velocity_at(self.problem.horizon - s), out)
 
     def _velocity_at(self, t: float) -> NDArray:
         """F of the step on the product grid; `_standing` serves until the step's end, where the next may begin."""
@@ -68,10 +49,6 @@ class SpectralMethod:
     def norm(self, u_hat: NDArray) -> float:
         return math.sqrt(self.advection.mean_square(u_hat))
 
-    def step(self, u_hat: NDArray, s: float, limit: float = math.inf) -> float:
-        self._standing = self.problem.velocity.standing(self.problem.horizon - s - self.stepper.dt)
-        return self.stepper.step(u_hat, s, limit)
-
     def energies(self, u_hat: NDArray) -> tuple[float, float]:
         return self.advection.energies(u_hat)
 
@@ -87,3 +64,83 @@ class SpectralMethod:
         index: Any = (..., *np.ix_(*both))
         out[index] = modes[index]
         return out
+
+
+class LawsonMethod(_Modes):
+    """Advanced by one of the Lawson steppers: "spectral_rk4", "spectral_ab4" or "spectral_adaptive"."""
+
+    def __init__(
+        self,
+        problem: ConvectionDiffusion,
+        *,
+        num_points: int,
+        dt: float,
+        kind: str,
+        padded: bool = False,
+        fft: str = "auto",
+        rtol: float | None = None,
+    ) -> None:
+        super().__init__(problem, num_points, padded=padded, fft=fft)
+        if kind == "spectral_rk4":
+            self.stepper: Stepper = StepperRK4(self.symbol, self._advance, dt)
+        elif kind == "spectral_ab4":
+            self.stepper = StepperAB4(self.symbol, self._advance, dt)
+        else:
+            assert rtol is not None
+            self.stepper = StepperDP5(self.symbol, self._advance, dt, norm=self.norm, rtol=rtol)
+        self.history, self.restore = self.stepper.history, self.stepper.restore
+
+    def _advance(self, u_hat: NDArray, s: float, out: NDArray) -> None:
+        self.advection.evaluate(u_hat, self._velocity_at(self.problem.horizon - s), out)
+
+    def step(self, u_hat: NDArray, s: float, limit: float = math.inf) -> float:
+        self._standing = self.problem.velocity.standing(self.problem.horizon - s - self.stepper.dt)
+        return self.stepper.step(u_hat, s, limit)
+
+
+class KrylovMethod(_Modes):
+    """Exact in time up to rtol · max|f|, for an F that stands still or jumps: see `pdekit.equation.krylov`.
+
+    duration: from T back to the first frame.
+    """
+
+    def __init__(
+        self,
+        problem: ConvectionDiffusion,
+        *,
+        num_points: int,
+        rtol: float,
+        duration: float,
+        padded: bool = False,
+        fft: str = "auto",
+    ) -> None:
+        super().__init__(problem, num_points, padded=padded, fft=fft)
+        self._rtol = rtol
+        self.propagator = Krylov(self.advection.shape, self._apply, self._largest, duration)
+        self.history, self.restore = self.propagator.history, self.propagator.restore
+
+    def start(self, field: NDArray) -> NDArray:
+        self.propagator.tolerance = self._rtol * float(np.abs(field).max())
+        return super().start(field)
+
+    def _apply(self, u_hat: NDArray, out: NDArray) -> None:
+        self.advection.evaluate(u_hat, self._velocity_at(0.0), out)
+        _add_product(self.symbol.reshape(-1), u_hat.reshape(-1), out.reshape(-1))
+
+    def _largest(self, u_hat: NDArray) -> float:
+        return float(np.abs(self.advection.to_grid(u_hat)).max())
+
+    def step(self, u_hat: NDArray, s: float, limit: float = math.inf) -> float:
+        velocity, left = self.problem.velocity, math.inf
+        if velocity.jumps:
+            t = self.problem.horizon - s
+            intervals = math.ceil(t / velocity.interval - 1e-9)  # the last one begun before t
+            left = t - (intervals - 1) * velocity.interval
+            self._standing = velocity.standing((intervals - 1) * velocity.interval)
+        return self.propagator.step(u_hat, s, limit, standing=left)
+
+
+@kernel(fastmath={"contract"})
+def _add_product(symbol: NDArray, u: NDArray, out: NDArray) -> None:
+    for p in range(len(out)):
+        out[p] += symbol[p] * u[p]

@@ -1,0 +1,278 @@
+"""exp(τA) v by Arnoldi's method, for a steady flow: A u = F·∇u + ½σ²Δu on kept Fourier modes.
+
+m applications of A span K_m = span{v, Av, ..., A^(m-1) v} with an orthonormal basis V and A V = V H + h v_{m+1} e_mᵀ.
+The approximation u(s) = β V y(s), y' = H y, y(0) = e_1, has the defect u' - A u = -β h y_m(s) v_{m+1}, so that by
+the maximum principle, |exp(tA)| <= 1 in the max norm,
+
+    max|u(τ) - exp(τA) v| <= β h max|v_{m+1}| ∫_0^τ |y_m(s)| ds.
+
+This is the error estimate, with |∫h y_m| for the integral, as y_m does not change its sign where it is accepted.
+Substeps are as long as it allows, and the errors of substeps add up. Only the last `WINDOW` vectors are orthogonalised
+against (incomplete orthogonalisation, Saad 1980): the identity above holds all the same, and an application costs the
+same at any m.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdekit.runtime.kernels import kernel
+from pdekit.runtime.threads import spread
+
+LARGEST_BASIS = 60
+SMALLEST_BASIS = 20  # where memory is short
+WINDOW = 4
+_CHUNK = 4096  # numbers summed in one go: the same sums for any number of threads
+_MOST_BYTES = 2**28  # of a basis
+_STRETCH = 1.1  # of the last substep, up to which a longer one is hoped for
+
+Apply = Callable[[NDArray, NDArray], None]  # (u_hat, out): out = A u_hat
+
+
+class Krylov:
+    """The state of compact Fourier modes (..., K+1), advanced by substeps as long as the estimate allows.
+
+    Modes with last frequency 0 stand for themselves, all others also for their conjugates; inner products are those of
+    the fields, so that the basis is real.
+
+    apply: (u_hat, out): out = A u_hat; largest: u_hat -> max|u| over the nodes.
+    tolerance: of max|error| over all of `duration`, set before the first step; estimate: the errors so far, added up;
+    applications: of A so far.
+    """
+
+    order = math.inf  # in time
+
+    def __init__(
+        self, shape: tuple[int, ...], apply: Apply, largest: Callable[[NDArray], float], duration: float
+    ) -> None:
+        self._shape, self._apply, self._largest, self._duration = shape, apply, largest, duration
+        size = 2 * math.prod(shape)
+        most = int(np.clip(_MOST_BYTES // (8 * size) - 1, SMALLEST_BASIS, LARGEST_BASIS))
+        self._basis = np.empty((most + 1, size))
+        self._hessenberg = np.zeros((most + 1, most))
+        rows = max(1, _CHUNK // (2 * shape[-1]))
+        self._chunk = rows * 2 * shape[-1]
+        self._sums = np.empty((-(-size // self._chunk), WINDOW))
+        self._y = np.zeros(most + 1)
+        self._length = 0.0  # of the state that the basis starts from
+        self._dimension = 0
+        self._since = self._until = 0.0  # reversed times between which the basis serves
+        self._left = 0.0  # time that the basis was begun for
+        self._last = 1e300  # substep
+        self._before = (self._last, 0.0, 1.0)  # `_last`, `estimate` and `_crest` when the basis was begun
+        self._crest = 1.0  # max|v| of the vector after the last basis
+        self.tolerance, self.estimate, self.applications = 0.0, 0.0, 0
+        self.dt = 0.0
+
+    def step(self, u: NDArray, s: float, limit: float = math.inf, *, standing: float = math.inf) -> float:
+        """Advance u from s on by at most `limit`, and return by how much.
+
+        A basis serves several such steps without another application. standing: the time for which A stays as it is.
+        """
+        if s >= self._until - 1e-12 * self._duration or self._dimension == 0:
+            self._begin(u, s, min(self._duration - s, standing))
+        whole = s + limit >= self._until - 1e-12 * self._duration
+        if whole:
+            step, y = self._until - s, self._y
+        else:
+            step, y = limit, np.zeros_like(self._y)
+            longest_substep(self._hessenberg, self._dimension, s + limit - self._since, 0.0, 1.0, 0.0, y)
+        m = self._dimension
+        out = u.reshape(-1).view(np.float64)
+        spread(_combine, len(self._sums), self._chunk, self._basis, self._length * y[:m], out, items=m * out.size // 16)
+        return step
+
+    def _begin(self, u: NDArray, s: float, left: float) -> None:
+        """Build a basis from u at s, and find for how long it serves."""
+        basis, hessenberg = self._basis, self._hessenberg
+        most = hessenberg.shape[1]
+        self._before, self._since, self._left = (self._last, self.estimate, self._crest), s, left
+        basis[0] = u.reshape(-1).view(np.float64)
+        self._length = self._orthogonalise(0)
+        rate = self.tolerance / self._duration
+        spare = max(rate * s - self.estimate, 0.0)
+        goal = left / math.ceil(left / (_STRETCH * self._last)) if self._last < left else left
+        hessenberg[:] = 0.0
+        if self._length == 0.0:
+            self._dimension, self._until = 1, s + left
+            self._y[:] = 0.0
+            return
+        for j in range(most):
+            m = j + 1
+            self._apply(self._modes(j), self._modes(m))
+            self.applications += 1
+            length = self._orthogonalise(m)
+            hessenberg[m, j] = length
+            if not length >= 0.0:
+                raise FloatingPointError("the Krylov basis is not finite")
+            if length > 0.0 and m < most:
+                if m not in (1, 2, 4) and m % 4:
+                    continue
+                # look first without a transform, with the crest that the last basis ended with
+                guess = 0.5 * self._length * self._crest
+                if longest_substep(hessenberg, m, goal, guess, spare, rate, self._y)[0] < goal * (1.0 - 1e-12):
+                    continue
+            crest = self._largest(self._modes(m)) if length else 0.0
+            reached, error = longest_substep(hessenberg, m, goal, self._length * crest, spare, rate, self._y)
+            if reached >= goal * (1.0 - 1e-12) or length == 0.0:
+                break
+        if not reached > 0.0:
+            raise FloatingPointError("no substep of the Krylov method is short enough")
+        self._dimension, self._last, self._crest = m, reached, crest or self._crest
+        self._until = s + (left if reached >= left * (1.0 - 1e-12) else reached)
+        self.estimate += error
+        self.dt = reached
+
+    def _modes(self, j: int) -> NDArray[np.complex128]:
+        return self._basis[j].view(np.complex128).reshape(self._shape)
+
+    def _orthogonalise(self, j: int) -> float:
+        """Take the `WINDOW` vectors before j out of vector j, scale it to length 1, and return its length, or 0."""
+        pieces, row, size = len(self._sums), 2 * self._shape[-1], self._basis.shape[1]
+        coefficients = np.zeros(WINDOW)
+        if j:
+            spread(_products, pieces, self._chunk, row, self._basis, j, self._sums, items=size // 4)
+            there = min(j, WINDOW)
+            coefficients[WINDOW - there :] = self._sums.sum(axis=0)[WINDOW - there :]
+            self._hessenberg[j - there : j, j - 1] = coefficients[WINDOW - there :]
+        spread(_subtract, pieces, self._chunk, row, self._basis, j, self._sums, coefficients, items=size // 4)
+        length = math.sqrt(self._sums[:, 0].sum())
+        if not length > 1e-14 * np.abs(coefficients).sum():
+            return 0.0 if length == length else length
+        self._basis[j] *= 1.0 / length
+        return length
+
+    def history(self) -> dict[str, NDArray]:
+        """The state that the basis starts from: a restart builds the same basis again."""
+        if self._dimension == 0:
+            return {}
+        numbers = (self._since, self._left, *self._before, float(self.applications))
+        origin = self._length * self._modes(0)
+        return {"origin": origin} | {f"number_{i}": np.array(value) for i, value in enumerate(numbers)}
+
+    def restore(self, history: dict[str, NDArray]) -> None:
+        if not history:
+            return
+        since, left, self._last, self.estimate, self._crest, taken = (float(history[f"number_{i}"]) for i in range(6))
+        self._begin(history["origin"], since, left)
+        self.applications += int(taken)
+
+
+@kernel(fastmath={"reassoc", "contract"})
+def _products(begin: int, end: int, chunk: int, row: int, basis: NDArray, j: int, sums: NDArray) -> None:
+    """Inner products of vector j with the four before it, by chunks: sums (chunks, 4)."""
+    w = basis[j]
+    v0, v1, v2, v3 = basis[max(j - 4, 0)], basis[max(j - 3, 0)], basis[max(j - 2, 0)], basis[max(j - 1, 0)]
+    for piece in range(begin, end):
+        start, stop = piece * chunk, min((piece + 1) * chunk, len(w))
+        t0 = t1 = t2 = t3 = 0.0
+        for p in range(start, stop):
+            t0 += v0[p] * w[p]
+            t1 += v1[p] * w[p]
+            t2 += v2[p] * w[p]
+            t3 += v3[p] * w[p]
+        o0 = o1 = o2 = o3 = 0.0
+        for p in range(start, stop, row):  # modes that have no conjugate elsewhere
+            o0 += v0[p] * w[p] + v0[p + 1] * w[p + 1]
+            o1 += v1[p] * w[p] + v1[p + 1] * w[p + 1]
+            o2 += v2[p] * w[p] + v2[p + 1] * w[p + 1]
+            o3 += v3[p] * w[p] + v3[p + 1] * w[p + 1]
+        sums[piece] = (2.0 * t0 - o0, 2.0 * t1 - o1, 2.0 * t2 - o2, 2.0 * t3 - o3)
+
+
+@kernel(fastmath={"reassoc", "contract"})
+def _subtract(begin: int, end: int, chunk: int, row: int, basis: NDArray, j: int, sums: NDArray, c: NDArray) -> None:
+    """Vector j less Σ c[i] times the four before it, and the square of its length by chunks: sums[:, 0]."""
+    w = basis[j]
+    v0, v1, v2, v3 = basis[max(j - 4, 0)], basis[max(j - 3, 0)], basis[max(j - 2, 0)], basis[max(j - 1, 0)]
+    for piece in range(begin, end):
+        start, stop = piece * chunk, min((piece + 1) * chunk, len(w))
+        total = 0.0
+        for p in range(start, stop):
+            left = w[p] - (c[0] * v0[p] + c[1] * v1[p] + c[2] * v2[p] + c[3] * v3[p])
+            w[p] = left
+            total += left * left
+        once = 0.0
+        for p in range(start, stop, row):
+            once += w[p] * w[p] + w[p + 1] * w[p + 1]
+        sums[piece, 0] = 2.0 * total - once
+
+
+@kernel(fastmath={"contract"})
+def _combine(begin: int, end: int, chunk: int, basis: NDArray, weights: NDArray, out: NDArray) -> None:
+    """out = Σ weights[i] basis[i]."""
+    for piece in range(begin, end):
+        start, stop = piece * chunk, min((piece + 1) * chunk, len(out))
+        out[start:stop] = 0.0
+        for i in range(len(weights)):
+            v, c = basis[i], weights[i]
+            for p in range(start, stop):
+                out[p] += c * v[p]
+
+
+@kernel()
+def _exponential(b: NDArray) -> NDArray:
+    """exp(b) for |b|_1 <= 1: Taylor's series to degree 18 (Paterson and Stockmeyer 1973)."""
+    n = len(b)
+    eye = np.eye(n)
+    b2 = b @ b
+    b3 = b2 @ b
+    c = np.ones(20)
+    for k in range(1, 20):
+        c[k] = c[k - 1] / k
+    out = c[18] * eye
+    for k in (15, 12, 9, 6, 3, 0):
+        out = out @ b3 + c[k] * eye + c[k + 1] * b + c[k + 2] * b2
+    return out
+
+
+@kernel()
+def longest_substep(
+    hessenberg: NDArray, m: int, limit: float, factor: float, spare: float, rate: float, y: NDArray
+) -> tuple[float, float]:
+    """The longest τ <= limit found for which factor |z(τ)| <= spare + rate τ, with z' = h y_m, y' = H y, y(0) = e_1.
+
+    Returns τ and the largest factor |z| met on the way, and fills y[:m] with y(τ). H and h: rows of hessenberg up to m.
+    exp(2^i δ [[H, 0], [h e_mᵀ, 0]]) for i = 0, 1, ... by squaring, while it is allowed; then back down the powers, at
+    each adding what is still allowed.
+    """
+    b = np.zeros((m + 1, m + 1))
+    b[:, :m] = hessenberg[: m + 1, :m]
+    norm = 0.0
+    for j in range(m):
+        norm = max(norm, np.abs(b[:, j]).sum())
+    levels = max(0, math.ceil(math.log2(max(limit * norm, 1.0))))
+    delta = limit / 2.0**levels
+    y[:] = 0.0
+    for _ in range(10):
+        powers = np.empty((levels + 1, m + 1, m + 1))
+        powers[0] = _exponential(delta * b)
+        top, error = -1, 0.0
+        for i in range(levels + 1):
+            if i > 0:
+                powers[i] = powers[i - 1] @ powers[i - 1]
+            found = factor * abs(powers[i, m, 0])
+            if not found <= spare + rate * delta * 2.0**i:
+                break
+            top, error = i, max(error, found)
+        if top >= 0:
+            break
+        delta *= 0.5
+    else:
+        return 0.0, 0.0
+    v = powers[top][:, 0].copy()
+    s = delta * 2.0**top
+    for i in range(top - 1, max(top - 6, -1), -1):
+        t = s + delta * 2.0**i
+        if t > limit * (1.0 + 1e-12):
+            continue
+        w = powers[i] @ v
+        found = factor * abs(w[m])
+        if found <= spare + rate * t:
+            v, s, error = w, t, max(error, found)
+    y[: m + 1] = v
+    return s, error
