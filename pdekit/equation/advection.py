@@ -16,6 +16,7 @@ cache.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Protocol
@@ -122,6 +123,7 @@ class SpectralAdvection:
     velocity_cutoff: highest |k| of F, where it is known: products then need as few as 2K + velocity_cutoff + 1 nodes
         an axis, which for a smooth F saves half of the work in two dimensions and changes nothing else.
     padded: keep all modes that the nodes hold, in place of two thirds of them.
+    cutoff: highest |k| of u that is kept, in place of what the nodes hold; products take as many nodes as they need.
     fft: "auto", "rocket" (inside numba), "scipy" or "fftw" (pyFFTW, GPL; only where installed).
 
     Raises ValueError for an unknown or missing FFT library, or fewer than 4 nodes.
@@ -134,17 +136,20 @@ class SpectralAdvection:
         *,
         velocity_cutoff: int | None = None,
         padded: bool = False,
+        cutoff: int | None = None,
         fft: str = "auto",
     ) -> None:
         if num_points < 4:
             raise ValueError(f"num_points: expected at least 4, got {num_points}")
         self.num_points, self.dim = num_points, dim
         self.cutoff, self.velocity_cutoff = cutoffs(num_points, padded=padded)
+        if cutoff is not None:
+            self.cutoff, self.velocity_cutoff = cutoff, 2 * cutoff  # modes of F above 2K take kept modes to others only
         k = self.cutoff
         if velocity_cutoff is not None:
             self.velocity_cutoff = min(self.velocity_cutoff, velocity_cutoff)
         self.product_points = next_fast_len(2 * k + self.velocity_cutoff + 1, real=True)
-        if not padded:
+        if not padded and cutoff is None:
             self.product_points = min(self.product_points, num_points)
         self.shape = (2 * k + 1,) * (dim - 1) + (k + 1,)
         self._all = 2.0 * np.pi * np.concatenate([np.arange(k + 1.0), np.arange(-k, 0.0)])
@@ -185,7 +190,7 @@ class SpectralAdvection:
         axes = tuple(range(1, self.dim + 1))
         hat = fft.rfftn(values, axes=axes)
         for axis in axes:
-            n = self.num_points
+            n = values.shape[axis]
             k = np.arange(n // 2 + 1) if axis == self.dim else np.abs(fft.fftfreq(n, 1.0 / n))
             shape = [1] * hat.ndim
             shape[axis] = -1
@@ -195,6 +200,10 @@ class SpectralAdvection:
     def mean_square(self, u_hat: NDArray) -> float:
         """∫u² over the box (Parseval)."""
         return _mean_square(u_hat.reshape(-1, u_hat.shape[-1]))
+
+    def norm(self, u_hat: NDArray) -> float:
+        """The root mean square of the field."""
+        return math.sqrt(self.mean_square(u_hat))
 
     def energies(self, u_hat: NDArray) -> tuple[float, float]:
         """∫u² of the modes of the upper third, max|k_i| > 2K/3, and of all but the mean."""

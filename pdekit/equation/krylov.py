@@ -60,37 +60,33 @@ class Krylov:
         self._y = np.zeros(most + 1)
         self._length = 0.0  # of the state that the basis starts from
         self._dimension = 0
-        self._since = self._until = 0.0  # reversed times between which the basis serves
+        self._since = self.until = 0.0  # reversed times between which the basis serves
         self._left = 0.0  # time that the basis was begun for
         self._last = 1e300  # substep
-        self._before = (self._last, 0.0, 1.0)  # `_last`, `estimate` and `_crest` when the basis was begun
         self._crest = 1.0  # max|v| of the vector after the last basis
         self.tolerance, self.estimate, self.applications = 0.0, 0.0, 0
-        self.dt = 0.0
+        self._before = self.carried()  # when the basis was begun
 
     def step(self, u: NDArray, s: float, limit: float = math.inf, *, standing: float = math.inf) -> float:
         """Advance u from s on by at most `limit`, and return by how much.
 
         A basis serves several such steps without another application. standing: the time for which A stays as it is.
         """
-        if s >= self._until - 1e-12 * self._duration or self._dimension == 0:
-            self._begin(u, s, min(self._duration - s, standing))
-        whole = s + limit >= self._until - 1e-12 * self._duration
-        if whole:
-            step, y = self._until - s, self._y
-        else:
-            step, y = limit, np.zeros_like(self._y)
-            longest_substep(self._hessenberg, self._dimension, s + limit - self._since, 0.0, 1.0, 0.0, y)
-        m = self._dimension
-        out = u.reshape(-1).view(np.float64)
-        spread(_combine, len(self._sums), self._chunk, self._basis, self._length * y[:m], out, items=m * out.size // 16)
-        return step
+        if self.served(s):
+            self.begin(u, s, min(self._duration - s, standing))
+        taken = min(limit, self.until - s)
+        self.state(s + taken, u)
+        return taken
 
-    def _begin(self, u: NDArray, s: float, left: float) -> None:
-        """Build a basis from u at s, and find for how long it serves."""
+    def served(self, s: float) -> bool:
+        """Whether the basis has served, and another one has to begin at s."""
+        return self._dimension == 0 or s >= self.until - 1e-12 * self._duration
+
+    def begin(self, u: NDArray, s: float, left: float) -> None:
+        """Build a basis from u at s, and find for how long it serves, `left` at most."""
         basis, hessenberg = self._basis, self._hessenberg
         most = hessenberg.shape[1]
-        self._before, self._since, self._left = (self._last, self.estimate, self._crest), s, left
+        self._before, self._since, self._left = self.carried(), s, left
         basis[0] = u.reshape(-1).view(np.float64)
         self._length = self._orthogonalise(0)
         rate = self.tolerance / self._duration
@@ -98,8 +94,7 @@ class Krylov:
         goal = left / math.ceil(left / (_STRETCH * self._last)) if self._last < left else left
         hessenberg[:] = 0.0
         if self._length == 0.0:
-            self._dimension, self._until = 1, s + left
-            self._y[:] = 0.0
+            self._dimension, self.until = 1, s + left
             return
         for j in range(most):
             m = j + 1
@@ -123,9 +118,35 @@ class Krylov:
         if not reached > 0.0:
             raise FloatingPointError("no substep of the Krylov method is short enough")
         self._dimension, self._last, self._crest = m, reached, crest or self._crest
-        self._until = s + (left if reached >= left * (1.0 - 1e-12) else reached)
+        self.until = s + (left if reached >= left * (1.0 - 1e-12) else reached)
         self.estimate += error
-        self.dt = reached
+
+    def shorten(self, factor: float) -> None:
+        """Let the basis serve for less time."""
+        self.until = self._since + factor * (self.until - self._since)
+
+    def state(self, s: float, out: NDArray) -> None:
+        """u at a time that the basis serves, into out."""
+        y, m = np.zeros_like(self._y), self._dimension
+        longest_substep(self._hessenberg, m, s - self._since, 0.0, math.inf, 0.0, y)
+        self._y = y
+        flat = out.reshape(-1).view(np.float64)
+        args = (self._chunk, self._basis, self._length * y[:m], flat)
+        spread(_combine, len(self._sums), *args, items=m * flat.size // 16)
+
+    def last_vector(self) -> NDArray[np.complex128]:
+        """What the last error estimate is made of: the part of the state along the vector after the basis."""
+        return self._length * self._y[self._dimension] * self._modes(self._dimension)
+
+    def carried(self) -> tuple[float, ...]:
+        """What another propagator needs to go on from here: see `follow`."""
+        return self._last, self.estimate, self._crest, float(self.applications)
+
+    def follow(self, carried: tuple[float, ...]) -> None:
+        """Go on where another one has come to; carried: what it gave."""
+        self._last, self.estimate, self._crest, taken = carried
+        self.applications = int(taken)
+        self._dimension = 0
 
     def _modes(self, j: int) -> NDArray[np.complex128]:
         return self._basis[j].view(np.complex128).reshape(self._shape)
@@ -150,16 +171,16 @@ class Krylov:
         """The state that the basis starts from: a restart builds the same basis again."""
         if self._dimension == 0:
             return {}
-        numbers = (self._since, self._left, *self._before, float(self.applications))
+        numbers = (self._since, self._left, *self._before)
         origin = self._length * self._modes(0)
         return {"origin": origin} | {f"number_{i}": np.array(value) for i, value in enumerate(numbers)}
 
     def restore(self, history: dict[str, NDArray]) -> None:
         if not history:
             return
-        since, left, self._last, self.estimate, self._crest, taken = (float(history[f"number_{i}"]) for i in range(6))
-        self._begin(history["origin"], since, left)
-        self.applications += int(taken)
+        since, left, *before = (float(history[f"number_{i}"]) for i in range(6))
+        self.follow(tuple(before))
+        self.begin(history["origin"], since, left)
 
 
 @kernel(fastmath={"reassoc", "contract"})

@@ -23,8 +23,10 @@ class Method(Protocol):
     def start(self, field: NDArray) -> NDArray:
         """The state of a field (N,)*d at s = 0."""
 
-    def step(self, state: NDArray, s: float, limit: float = math.inf) -> float:
-        """Advance the state in place from s on, and return by how much: a fixed step, or at most `limit`.
+    def step(self, state: NDArray, s: float, limit: float = math.inf) -> tuple[NDArray, float]:
+        """Advance the state from s on, and return it with the time taken: a fixed step, or at most `limit`.
+
+        The state may be changed in place or be another one.
 
         Raises FloatingPointError where it cannot.
         """
@@ -40,6 +42,9 @@ class Method(Protocol):
 
     def convert(self, state: NDArray) -> NDArray:
         """A state of another grid as one of this grid."""
+
+    def facts(self) -> dict[str, float]:
+        """Numbers of its own for the record of a solve, by the names of attributes."""
 
     def history(self) -> dict[str, NDArray]:
         """State that a restart needs beyond `state`."""

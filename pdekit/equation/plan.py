@@ -68,13 +68,17 @@ def choose_method(problem: ConvectionDiffusion, num_points: int) -> tuple[str, s
 
 @dataclass(frozen=True)
 class Plan:
-    """How a problem is solved on a grid, and the shares of f and F above the kept modes."""
+    """How a problem is solved on a grid, and the shares of f and F above the kept modes.
+
+    resolved: modes are chosen by a tolerance, and no grid restricts them.
+    """
 
     method: str
     reason: str
-    padded: bool
-    terminal_lost: float
-    velocity_lost: float
+    padded: bool = True
+    terminal_lost: float = 0.0
+    velocity_lost: float = 0.0
+    resolved: bool = False
 
     @property
     def kind(self) -> Kind:

@@ -80,7 +80,7 @@ class SemiLagrangian:
         total = float(energy.sum() - energy[(0,) * self._dim])
         return float(energy[self._upper_third].sum()), total
 
-    def step(self, u: NDArray, s: float, limit: float = np.inf) -> float:
+    def step(self, u: NDArray, s: float, limit: float = np.inf) -> tuple[NDArray, float]:
         if self._departure is None or not self._problem.velocity.steady:
             # a steady flow does not know the time: the same bits wherever a solve was restarted
             t = self.dt if self._problem.velocity.steady else self._problem.horizon - s
@@ -93,7 +93,7 @@ class SemiLagrangian:
         coefficients = self._filter(u, self._full if self._started else first)
         spread(_GATHER[self._dim], u.size, coefficients, self._departure, u.reshape(-1))
         self._started = True
-        return self.dt
+        return u, self.dt
 
     def _filter(self, u: NDArray, symbol: NDArray) -> NDArray[np.float64]:
         workers = threads_for(u.size)
@@ -106,6 +106,9 @@ class SemiLagrangian:
         if field.shape == self._shape:
             return field
         return resample(field, self._shape[0]).clip(field.min(), field.max())
+
+    def facts(self) -> dict[str, float]:
+        return {}
 
     def history(self) -> dict[str, NDArray]:
         return {"started": np.array(self._started)}

@@ -9,6 +9,7 @@ import platform
 import time
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -16,19 +17,21 @@ import numpy as np
 import xarray as xr
 
 from pdekit.characteristics import characteristics
-from pdekit.equation.advection import cutoffs, fft_library
-from pdekit.equation.march import March, Record, unresolved
+from pdekit.equation.advection import fft_library
+from pdekit.equation.march import March, Record, Setup, unresolved
 from pdekit.equation.method import METHODS, Method
 from pdekit.equation.plan import Plan, Planner, growth_exponent, lost_modes
 from pdekit.equation.resolution import Flow, ResolutionWarning
 from pdekit.equation.semilagrangian import SemiLagrangian
 from pdekit.equation.spectral_method import KrylovMethod, LawsonMethod
 from pdekit.equation.storage import Checkpoint, FileFrames, MemoryFrames, fingerprint
+from pdekit.equation.tolerance import ResolvedMethod
 from pdekit.numerics.diagnostics import cell_peclet, courant
 from pdekit.problem import ConvectionDiffusion
 from pdekit.runtime.checks import check_real, check_whole, real_values
 from pdekit.velocity import node_points
 
+DEFAULT_NUM_POINTS = 128
 DEFAULT_DT = 1e-3
 DEFAULT_RTOL = 1e-8  # of the methods that choose their steps by it
 
@@ -92,32 +95,17 @@ def solve(
     is known that a mode would grow, and as soon as the solution leaves the bound max|u| <= max|f| beyond what an
     under-resolved grid explains.
     """
-    num_points = check_whole("num_points", num_points, 8)
+    if num_points is not None:
+        num_points = check_whole("num_points", num_points, 8)
     if problem.dim not in (1, 2, 3):
         raise ValueError(f"solve: expected 1, 2 or 3 space dimensions, got {problem.dim}; feynman_kac takes any")
-    library = fft_library(fft)
-    if dt is not None:
-        dt = check_real("dt", dt, "a positive step")
-    if rtol is not None:
-        rtol = check_real("rtol", rtol, "a positive number")
+    dt = None if dt is None else check_real("dt", dt, "a positive step")
+    rtol = None if rtol is None else check_real("rtol", rtol, "a positive number")
     checkpoint_seconds = check_real("checkpoint_seconds", checkpoint_seconds, "a number >= 0", positive=False)
     if method not in ("auto", *METHODS):
         raise ValueError(f"method: expected 'auto' or one of {', '.join(METHODS)}, got {method!r}")
-    horizon, dim = problem.horizon, problem.dim
-    wanted = _wanted(times, horizon)
-    first_stop = min((horizon - t for t in wanted if t < horizon), default=0.0)
-    flow = Flow.of(problem, num_points, with_strain=method in ("auto", "semi_lagrangian"))
-    planner = Planner(problem, num_points, flow, first_stop)
-    plan = planner.plan(method, dt=dt, rtol=rtol)
-    if plan.kind.adaptive and rtol is None:
-        rtol = DEFAULT_RTOL
-    num_steps = max(1, math.ceil(horizon / (dt or DEFAULT_DT) - 1e-9))
-    stops = _stops(wanted, horizon, None if plan.kind.adaptive else num_steps)
-    _check_options(problem, plan.method, dt or DEFAULT_DT, rtol, checkpoint)
-    dt = horizon / num_steps
-    frames = MemoryFrames(len(stops)) if frames_to is None else FileFrames(frames_to, len(stops), (num_points,) * dim)
-    terminal = problem.terminal_nodes(num_points)
-    bound = max(float(np.abs(terminal).max()), planner.terminal.largest)
+    library = fft_library(fft)
+    wanted = _wanted(times, problem.horizon)
     findings: list[str] = []
 
     def say(messages: Iterable[str]) -> None:
@@ -125,94 +113,154 @@ def solve(
             findings.append(message)
             warnings.warn(message, ResolutionWarning, stacklevel=3)
 
-    exponent, restart = None, None
-    if plan.method == "characteristics":
-        record = _carry(problem, num_points, stops, num_steps, frames)
+    if rtol is not None and method == "auto" and problem.velocity.interval > 0.0:
+        setup = _by_tolerance(problem, num_points, rtol, wanted, library)
     else:
+        setup = _on_grid(problem, num_points or DEFAULT_NUM_POINTS, method, dt, rtol, wanted, library)
+    plan = setup.plan
+    if plan.method == "characteristics" and checkpoint is not None:
+        raise ValueError("checkpoint: expected a method that steps through time, got 'characteristics'")
+    if frames_to is None:
+        frames: MemoryFrames | FileFrames = MemoryFrames(len(setup.stops))
+    elif num_points is None and plan.resolved:
+        raise ValueError("frames_to: expected num_points with it, the nodes along an axis of the file")
+    else:
+        frames = FileFrames(frames_to, len(setup.stops), setup.terminal.shape)
+    if plan.method != "characteristics":
         say(problem.check_periodic())
-        say(lost_modes(planner, plan, num_points))
-        exponent, unstable = growth_exponent(problem, flow, plan, num_points, num_steps)
-        say(unstable)
+    say(setup.messages)
+
+    restart = None
+    if setup.method is None:
+        record = _carry(problem, setup, frames)
+    else:
         if checkpoint is not None:
             description = fingerprint(problem) | {
                 "method": plan.method,
-                "rtol": rtol,
-                "times": [t for _, t in stops],
+                "resolved": plan.resolved,
+                "rtol": setup.rtol,
+                "times": [t for _, t in setup.stops],
                 "frames": "memory" if frames_to is None else "file",
             }
             restart = Checkpoint(checkpoint, description)
-        how = _method(problem, plan, flow, num_points=num_points, dt=dt, rtol=rtol, duration=stops[-1][0], fft=library)
-        march = March(problem, plan, how, num_points=num_points, num_steps=num_steps, flow=flow, bound=bound)
-        if not plan.kind.spectral or planner.coupled:
-            march.watch_from(first_stop, float(terminal.std()))
-        record = march.run(terminal, stops, frames, restart, checkpoint_seconds, progress)
-        say(unresolved(flow, plan, record, num_points, bound))
+        march = March(problem, setup)
+        record = march.run(frames, restart, checkpoint_seconds, progress)
+        say(unresolved(setup, record))
 
+    num_points = frames.num_points
+    dt = problem.horizon / setup.num_steps
     steady = record.taken == 0 or math.isclose(record.s, record.taken * dt, rel_tol=1e-9)
-    speed = max(flow.speed, record.speed_met)
+    dt = dt if steady else record.s / record.taken  # the mean one where it changed on the way
+    speed = max(setup.flow.speed, record.speed_met)
     attrs: dict[str, Any] = {
         "equation": "du/dt + F.grad u + sigma^2/2 lap u = 0, u(x, T) = f(x)",
         "sigma": problem.sigma,
-        "horizon": horizon,
-        "dt": dt if steady else record.s / record.taken,  # the mean one where it changed on the way
+        "horizon": problem.horizon,
+        "dt": dt,
         "num_steps": record.taken,
         "method": plan.method,
         "method_reason": plan.reason,
         "continuation": problem.velocity.continuation,
         "peclet": cell_peclet(speed, num_points, problem.diffusivity),
         "courant": courant(speed, num_points, dt),
-        "overshoot": max(record.largest / bound - 1.0, 0.0) if bound > 0 else 0.0,
+        "overshoot": max(record.largest / setup.bound - 1.0, 0.0) if setup.bound > 0 else 0.0,
         "warnings": "; ".join(findings) or "none",
         "seconds": record.seconds,
         "versions": _versions(),
     }
     if plan.kind.spectral:
-        attrs |= {"fft": library, "cutoff": cutoffs(num_points, padded=plan.padded)[0], "padded": int(plan.padded)}
-    if plan.method != "characteristics":
-        attrs |= {"tail": record.tail, "terminal_lost": plan.terminal_lost, "velocity_lost": plan.velocity_lost}
-    attrs |= {k: v for k, v in {"growth": exponent, "rtol": rtol, "seed": seed}.items() if v is not None}
+        attrs["fft"] = library
+    if setup.method is not None:
+        attrs |= setup.method.facts()
+        if not plan.resolved:
+            attrs |= {"tail": record.tail, "terminal_lost": plan.terminal_lost, "velocity_lost": plan.velocity_lost}
+    attrs |= {k: v for k, v in {"growth": setup.growth, "rtol": setup.rtol, "seed": seed}.items() if v is not None}
     grid = np.arange(num_points) / num_points
-    stored = np.array([t for _, t in reversed(stops)])
+    stored = np.array([t for _, t in reversed(setup.stops)])
     coords: dict[str, Any] = {"time": ("time", stored, {"long_name": "problem time t"})}
-    coords |= {a: (a, grid, {"long_name": a, "units": "box lengths"}) for a in ("x", "y", "z")[:dim]}
+    axes = ("x", "y", "z")[: problem.dim]
+    coords |= {a: (a, grid, {"long_name": a, "units": "box lengths"}) for a in axes}
     solution = frames.finish(coords, attrs)
     if restart is not None:
         restart.discard()
     return solution
 
 
-def _method(
+def _by_tolerance(
+    problem: ConvectionDiffusion, num_points: int | None, rtol: float, wanted: list[float], fft: str
+) -> Setup:
+    """Modes and substeps by the tolerance; num_points: nodes handed out, None for those that the modes need."""
+    stops = _stops(wanted, problem.horizon, None)
+    method = ResolvedMethod(problem, num_points=num_points, rtol=rtol, duration=stops[-1][0], fft=fft)
+    terminal = method.field(method.start())
+    return Setup(
+        plan=Plan("spectral_krylov", f"as many modes and substeps as rtol = {rtol:g} takes", resolved=True),
+        method=method,
+        flow=Flow.of(problem, method.start_points, with_strain=False),
+        stops=stops,
+        num_steps=1,
+        terminal=terminal,
+        bound=method.largest,
+        rtol=rtol,
+    )
+
+
+def _on_grid(
     problem: ConvectionDiffusion,
-    plan: Plan,
-    flow: Flow,
-    *,
     num_points: int,
-    dt: float,
+    method: str,
+    dt: float | None,
     rtol: float | None,
-    duration: float,
+    wanted: list[float],
     fft: str,
-) -> Method:
+) -> Setup:
+    """A grid of `num_points` nodes an axis, and a method for it."""
+    first_stop = min((problem.horizon - t for t in wanted if t < problem.horizon), default=0.0)
+    flow = Flow.of(problem, num_points, with_strain=method in ("auto", "semi_lagrangian"))
+    planner = Planner(problem, num_points, flow, first_stop)
+    plan = planner.plan(method, dt=dt, rtol=rtol)
+    if plan.kind.adaptive and rtol is None:
+        rtol = DEFAULT_RTOL
+    num_steps = max(1, math.ceil(problem.horizon / (dt or DEFAULT_DT) - 1e-9))
+    _check_options(problem, plan.method, dt or DEFAULT_DT, rtol)
+    stops = _stops(wanted, problem.horizon, None if plan.kind.adaptive else num_steps)
+    terminal = problem.terminal_nodes(num_points)
+    setup = Setup(
+        plan=plan,
+        method=None,
+        flow=flow,
+        stops=stops,
+        num_steps=num_steps,
+        terminal=terminal,
+        bound=max(float(np.abs(terminal).max()), planner.terminal.largest),
+        rtol=rtol,
+    )
+    if plan.method == "characteristics":
+        return setup
+    growth, unstable = growth_exponent(problem, flow, plan, num_points, num_steps)
+    size: dict[str, Any] = {"num_points": num_points, "padded": plan.padded, "fft": fft}
+    how: Method
     if plan.method == "semi_lagrangian":
         # an RK4 substep on which F strains by at most a half misses the departure point by < 1/2000 of the way
-        substeps = max(1, math.ceil(2.0 * flow.strain * dt))
-        return SemiLagrangian(problem, num_points=num_points, dt=dt, substeps=substeps)
-    if plan.method == "spectral_krylov":
+        substeps = max(1, math.ceil(2.0 * flow.strain * problem.horizon / num_steps))
+        how = SemiLagrangian(problem, num_points=num_points, dt=problem.horizon / num_steps, substeps=substeps)
+    elif plan.kind.standing:
         assert rtol is not None
-        return KrylovMethod(problem, num_points=num_points, rtol=rtol, duration=duration, padded=plan.padded, fft=fft)
-    return LawsonMethod(problem, num_points=num_points, dt=dt, kind=plan.method, padded=plan.padded, fft=fft, rtol=rtol)
+        how = KrylovMethod(problem, rtol=rtol, duration=stops[-1][0], **size)
+    else:
+        how = LawsonMethod(problem, dt=problem.horizon / num_steps, kind=plan.method, rtol=rtol, **size)
+    watched = (first_stop, float(terminal.std())) if not plan.kind.spectral or planner.coupled else None
+    messages = [*lost_modes(planner, plan, num_points), *unstable]
+    return replace(setup, method=how, growth=growth, messages=messages, watched=watched)
 
 
-def _check_options(
-    problem: ConvectionDiffusion, method: str, dt: float, rtol: float | None, checkpoint: object
-) -> None:
+def _check_options(problem: ConvectionDiffusion, method: str, dt: float, rtol: float | None) -> None:
     kind = METHODS[method]
     if not kind.adaptive and rtol is not None:
         adaptive = ", ".join(name for name, other in METHODS.items() if other.adaptive)
         raise ValueError(f"rtol: expected one of the methods that it drives, {adaptive}, got {method!r}")
     if kind.standing and not problem.velocity.interval > 0.0:
         raise ValueError(f"method {method!r}: expected a velocity that stands still in time, or jumps, got a function")
-    if method == "characteristics" and checkpoint is not None:
-        raise ValueError("checkpoint: expected a method that steps through time, got 'characteristics'")
     if method == "characteristics" and problem.sigma > 0:
         raise ValueError(f"method 'characteristics': expected sigma = 0, got {problem.sigma:g}")
     if problem.velocity.jumps:
@@ -241,22 +289,16 @@ def _stops(wanted: list[float], horizon: float, num_steps: int | None) -> list[t
     return [(horizon * k / num_steps, horizon * (num_steps - k) / num_steps) for k in steps]
 
 
-def _carry(
-    problem: ConvectionDiffusion,
-    num_points: int,
-    stops: list[tuple[float, float]],
-    num_steps: int,
-    frames: MemoryFrames | FileFrames,
-) -> Record:
-    """u(x, t) = f(X_T) along dX = F dt from every node, in `num_steps` RK4 steps a horizon."""
+def _carry(problem: ConvectionDiffusion, setup: Setup, frames: MemoryFrames | FileFrames) -> Record:
+    """u(x, t) = f(X_T) along dX = F dt from every node."""
     began = time.perf_counter()
-    nodes = node_points(num_points, problem.dim)
+    nodes = node_points(setup.terminal.shape[0], problem.dim)
     record = Record()
-    for index, (s, t) in enumerate(stops):
-        steps = round(s / problem.horizon * num_steps)
+    for index, (s, t) in enumerate(setup.stops):
+        steps = round(s / problem.horizon * setup.num_steps)
         ends = characteristics(problem, nodes.reshape(-1, problem.dim), num_steps=steps, t0=t) if steps else nodes
         field = problem.evaluate_terminal(ends.reshape(nodes.shape))
-        frames.put(len(stops) - 1 - index, field)
+        frames.put(len(setup.stops) - 1 - index, field)
         record.s, record.taken = s, steps
         record.largest = max(record.largest, float(np.abs(field).max()))
     record.seconds = time.perf_counter() - began

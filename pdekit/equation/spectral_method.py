@@ -21,7 +21,7 @@ class _Modes:
     """The state and the operators of a problem on kept Fourier modes."""
 
     def __init__(self, problem: ConvectionDiffusion, num_points: int, *, padded: bool, fft: str) -> None:
-        self.problem = problem
+        self.problem, self._padded = problem, padded
         cutoff = bandlimit(problem.velocity.nodes(num_points, 0.0)) if problem.velocity.steady else None
         self.advection = SpectralAdvection(num_points, problem.dim, velocity_cutoff=cutoff, padded=padded, fft=fft)
         self.symbol = problem.diffusivity * self.advection.laplacian
@@ -47,10 +47,13 @@ class _Modes:
         return self.advection.to_grid(u_hat)
 
     def norm(self, u_hat: NDArray) -> float:
-        return math.sqrt(self.advection.mean_square(u_hat))
+        return self.advection.norm(u_hat)
 
     def energies(self, u_hat: NDArray) -> tuple[float, float]:
         return self.advection.energies(u_hat)
+
+    def facts(self) -> dict[str, float]:
+        return {"cutoff": self.advection.cutoff, "padded": int(self._padded)}
 
     def convert(self, modes: NDArray) -> NDArray:
         """Modes kept on another grid (trailing axes), as modes of this one: cut off or filled up with zeros."""
@@ -93,9 +96,9 @@ class LawsonMethod(_Modes):
     def _advance(self, u_hat: NDArray, s: float, out: NDArray) -> None:
         self.advection.evaluate(u_hat, self._velocity_at(self.problem.horizon - s), out)
 
-    def step(self, u_hat: NDArray, s: float, limit: float = math.inf) -> float:
+    def step(self, u_hat: NDArray, s: float, limit: float = math.inf) -> tuple[NDArray, float]:
         self._standing = self.problem.velocity.standing(self.problem.horizon - s - self.stepper.dt)
-        return self.stepper.step(u_hat, s, limit)
+        return u_hat, self.stepper.step(u_hat, s, limit)
 
 
 class KrylovMethod(_Modes):
@@ -123,24 +126,29 @@ class KrylovMethod(_Modes):
         self.propagator.tolerance = self._rtol * float(np.abs(field).max())
         return super().start(field)
 
+    def facts(self) -> dict[str, float]:
+        own = {"error_estimate_time": self.propagator.estimate, "applications": self.propagator.applications}
+        return super().facts() | own
+
     def _apply(self, u_hat: NDArray, out: NDArray) -> None:
         self.advection.evaluate(u_hat, self._velocity_at(0.0), out)
-        _add_product(self.symbol.reshape(-1), u_hat.reshape(-1), out.reshape(-1))
+        add_product(self.symbol.reshape(-1), u_hat.reshape(-1), out.reshape(-1))
 
     def _largest(self, u_hat: NDArray) -> float:
         return float(np.abs(self.advection.to_grid(u_hat)).max())
 
-    def step(self, u_hat: NDArray, s: float, limit: float = math.inf) -> float:
+    def step(self, u_hat: NDArray, s: float, limit: float = math.inf) -> tuple[NDArray, float]:
         velocity, left = self.problem.velocity, math.inf
         if velocity.jumps:
             t = self.problem.horizon - s
             intervals = math.ceil(t / velocity.interval - 1e-9)  # the last one begun before t
             left = t - (intervals - 1) * velocity.interval
             self._standing = velocity.standing((intervals - 1) * velocity.interval)
-        return self.propagator.step(u_hat, s, limit, standing=left)
+        return u_hat, self.propagator.step(u_hat, s, limit, standing=left)
 
 
 @kernel(fastmath={"contract"})
-def _add_product(symbol: NDArray, u: NDArray, out: NDArray) -> None:
+def add_product(symbol: NDArray, u: NDArray, out: NDArray) -> None:
+    """out += symbol u."""
     for p in range(len(out)):
         out[p] += symbol[p] * u[p]

@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pdekit.numerics.spectral import resample
 from pdekit.problem import ConvectionDiffusion
 from pdekit.velocity import digest
 
@@ -113,6 +114,11 @@ class MemoryFrames:
     def put(self, index: int, field: NDArray) -> None:
         self._frames[index] = field
 
+    @property
+    def num_points(self) -> int:
+        """Nodes along an axis of the finest frame."""
+        return max(field.shape[0] for field in self._frames.values())
+
     def arrays(self) -> dict[str, NDArray]:
         return {f"frame_{i}": field for i, field in self._frames.items()}
 
@@ -120,7 +126,8 @@ class MemoryFrames:
         self._frames = {int(k.removeprefix("frame_")): v for k, v in arrays.items() if k.startswith("frame_")}
 
     def finish(self, coords: Mapping[str, Any], attrs: Mapping[str, Any]) -> xr.Dataset:
-        field = np.stack([self._frames[i] for i in range(self._count)])
+        num_points = len(coords["x"][1])
+        field = np.stack([resample(self._frames[i], num_points) for i in range(self._count)])
         return dataset(field, coords, attrs)
 
 
@@ -131,6 +138,7 @@ class FileFrames:
         self.path = Path(path)
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._shape = (count, *shape)
+        self.num_points = shape[0]
         self._started = False
 
     def _open(self) -> Any:

@@ -1,0 +1,324 @@
+"""Resolution in space and time by a tolerance: as many modes, at each time, as the solution needs.
+
+Modes up to K are kept. Truncation takes (1 - P_K)(F·∇u) away all the time, which by the maximum principle moves u by no
+more than the sum of what is taken, and by less where diffusion would have ended those modes soon. Its size is estimated
+from the energies of u and F by shells max|k_i| = k, phases taken for random,
+
+    sup = 4 rms,    rms² = Σ_k (2πk)² |u|²_k Σ_{j > K-k} |F|²_j,
+
+and K is the least for which that stays below half of the tolerance, looked at when a basis begins and when it ends. The
+other half is for the error in time (`pdekit.equation.krylov`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.fft import next_fast_len
+
+from pdekit.equation.advection import SpectralAdvection, bandlimit
+from pdekit.equation.krylov import Krylov
+from pdekit.equation.spectral_method import add_product
+from pdekit.problem import ConvectionDiffusion
+from pdekit.runtime.kernels import kernel
+from pdekit.velocity import Velocity
+
+MOST_NODES = {1: 2**17, 2: 4096, 3: 320}  # an axis, in products
+_CREST = 4.0  # of max|·| over the root mean square
+_LIVES = 2.0  # times the decay time of the first mode that is not kept, for what is taken from u to matter
+_START = 0.3  # of the allowed truncation when a basis begins, so that it can serve for some time
+_HEADROOM = 1.1  # of the modes when a basis begins
+_NOISE = 9.0  # times its own error in time, below which the energy of a shell is taken for that error
+
+
+@dataclass(eq=False)
+class _Level:
+    """The operator with modes up to one cutoff."""
+
+    advection: SpectralAdvection
+    propagator: Krylov
+    velocity: NDArray
+    piece: Velocity
+
+
+class ResolvedMethod:
+    """u' = A u with as many modes, and substeps as long, as max|error| <= rtol max|f| allows.
+
+    The state is compact modes of whatever cutoff is in force. num_points: nodes handed out, None for those that the
+    cutoff needs; duration: from T back to the first frame.
+    """
+
+    def __init__(
+        self,
+        problem: ConvectionDiffusion,
+        *,
+        num_points: int | None,
+        rtol: float,
+        duration: float,
+        fft: str = "auto",
+    ) -> None:
+        self._problem, self._num_points, self._duration, self._fft = problem, num_points, duration, fft
+        self.speed_met = 0.0
+        most = MOST_NODES[problem.dim]
+        terminal = _held("terminal f", problem.terminal_nodes, problem, 0.02 * rtol, most)
+        self.largest = float(np.abs(terminal).max())
+        self._tolerance = rtol * self.largest
+        self._allowed = 0.5 * self._tolerance
+        first = problem.velocity.standing(problem.horizon * (1.0 - 1e-12))
+        self._nodes = _velocity_nodes(first, problem, rtol, most)
+        self._band = bandlimit(self._nodes) if problem.velocity.steady else self._nodes.shape[-1] // 2
+        self._most = self._fast((most - self._band - 1) // 2)
+        k = (terminal.shape[-1] - 1) // 2
+        advection = SpectralAdvection(terminal.shape[-1], problem.dim, cutoff=k, velocity_cutoff=self._band, fft=fft)
+        self._terminal = advection.to_modes(terminal)
+        self._levels: dict[int, _Level] = {}
+        self._level: _Level | None = None
+        self._piece = first
+        self._shells = self._velocity_shells()
+        self._noise = np.zeros(0)
+        self._grown = 1.0
+        self._cut = 0.0  # bound of all modes that were dropped from u
+        self.space_error = 0.0
+        self.largest_cutoff = 0
+
+    # what the march asks for
+
+    def start(self, field: NDArray | None = None) -> NDArray:
+        """The terminal condition's own modes, whatever grid is handed out."""
+        return self._terminal.copy()
+
+    @property
+    def start_points(self) -> int:
+        """Nodes an axis that hold f."""
+        return 2 * self._terminal.shape[-1]
+
+    def field(self, state: NDArray) -> NDArray[np.float64]:
+        k = state.shape[-1] - 1
+        n = self._num_points or next_fast_len(2 * k + 2, real=True)
+        every = math.ceil((2 * k + 2) / n)  # values at the nodes, where the nodes cannot hold the modes
+        grid = self._at(k).advection.to_grid(state, every * n)
+        return np.ascontiguousarray(grid[(slice(None, None, every),) * grid.ndim])
+
+    def norm(self, state: NDArray) -> float:
+        return self._at(state.shape[-1] - 1).advection.norm(state)
+
+    def energies(self, state: NDArray) -> tuple[float, float]:
+        return self._at(state.shape[-1] - 1).advection.energies(state)
+
+    def convert(self, state: NDArray) -> NDArray:
+        return state
+
+    def step(self, state: NDArray, s: float, limit: float = math.inf) -> tuple[NDArray, float]:
+        if self._level is None or self._level.propagator.served(s):
+            state = self._begin(state, s)
+        assert self._level is not None
+        propagator = self._level.propagator
+        taken = min(limit, propagator.until - s)
+        propagator.state(s + taken, state)
+        return state, taken
+
+    def facts(self) -> dict[str, float]:
+        propagator = self._level.propagator if self._level else None
+        time, applications = (propagator.estimate, propagator.applications) if propagator else (0.0, 0)
+        error = {"error_estimate": time + self.space_error + self._cut, "error_estimate_time": time}
+        return error | {"applications": applications, "cutoff": self.largest_cutoff, "padded": 1}
+
+    def history(self) -> dict[str, NDArray]:
+        if self._level is None:
+            return {}
+        own = {"grown": self._grown, "cut": self._cut, "space_error": self.space_error}
+        return self._level.propagator.history() | {name: np.array(value) for name, value in own.items()}
+
+    def restore(self, history: dict[str, NDArray]) -> None:
+        if "origin" not in history:
+            return
+        self._grown, self._cut, self.space_error = (float(history[n]) for n in ("grown", "cut", "space_error"))
+        self._level = self._at(history["origin"].shape[-1] - 1)
+        self._level.propagator.restore(history)
+
+    # a basis, with the modes that it needs
+
+    def _begin(self, state: NDArray, s: float) -> NDArray:
+        """Choose modes and build a basis that serves for some time; returns the state with these modes."""
+        self._stand(s)
+        carried = self._level.propagator.carried() if self._level else None
+        left = min(self._duration - s, self._until_jump(s))
+        energy = _clean(_shells(state), self._noise)
+        here = state.shape[-1] - 1
+        wanted = self._wanted(energy)
+        while True:
+            if wanted > self._most:
+                raise ValueError(
+                    f"rtol: the solution needs modes beyond |k| = {self._most}, of {MOST_NODES[self._problem.dim]} "
+                    "nodes an axis; use a larger rtol or sigma, or num_points and method='semi_lagrangian'"
+                )
+            k = self._fast(wanted)
+            level = self._at(k)
+            if carried is not None:
+                level.propagator.follow(carried)
+            own = state if k == here else _resized(state, k, self._problem.dim)
+            level.propagator.begin(own, s, left)
+            leaked, ended = self._end_of(level, own)
+            if leaked <= self._allowed or level.propagator.served(s):
+                break
+            wanted = math.ceil(1.3 * k)  # even a short substep takes too much
+        self._cut += _CREST * math.sqrt(energy[k + 1 :].sum())
+        self.space_error = max(self.space_error, leaked)
+        self._level, self.largest_cutoff = level, max(self.largest_cutoff, k)
+        self._grown = ended
+        return own
+
+    def _end_of(self, level: _Level, state: NDArray) -> tuple[float, float]:
+        """Shorten the substep until what its end would lose is allowed; that, and the room the next needs for more."""
+        propagator, end = level.propagator, np.empty_like(state)
+        k, room = state.shape[-1] - 1, 1.0
+        for _ in range(8):
+            propagator.state(propagator.until, end)
+            self._noise = _shells(propagator.last_vector())
+            leaked = self._leak(_clean(_shells(end), self._noise), k)
+            if leaked <= self._allowed:
+                break
+            propagator.shorten(0.6)
+            room = 1.3
+        return leaked, room
+
+    def _wanted(self, energy: NDArray) -> int:
+        """The least cutoff that starts well within what truncation may take."""
+        allowed, spare = _START * self._allowed, max(_START * self._allowed - self._cut, 0.0)
+        dropped = _CREST * np.sqrt(np.append(energy[::-1].cumsum()[::-1][1:], 0.0))
+        for k in range(1, len(energy)):
+            if dropped[k] <= spare and self._leak(energy, k) <= allowed:
+                return min(math.ceil(_HEADROOM * self._grown * k) + 1, max(self._most, k))
+        return math.ceil(1.3 * len(energy))
+
+    def _leak(self, energy: NDArray, cutoff: int) -> float:
+        """Bound of what truncation at the cutoff moves u by, were the energies by shells these all the time."""
+        k = np.arange(min(len(energy), cutoff + 1))
+        beyond = self._shells[np.clip(cutoff - k + 1, 0, len(self._shells) - 1)]
+        rms = math.sqrt(float(((2.0 * np.pi * k) ** 2 * energy[: len(k)] * beyond).sum()))
+        decay = self._problem.diffusivity * (2.0 * np.pi * (cutoff + 1)) ** 2
+        return _CREST * rms * _LIVES * min(self._duration, 1.0 / decay if decay > 0.0 else math.inf)
+
+    def _fast(self, cutoff: int) -> int:
+        """The largest cutoff whose products take as many nodes."""
+        if 2 * cutoff < self._band:
+            return cutoff
+        nodes = next_fast_len(2 * cutoff + self._band + 1, real=True)
+        return (nodes - self._band - 1) // 2
+
+    def _at(self, cutoff: int) -> _Level:
+        if cutoff not in self._levels:
+            dim = self._problem.dim
+            advection = SpectralAdvection(2 * cutoff + 2, dim, cutoff=cutoff, velocity_cutoff=self._band, fft=self._fft)
+            symbol = (self._problem.diffusivity * advection.laplacian).reshape(-1)
+
+            def apply(u_hat: NDArray, out: NDArray) -> None:
+                level = self._levels[cutoff]
+                if level.piece is not self._piece:
+                    level.velocity, level.piece = advection.prepare_velocity(self._nodes), self._piece
+                advection.evaluate(u_hat, level.velocity, out)
+                add_product(symbol, u_hat.reshape(-1), out.reshape(-1))
+
+            def largest(u_hat: NDArray) -> float:
+                return float(np.abs(advection.to_grid(u_hat, next_fast_len(2 * cutoff + 2, real=True))).max())
+
+            propagator = Krylov(advection.shape, apply, largest, self._duration)
+            propagator.tolerance = self._tolerance - self._allowed
+            velocity = advection.prepare_velocity(self._nodes)
+            self._levels[cutoff] = _Level(advection, propagator, velocity, self._piece)
+        return self._levels[cutoff]
+
+    # pieces of a velocity that jumps
+
+    def _until_jump(self, s: float) -> float:
+        velocity = self._problem.velocity
+        if not velocity.jumps:
+            return math.inf
+        t = self._problem.horizon - s
+        return t - (math.ceil(t / velocity.interval - 1e-9) - 1) * velocity.interval
+
+    def _stand(self, s: float) -> None:
+        """Take the piece of F that stands before t = T - s."""
+        velocity = self._problem.velocity
+        if velocity.jumps:
+            piece = velocity.standing(self._problem.horizon - s - 0.5 * self._until_jump(s))
+            if piece is not self._piece:
+                self._piece, self._nodes = piece, piece.nodes(self._nodes.shape[-1], 0.0)
+                self._shells = self._velocity_shells()
+
+    def _velocity_shells(self) -> NDArray:
+        """Σ_{i >= j} |F|²_i for j = 0, 1, ..., one beyond the last."""
+        n, dim = self._nodes.shape[-1], self._problem.dim
+        modes = SpectralAdvection(max(n, 4), dim, cutoff=(n - 1) // 2, velocity_cutoff=0)
+        energy = np.asarray(sum(_shells(modes.to_modes(component)) for component in self._nodes))
+        return np.append(energy[::-1].cumsum()[::-1], 0.0)
+
+
+def _held(
+    name: str, sample: Callable[[int], NDArray], problem: ConvectionDiffusion, share: float, most: int
+) -> NDArray[np.float64]:
+    """Values on the coarsest grid whose upper third of the modes holds at most `share` of max|value|."""
+    n = 16
+    while True:
+        values = sample(n)
+        dim = problem.dim
+        fields = values if values.ndim > dim else values[None]
+        modes = SpectralAdvection(n, dim, cutoff=(n - 1) // 2, velocity_cutoff=0)
+        energy = np.asarray(sum(_shells(modes.to_modes(field)) for field in fields))
+        if _CREST * math.sqrt(energy[n // 3 :].sum()) <= share * np.abs(values).max():
+            return values
+        if 2 * n > most:
+            raise ValueError(
+                f"rtol: expected a {name} whose modes fall below the tolerance within {most} nodes an axis; "
+                "use a larger rtol, or num_points with dt"
+            )
+        n *= 2
+
+
+def _velocity_nodes(velocity: Velocity, problem: ConvectionDiffusion, rtol: float, most: int) -> NDArray[np.float64]:
+    """Node values that hold F: its own where it has them, or of a grid fine enough."""
+    if velocity.own_nodes is not None and velocity.continuation == "trigonometric":
+        return velocity.own_nodes
+    return _held("velocity F", lambda n: velocity.nodes(n, 0.0), problem, 1e-3 * rtol, most)
+
+
+def _resized(modes: NDArray, cutoff: int, dim: int) -> NDArray[np.complex128]:
+    """Modes up to another cutoff: cut off or filled up with zeros."""
+    keep = min(modes.shape[-1] - 1, cutoff)
+    out = np.zeros((2 * cutoff + 1,) * (dim - 1) + (cutoff + 1,), dtype=complex)
+    index = np.ix_(*[np.r_[0 : keep + 1, -keep:0]] * (dim - 1), np.arange(keep + 1))
+    out[index] = modes[index]
+    return out
+
+
+def _clean(energy: NDArray, noise: NDArray) -> NDArray:
+    """Energies by shells, without those that the error in time explains."""
+    level = np.zeros_like(energy)
+    level[: len(noise)] = _NOISE * noise[: len(energy)]
+    return np.where(energy > level, energy, 0.0)
+
+
+def _shells(modes: NDArray) -> NDArray[np.float64]:
+    """∫u² by shells max|k_i| = k, k = 0 .. K, of compact modes."""
+    k = modes.shape[-1] - 1
+    energy = np.zeros(k + 1)
+    _sum_shells(modes.reshape(-1, k + 1), modes.ndim, energy)
+    return energy
+
+
+@kernel()
+def _sum_shells(rows: NDArray, dim: int, energy: NDArray) -> None:
+    n = 2 * rows.shape[1] - 1
+    for r in range(rows.shape[0]):
+        rest, highest = r, 0
+        for _ in range(dim - 1):
+            i = rest % n
+            rest //= n
+            highest = max(highest, min(i, n - i))
+        for j in range(rows.shape[1]):
+            size = rows[r, j].real ** 2 + rows[r, j].imag ** 2
+            energy[max(highest, j)] += size if j == 0 else 2.0 * size
