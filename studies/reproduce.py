@@ -18,9 +18,9 @@ from typing import Annotated
 import typer
 
 from netkit.data import DataError
-from studies.lab import records
-from studies.lab.cli import FAILURE, USAGE, Device, Scheduler, Slurm, Workers, device_called, engine, progress, require
-from studies.lab.reporting import ROOT, InputError, console, num_cores, one_line_errors
+from studies.lab import engines, records
+from studies.lab.cli import FAILURE, USAGE, Device, device_called, progress
+from studies.lab.reporting import ROOT, InputError, at_least, console, num_cores, one_line_errors
 from studies.lab.run import run_all
 from studies.lab.tasks import Scoring, Task
 from studies.lab.work import load_data, require_same_data
@@ -38,16 +38,15 @@ def main(
     budget: Annotated[float | None, typer.Option(help="Minutes; stops cleanly then")] = None,
     dry_run: Annotated[bool, typer.Option(help="List the tasks, and which of them are done")] = False,
     device: Device = "auto",
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    slurm: Slurm = None,
+    workers: engines.Workers = None,
+    scheduler: engines.Scheduler = None,
+    slurm: engines.Slurm = None,
     out: Annotated[Path, typer.Option(help="Folder for models and predictions")] = ROOT / "out",
     results: Annotated[Path, typer.Option(help="Folder of records")] = ROOT / "studies" / "results" / "records",
 ) -> None:
     """Train and attack in the order of the queue; what is on disk is not done again."""
     with one_line_errors(USAGE, FAILURE, interrupted="interrupted; the same command continues from here"):
-        require(0, budget=budget)
-        require(1, workers=workers)
+        at_least(0, budget=budget)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise InputError("the queue runs whole networks side by side (--workers); torchrun is for the tables")
         if data is not None and data.suffix == ".npz" and data.stem not in ("cifar10", "cifar100"):
@@ -62,8 +61,11 @@ def main(
             return
         records.merge(records.of_tasks(tasks), results)
         failures: list[Task] = []
-        count = workers or (num_cores() if on == "cpu" else 3)
-        with engine(count, scheduler, slurm, out) as (executor, num_workers), progress() as (report, finished, ended):
+        usual = num_cores() if on == "cpu" else 3
+        with (
+            engines.chosen(workers, scheduler, slurm, out, usual=usual) as engine,
+            progress() as (report, finished, ended),
+        ):
 
             def keep(task: Task, outcome: str, seconds: float) -> None:
                 finished(task, outcome, seconds)
@@ -78,9 +80,7 @@ def main(
 
             run_all(
                 tasks,
-                executor=executor,
-                num_workers=num_workers,
-                num_threads=max(1, num_cores() // count),
+                engine,
                 report=report,
                 finished=keep,
                 failed=skip,

@@ -41,8 +41,9 @@ def tasks_in(out: Path, *, epochs: int = 60) -> list[Task]:
 def run_all(tasks: list[Task], executor: Executor | None = None, **options: Any) -> list[Task]:
     """What was finished, in its order."""
     done: list[Task] = []
-    usual: dict[str, Any] = {"num_workers": 2, "num_threads": 1, "report": lambda *_: None}
-    run.run_all(tasks, executor=executor, finished=lambda task, *_: done.append(task), **usual | options)
+    engine = engines.Engine(engines.Here(), 1, 1) if executor is None else engines.Engine(executor, 2, 1)
+    usual: dict[str, Any] = {"report": lambda *_: None}
+    run.run_all(tasks, engine, finished=lambda task, *_: done.append(task), **usual | options)
     return done
 
 

@@ -190,8 +190,8 @@ def test_a_data_set_that_is_not_here_is_left_out_with_the_reason(
         (["--settings", "slow"], "unknown setting 'slow'"),
         (["--settings", "digits", "--rows", "VGG"], "no stage has the row 'VGG'"),
         (["--seeds", "a"], "expected seeds separated by commas"),
-        (["--budget", "-1"], "budget must be at least 0"),
-        (["--workers", "0"], "workers must be at least 1"),
+        (["--budget", "-1"], "--budget: expected at least 0"),
+        (["--workers", "0"], "--workers: expected at least 1"),
         (["--data", "subset.npz"], "expected --data to be a folder, cifar10.npz or cifar100.npz, got subset.npz"),
     ],
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +22,7 @@ from studies.lab import assemble, engines, records
 from studies.lab.attacks import ATTACKS
 from studies.lab.declared import Row, Table
 from studies.lab.networks import Network, on_dataset
-from studies.lab.reporting import ROOT, InputError, console, num_cores, one_line_errors, provenance
+from studies.lab.reporting import ROOT, InputError, at_least, console, num_cores, one_line_errors, provenance
 from studies.lab.run import WorkerDied, costliest_first, run_all
 from studies.lab.tasks import Settings, Task, tasks_for
 from studies.lab.work import require_same_data
@@ -34,9 +33,6 @@ FAILURE = (FloatingPointError, WorkerDied)
 _SMOKE = {"epochs": 1, "num_train": 128, "num_test": 40, "attack_steps": 2, "num_draws": 2, "eot": 2}
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto")]
-Workers = Annotated[int | None, typer.Option(help="Tasks at a time; default: one a core, one on a GPU")]
-Scheduler = Annotated[str | None, typer.Option(help="Run on the workers of this dask scheduler, tcp://host:port")]
-Slurm = Annotated[str | None, typer.Option(help="Run as jobs of SLURM in this partition")]
 
 
 @dataclass(frozen=True)
@@ -94,18 +90,18 @@ def compute(
         seed: Annotated[int, typer.Option(help="The first seed")] = 0,
         num_seeds: Annotated[int | None, typer.Option(help="Default: 3 on digits, else 1")] = None,
         device: Device = "auto",
-        workers: Workers = None,
-        scheduler: Scheduler = None,
-        slurm: Slurm = None,
+        workers: engines.Workers = None,
+        scheduler: engines.Scheduler = None,
+        slurm: engines.Slurm = None,
         out: Annotated[Path, typer.Option(help="Folder for models, predictions and results")] = ROOT / "out",
         results: Annotated[Path | None, typer.Option(help="Folder whose records those of this table join")] = None,
         smoke: Annotated[bool, typer.Option(help="As little as shows that everything runs")] = False,
     ) -> None:
         with one_line_errors(USAGE, FAILURE, interrupted="interrupted; the same command continues from here"):
-            require(0, seed=seed)
-            require(2, num_train=num_train)
-            require(1, num_test=num_test, epochs=epochs, attack_steps=attack_steps, eot=eot)
-            require(1, num_draws=num_draws, num_seeds=num_seeds, workers=workers)
+            at_least(0, seed=seed)
+            at_least(2, num_train=num_train)
+            at_least(1, num_test=num_test, epochs=epochs, attack_steps=attack_steps, eot=eot)
+            at_least(1, num_draws=num_draws, num_seeds=num_seeds)
             small = _SMOKE if smoke else {}
             settings = Settings(
                 dataset=dataset,
@@ -132,21 +128,13 @@ def compute(
             with parallel.joined(settings.device):
                 rank, _ = parallel.processes()
                 console.quiet = rank > 0
-                # from the whole table, not from what is left: the number of threads can change the last bits
                 usual = min(num_cores(), len(chosen) * count) if settings.device == "cpu" else 1
                 require_same_data(computed.tasks)
                 with (
-                    engine(workers or usual, scheduler, slurm, out) as (executor, num_workers),
+                    engines.chosen(workers, scheduler, slurm, out, usual=usual) as engine,
                     progress() as (report, finished, _),
                 ):
-                    run_all(
-                        costliest_first(computed.tasks),
-                        executor=executor,
-                        num_workers=num_workers,
-                        num_threads=max(1, num_cores() // (workers or usual)),
-                        report=report,
-                        finished=finished,
-                    )
+                    run_all(costliest_first(computed.tasks), engine, report=report, finished=finished)
             if rank == 0:
                 if results is not None:
                     records.merge(records.of_tasks(computed.tasks), results)
@@ -185,35 +173,6 @@ def tasks_of(table: Table, rows: Sequence[Row], settings: Settings, seeds: Seque
             weights=row.weights,
         )
     ]
-
-
-@contextlib.contextmanager
-def engine(
-    workers: int, scheduler: str | None, slurm: str | None, out: Path
-) -> Iterator[tuple[Executor | None, float]]:
-    """The executor that the command line asks for, None for this process, and how many tasks it takes at a time."""
-    if scheduler is not None and slurm is not None:
-        raise InputError("expected one of --scheduler and --slurm, got both")
-    if scheduler is None and slurm is None and workers == 1:
-        yield None, 1
-        return
-    started: contextlib.AbstractContextManager[Executor]
-    count = float("inf")
-    if scheduler is not None:
-        started = engines.dask(scheduler)
-    elif slurm is not None:
-        started = engines.slurm(slurm, out / "slurm")
-    else:
-        started, count = engines.Processes(workers), workers
-    with started as executor:
-        yield executor, count
-
-
-def require(least: int, **options: float | None) -> None:
-    """Raise InputError for an option that is given and below `least`."""
-    for name, value in options.items():
-        if value is not None and value < least:
-            raise InputError(f"{name} must be at least {least}, got {value}")
 
 
 def _numbers(text: str | None) -> tuple[float, ...]:

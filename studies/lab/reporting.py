@@ -1,4 +1,4 @@
-"""What every study shares: where results go, how they are stamped, and one terminal to print on."""
+"""Options, tables on the terminal, files and provenance that all studies share."""
 
 from __future__ import annotations
 
@@ -10,15 +10,53 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+import typer
+from rich import box
 from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
 console = Console()
+
+Seed = Annotated[int, typer.Option(help="of everything that is drawn at random")]
+Out = Annotated[Path, typer.Option(help="folder for numbers and pictures")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="as little as shows that everything runs, in seconds")]
+
+
+def tracked(items: Iterable[T], title: str) -> Iterable[T]:
+    """`items`, with a progress bar where there is a terminal."""
+    return track(items, title, console=console, transient=True, disable=not console.is_terminal)
+
+
+def show(
+    title: str,
+    columns: Mapping[str, str | Callable[[Any], str]],
+    rows: Iterable[Any],
+    *,
+    caption: str = "",
+    num_texts: int = 1,
+) -> None:
+    """Print a table, `num_texts` columns of text first, the others of numbers.
+
+    columns: how each shows a row: a function of it, or the format of its entries, "{sigma:g}" for a mapping and "{0}"
+        for a sequence.
+    """
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number < num_texts else "right")
+    for row in rows:
+        values, named = ((), row) if isinstance(row, Mapping) else (row, {})
+        table.add_row(*(say.format(*values, **named) if isinstance(say, str) else say(row) for say in columns.values()))
+    console.print(table)
+
 
 _PACKAGES = ("itoflow", "numpy", "scipy", "numba", "rocket-fft", "xarray", "torch", "scikit-learn")
 
@@ -94,6 +132,13 @@ def write_json(path: Path, content: Any) -> None:
 
 class InputError(ValueError):
     """A command line asks for something that does not exist or does not fit."""
+
+
+def at_least(least: int, **options: float | None) -> None:
+    """Raise InputError for an option that is given and below `least`."""
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
 
 
 def read_object(path: Path) -> dict[str, Any]:
