@@ -18,6 +18,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import render
 from rich.progress import track
 from rich.table import Table
 
@@ -50,12 +51,20 @@ def show(
         for a sequence.
     """
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    shown = [[_shown(say, row) for say in columns.values()] for row in rows]
     for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number < num_texts else "right")
-    for row in rows:
-        values, named = ((), row) if isinstance(row, Mapping) else (row, {})
-        table.add_row(*(say.format(*values, **named) if isinstance(say, str) else say(row) for say in columns.values()))
+        words = " ".join([name, *(render(cells[number]).plain for cells in shown)]).split()
+        justify: Any = "left" if number < num_texts else "right"
+        table.add_column(name, justify=justify, min_width=max(map(len, words), default=0))
+    for cells in shown:
+        table.add_row(*cells)
     console.print(table)
+
+
+def _shown(say: str | Callable[[Any], str], row: Any) -> str:
+    if callable(say):
+        return say(row)
+    return say.format(**row) if isinstance(row, Mapping) else say.format(*row)
 
 
 _PACKAGES = ("itoflow", "numpy", "scipy", "numba", "rocket-fft", "xarray", "torch", "scikit-learn")
