@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numba
@@ -37,18 +37,7 @@ from pdekit.regularity import bernstein_bound, coupling_bound, printed_bound
 from pdekit.spectral import gradient
 from pdekit.splines import spline_table
 from studies.draw.neural_pde import draw, report
-from studies.lab.reporting import (
-    ROOT,
-    InputError,
-    Out,
-    Seed,
-    Smoke,
-    at_least,
-    console,
-    one_line_errors,
-    provenance,
-    write_json,
-)
+from studies.lab.reporting import ROOT, InputError, Out, Seed, Smoke, at_least, console, one_line_errors, store
 
 Array = NDArray[np.float64]
 Fields = dict[str, Any]
@@ -112,7 +101,7 @@ def main(
     smoke: Smoke = False,
 ) -> None:
     """Train, solve, compare; write neural_pde.nc and neural_pde.json, then draw from them."""
-    with one_line_errors(usage=(ValueError,), failure=(FloatingPointError, OSError)):
+    with one_line_errors():
         if shape not in SHAPES:
             raise InputError(f"--shape: expected one of {', '.join(SHAPES)}, got {shape!r}")
         if not 0 < sigma <= 0.8:
@@ -125,12 +114,11 @@ def main(
         torch.set_num_threads(1)
         began = time.perf_counter()
         fields, numbers = compute(config)
-        numbers |= {"seconds": time.perf_counter() - began, "provenance": provenance(asdict(config))}
-        out.mkdir(parents=True, exist_ok=True)
-        fields.attrs = {"title": "A residual network and its equation", "provenance": json.dumps(numbers["provenance"])}
+        numbers["seconds"] = time.perf_counter() - began
+        stored = store(out / "neural_pde.json", numbers, config)
+        fields.attrs = {"title": "A residual network and its equation", "provenance": json.dumps(stored["provenance"])}
         fields.to_netcdf(out / "neural_pde.nc", engine="h5netcdf")
-        write_json(out / "neural_pde.json", numbers)
-        report(numbers)
+        report(stored)
         draw(out)
         console.print(f"wrote neural_pde.png, .pdf, .nc and .json in {out}")
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,7 @@ from pdekit.spectral import gradient, resample
 from pdekit.velocity import node_points
 from studies.draw.theorems import draw, report
 from studies.lab import engines
-from studies.lab.reporting import ROOT, Out, Seed, Smoke, at_least, console, one_line_errors, provenance, write_json
+from studies.lab.reporting import ROOT, Out, Seed, Smoke, at_least, console, one_line_errors, store, write_json
 from studies.paper.theorems import judge
 
 Array = NDArray[np.float64]
@@ -83,7 +83,7 @@ def main(
     smoke: Smoke = False,
 ) -> None:
     """Measure, write theorems.json and its verdicts alone, then print the verdicts and draw theorems.png from it."""
-    with one_line_errors(usage=(ValueError,), failure=(FloatingPointError, OSError)):
+    with one_line_errors():
         at_least(0, seed=seed)
         config = replace(SMOKE if smoke else FULL, seed=seed)
         with engines.chosen(workers, scheduler, slurm, out) as engine:
@@ -95,9 +95,9 @@ def main(
                 "gradients": engine.sweep("Theorem 2: gradients", measure_gradient, gradient_cases(config)),
                 "ramp": {name: [row[name] for row in ramps] for name in ramps[0]} | {"length": RAMP_LENGTH},
             }
-        summary = {"verdicts": judge(results), "provenance": provenance(asdict(config))}
+        # of the verdicts alone: what the page of results reads, a hundredth of the size
+        summary = store(out / "summary.json", {"verdicts": judge(results)}, config)
         write_json(out / "theorems.json", results | summary)
-        write_json(out / "summary.json", summary)  # what the report reads, a hundredth of the size
         report(summary["verdicts"])
         draw(out / "theorems.json")
         console.print(f"wrote theorems.png, theorems.pdf, theorems.json and summary.json in {out}", soft_wrap=True)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -139,6 +140,13 @@ def write_json(path: Path, content: Any) -> None:
     write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
+def store(path: Path, numbers: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """Write a study's numbers with the provenance that its `config`, a dataclass, belongs to; return both."""
+    stamped = dict(numbers) | {"provenance": provenance(asdict(config))}
+    write_json(path, stamped)
+    return stamped
+
+
 class InputError(ValueError):
     """A command line asks for something that does not exist or does not fit."""
 
@@ -182,8 +190,8 @@ def _text(path: Path) -> str:
 
 @contextmanager
 def one_line_errors(
-    usage: tuple[type[Exception], ...],
-    failure: tuple[type[Exception], ...] = (),
+    usage: tuple[type[Exception], ...] = (ValueError,),
+    failure: tuple[type[Exception], ...] = (FloatingPointError, OSError),
     *,
     interrupted: str = "interrupted",
 ) -> Iterator[None]:
