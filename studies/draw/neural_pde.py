@@ -119,7 +119,9 @@ def draw(out: Path) -> None:
     """Draw neural_pde.png and neural_pde.pdf in the folder of the stored numbers."""
     numbers = json.loads((out / "neural_pde.json").read_text())
     fields = xr.load_dataset(out / "neural_pde.nc", engine="h5netcdf")
-    with styled(font_size=8, axes_titlesize=8.5, axes_linewidth=0.6, lines_linewidth=1.2, legend_fontsize=6.5):
+    with styled(
+        {"font.size": 8, "axes.titlesize": 8.5, "axes.linewidth": 0.6, "lines.linewidth": 1.2, "legend.fontsize": 6.5}
+    ):
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
 

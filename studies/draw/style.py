@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ _STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def styled(**changes: Any) -> Iterator[None]:
-    """The style for what is drawn and saved inside; underscores in `changes` stand for dots."""
+def styled(changes: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """The style for what is drawn and saved inside, with `changes` to matplotlib's rcParams."""
     import matplotlib
 
     matplotlib.use("Agg")
-    style: Any = _STYLE | {name.replace("_", ".", 1): value for name, value in changes.items()}
+    style: Any = _STYLE | dict(changes or {})
     with matplotlib.rc_context(style):
         yield
 

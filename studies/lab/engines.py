@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ Workers = Annotated[int | None, typer.Option(help="Tasks at a time; default: one
 Scheduler = Annotated[str | None, typer.Option(help="Run on the workers of this dask scheduler, tcp://host:port")]
 Slurm = Annotated[str | None, typer.Option(help="Run as jobs of SLURM in this partition")]
 
+_MOST_JOBS = 256  # in the queue of a batch system at a time
 _PARTS = 64  # of a sweep: enough for workers to end together, few enough to be jobs of a batch system
 
 
@@ -179,35 +181,19 @@ def slurm(partition: str, folder: Path, *, cluster: str = "slurm") -> Executor:
     return _Batch(batch)
 
 
-class _Batch(Executor):
+class _Batch(ThreadPoolExecutor):
     """submitit as an Executor: a thread waits for each job."""
 
     def __init__(self, batch: Any) -> None:
+        super().__init__(_MOST_JOBS)
         self._batch = batch
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_running_or_notify_cancel()
-        job = self._batch.submit(_Resumed(fn), *args, **kwargs)
-        threading.Thread(target=self._wait, args=(future, job), daemon=True).start()
-        return future
-
-    @staticmethod
-    def _wait(future: Future[Any], job: Any) -> None:
-        try:
-            future.set_result(job.result())
-        except Exception as error:
-            future.set_exception(error)
+        return super().submit(lambda: self._batch.submit(_Resumed(fn), *args, **kwargs).result())
 
 
-class _Resumed:
+class _Resumed(partial[Any]):
     """A function that submitit calls again, with the same arguments, where its job was preempted or timed out."""
-
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        self.fn = fn
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.fn(*args, **kwargs)
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         import submitit

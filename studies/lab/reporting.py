@@ -158,6 +158,30 @@ def at_least(least: int, **options: float | None) -> None:
             raise InputError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
 
 
+def listed(option: str, text: str | None, kind: Callable[[str], T]) -> list[T]:
+    """The values of an option, separated by commas, each once; none where it is not given.
+
+    Raises InputError where it is given and has none, or has some of another kind.
+    """
+    words = dict.fromkeys(word.strip() for word in (text or "").split(",") if word.strip())
+    try:
+        values = [kind(word) for word in words]
+    except ValueError:
+        raise InputError(f"--{option}: expected numbers separated by commas, got {text!r}") from None
+    if text is not None and not values:
+        raise InputError(f"--{option}: expected values separated by commas, got {text!r}")
+    return values
+
+
+def some_of(option: str, text: str, known: Iterable[str]) -> list[str]:
+    """`listed`, which must be known."""
+    names = dict.fromkeys(known)
+    for word in (words := listed(option, text, str)):
+        if word not in names:
+            raise InputError(f"--{option}: expected some of {', '.join(names)}, got {word!r}")
+    return words
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises InputError, in one line, where it holds anything else."""
     return parsed_object(path, _text(path))
