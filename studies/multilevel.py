@@ -128,7 +128,7 @@ def costs(exact: float, scheme: str, rmse: float, config: Config) -> tuple[Multi
 
 
 def levels(run: MultilevelEstimate) -> dict[str, Any]:
-    """What one run found on each level."""
+    """The numbers of one run by level."""
     deepest = len(run.num_samples) - 1
     by_point = ("mean_fine", "variance_fine", "mean_difference", "variance_difference", "kurtosis")
     return {

@@ -1,4 +1,4 @@
-"""What it changes that σ in the paper's noise depends on the state: a trained network against its twin of constant σ.
+"""A network with the paper's noise, whose σ depends on the state, against its twin of constant σ.
 
 The paper adds a·std(x + F(x))·N(0, I), so the network follows dX = F dt + σ(X, t) dB, where Eq. 14 has one σ. Here the
 networks are trained with the paper's noise, and their predictions compared with those of the same weights with the σ of
@@ -102,7 +102,7 @@ def row(loss: Loss, std: NoiseStd, coef: float, epochs: int, config: Config, out
 def effects(
     loss: Loss, std: NoiseStd, coef: float, epochs: int, seed: int, config: Config, out: Path
 ) -> dict[str, float]:
-    """What is compared, for one network; probabilities, rms over test images and classes.
+    """Compare one network with its twins: probabilities, rms over test images and classes.
 
     noise: how far noise moves the mean prediction from that of the network without. spread: standard deviation of a
     draw. blocks, one: how far σ_l for each block, or one σ, moves the mean; *_error: its standard error over draws;
@@ -138,7 +138,7 @@ def effects(
 
 
 def rms_of_mean(differences: Array) -> float:
-    """Of the mean over draws of (draws, B, K), the error of that mean taken out."""
+    """The rms of the mean over draws of (draws, B, K), with the error of that mean taken out."""
     error = differences.std(0, ddof=1) / len(differences) ** 0.5
     return rms_without_noise(differences.mean(0), error)
 

@@ -48,6 +48,7 @@ def main(
     """Train and attack in the order of the queue; what is on disk is not done again."""
     with one_line_errors(USAGE, FAILURE, interrupted=INTERRUPTED):
         at_least(0, budget=budget)
+        at_least(1, workers=workers)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise InputError("torchrun is for the tables: the queue runs whole networks side by side, with --workers")
         if data is not None and data.suffix == ".npz" and data.stem not in ("cifar10", "cifar100"):

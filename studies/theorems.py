@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -86,12 +87,14 @@ def main(
     with one_line_errors():
         at_least(0, seed=seed)
         config = replace(SMOKE if smoke else FULL, seed=seed)
+        steep_cases = product(STEEP_SIGMAS, np.geomspace(1.0, 400.0, config.steep_gammas).tolist())
+        ramp_cases = zip(np.linspace(*SIGMA_RANGE, config.ramp_sigmas).tolist(), strict=True)
         with engines.chosen(workers, scheduler, slurm, out) as engine:
-            ramps = engine.sweep("Theorem 2: the ramp", measure_ramp, ramp_cases(config))
+            ramps = engine.sweep("Theorem 2: the ramp", measure_ramp, ramp_cases)
             results: Row = {
                 "scaled_shifts": SCALED_SHIFTS.tolist(),
                 "moduli": engine.sweep("Theorem 1: moduli", measure_modulus, modulus_cases(config)),
-                "steep": engine.sweep("Theorem 1: one speed, every steepness", measure_steep, steep_cases(config)),
+                "steep": engine.sweep("Theorem 1: one speed, every steepness", measure_steep, steep_cases),
                 "gradients": engine.sweep("Theorem 2: gradients", measure_gradient, gradient_cases(config)),
                 "ramp": {name: [row[name] for row in ramps] for name in ramps[0]} | {"length": RAMP_LENGTH},
             }
@@ -197,10 +200,6 @@ def modulus_cases(config: Config) -> Iterator[tuple[Flow, Callable[[int], Array]
                 yield flow, start, sigma, said | {"start": name, "sigma": sigma}
 
 
-def steep_cases(config: Config) -> Iterator[tuple[float, float]]:
-    yield from ((s, float(g)) for s in STEEP_SIGMAS for g in np.geomspace(1.0, 400.0, config.steep_gammas))
-
-
 # Problem: velocities and u0 of Theorem 2
 
 
@@ -250,10 +249,6 @@ def ramp(x: Array) -> Array:
     """Slope 1 between plateaus at -1 and 1, back to 0 with slope 1 at RAMP_CUT from the middle of the box."""
     y = (x[..., 0] % 1.0 - 0.5) * RAMP_LENGTH
     return np.clip(y, -1, 1) - np.clip(y - RAMP_CUT, 0, 1) + np.clip(-y - RAMP_CUT, 0, 1)
-
-
-def ramp_cases(config: Config) -> Iterator[tuple[float]]:
-    yield from ((float(sigma),) for sigma in np.linspace(*SIGMA_RANGE, config.ramp_sigmas))
 
 
 # Solve

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -10,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from typer.testing import CliRunner, Result
 
 from netkit import checkpoint
 from studies.draw.terminal import draw
-from studies.lab import cli, records
+from studies.lab import cli, engines, records
 from studies.lab.networks import Network
 from studies.lab.tasks import Settings, Training
 from studies.table2 import app
@@ -160,6 +162,33 @@ def test_an_interrupted_and_killed_study_ends_as_an_undisturbed_one(smoke: Path,
             for folder in (tmp_path, smoke)
         )
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@contextlib.contextmanager
+def a_scheduler(folder: Path) -> Iterator[list[str]]:
+    import distributed
+
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "local_directory": folder}
+    with distributed.LocalCluster(**options) as cluster:
+        yield ["--scheduler", cluster.scheduler_address]
+
+
+@contextlib.contextmanager
+def a_partition(folder: Path) -> Iterator[list[str]]:
+    """submitit's local executor in the place of SLURM."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "slurm", partial(engines.slurm, cluster="local"))
+        yield ["--slurm", "any"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [a_scheduler, a_partition])
+def test_a_table_is_the_same_wherever_its_tasks_run(engine: Callable[..., Any], smoke: Path, tmp_path: Path) -> None:
+    with engine(tmp_path / "engine") as options:
+        done = run(*SMALL, *options, "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert done.output.count("train ") == 2
+    assert without_clock(tmp_path / "table2-digits-smoke.json") == without_clock(smoke / "table2-digits-smoke.json")
 
 
 @pytest.mark.parametrize(

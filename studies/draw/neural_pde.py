@@ -70,30 +70,13 @@ def report(numbers: Fields) -> None:
         caption=multilevel_verdict(numbers["multilevel"]),
     )
     weights = numbers["weights"]
-    least = weights["least_error"]
     nearest = ", ".join(f"({listed(pair)}) for n = {n}" for n, pair in weights["nearest_to_pde"].items())
-    show(
-        f"Weights of {least['blocks']} blocks, least error against the PDE",
-        {
-            "noise": "{noise}",
-            "draws": "{draws}",
-            "weights": lambda row: listed(row["weights"]),
-            "rms error": lambda row: error_or_floor(row["rms"]["best"]),
-            "equal": lambda row: error_or_floor(row["rms"]["equal"]),
-            "Richardson": lambda row: error_or_floor(row["rms"]["richardson"]),
-        },
-        least["rows"],
-        caption="Fitted on one half of points and draws, measured on the other; floor there: grid "
-        f"{least['floor']['grid']:.2g}, sampling {least['floor']['sampling']:.2g} for a single member.\n"
-        f"Of 8 and 16 blocks: extrapolation (-1, 2); nearest to the PDE {nearest}; learned on labels "
-        f"({listed(weights['learned_on_labels'])}).",
+    control = ", ".join(f"{row['fitted']:.2g} at σ = {row['sigma']:g}" for row in numbers["control"])
+    console.print(
+        f"Weights of 8 and 16 blocks: extrapolation (-1, 2); nearest to the PDE {nearest}; learned on labels "
+        f"({listed(weights['learned_on_labels'])}). The first-order control divides the variance by {control}. "
+        f"{numbers['seconds']:.0f} s."
     )
-    show(
-        "Variance reduction by the first-order control",
-        {"σ": "{sigma:g}", "β = 1": "{one:.2g}", "β fitted": "{fitted:.2g}", "chosen": lambda r: yes(r["chosen"])},
-        numbers["control"],
-    )
-    console.print(f"{numbers['seconds']:.0f} s")
 
 
 def yes(holds: bool) -> str:
@@ -102,10 +85,6 @@ def yes(holds: bool) -> str:
 
 def listed(values: list[float], form: str = ".2f") -> str:
     return ", ".join(format(value, form) for value in values)
-
-
-def error_or_floor(error: float | None) -> str:
-    return "below floor" if error is None else f"{error:.2g}"
 
 
 def multilevel_verdict(rows: list[Fields]) -> str:

@@ -85,18 +85,7 @@ def _conclusion(stored: Fields) -> str:
     verdicts = stored["verdicts"]
     count = Counter(verdict["verdict"] for verdict in verdicts)
     few = f", {count['too few seeds']} have too few seeds to tell" if count["too few seeds"] else ""
-    sentences = [
+    return (
         f"On {stored['dataset']}, of {len(verdicts)} orderings {count['holds']} hold, {count['does not hold']} do not "
         f"(the reverse does), {count['undecided']} are undecided{few}."
-    ]
-    if against := [
-        f"{v['worse']} is more accurate than {v['better']} under {stored['columns'][v['column']]}"
-        for v in verdicts
-        if v["verdict"] == "does not hold"
-    ]:
-        sentences.append(f"Against the paper: {'; '.join(against)}.")
-    shown = {(v["better"], v["worse"]) for v in verdicts if v["verdict"] == "holds"}
-    claims = dict.fromkeys((v["better"], v["worse"]) for v in verdicts)
-    if unsupported := [f"{better} over {worse}" for better, worse in claims if (better, worse) not in shown]:
-        sentences.append(f"Shown in no column: {'; '.join(unsupported)}.")
-    return " ".join(sentences)
+    )

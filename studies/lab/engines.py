@@ -1,4 +1,4 @@
-"""Where work is done: executors of concurrent.futures, and nothing of them but submit() and futures.
+"""Engines: executors of concurrent.futures, and nothing of them but submit() and futures.
 
 `Processes` is a pool on this machine, `dask` a scheduler by its address, `slurm` a partition through submitit. Any
 other Executor, as of mpi4py.futures, does as well. Workers need the folder of outputs, and this code to import.
@@ -33,7 +33,7 @@ _PARTS = 64  # of a sweep: enough for workers to end together, few enough to be 
 
 @dataclass(frozen=True)
 class Engine:
-    """What the command line asks for.
+    """An executor, and what fits on it.
 
     num_workers: tasks at a time; infinite where the executor knows better.
     num_threads: of each task; None where the machine that runs it decides, see `own_threads`.

@@ -73,7 +73,7 @@ def costliest_first(tasks: Iterable[Task]) -> list[Task]:
 
 
 def _to_do(tasks: Iterable[Task]) -> list[Task]:
-    """Those that are not done, or need one that is not."""
+    """The tasks that are not done, or need one that is not."""
     unique = list(dict.fromkeys(tasks))
     undone = {task for task in unique if not records.is_done(task)}
     return [task for task in unique if task in undone or not undone.isdisjoint(task.needs)]

@@ -133,7 +133,7 @@ def _against_closed_form(rows: list[Fields], z: Array) -> Fields:
 
 
 def _spread(flows: list[Fields], sigma_max: float = 1.0) -> Fields:
-    """How far C at α = 1 varies with σ for one velocity: its largest over its smallest value."""
+    """Variation of C at α = 1 with σ for one velocity: its largest over its smallest value."""
     constants = [flow["constants"][np.array(flow["sigmas"]) <= sigma_max] for flow in flows]
     ratios = [found.max() / found.min() for found in constants]
     return {"n": len(flows), "median": float(np.median(ratios)), "largest": float(np.max(ratios))}
