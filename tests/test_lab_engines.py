@@ -27,6 +27,21 @@ def test_a_sweep_keeps_the_order_of_its_cases_wherever_they_run(workers: int, tm
     assert (os.getpid() in {row["process"] for row in rows}) == (workers == 1)
 
 
+def a_row_at_the_second_try(number: int, tried: Path) -> dict[str, int]:
+    if number == 7 and not tried.exists():
+        tried.touch()
+        os._exit(1)
+    return {"number": number}
+
+
+def test_a_lost_worker_costs_a_sweep_nothing(tmp_path: Path) -> None:
+    cases = [(number, tmp_path / "tried") for number in range(20)]
+    with engines.chosen(2, None, None, tmp_path) as engine:
+        rows = engine.sweep("", a_row_at_the_second_try, cases)
+    assert (tmp_path / "tried").exists()
+    assert [row["number"] for row in rows] == list(range(20))
+
+
 def test_a_worker_takes_the_threads_of_its_own_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)

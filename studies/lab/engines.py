@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,13 +50,16 @@ class Engine:
         waiting = list(cases)
         if isinstance(self.executor, Here):
             return [measure(*case) for case in tracked(waiting, title)]
-        parts = min(_PARTS, len(waiting))
         # every parts-th case to each: neighbours cost about the same
+        parts = min(_PARTS, len(waiting))
         futures = [self.executor.submit(_measured, measure, waiting[first::parts]) for first in range(parts)]
         rows: list[dict[str, Any]] = [{}] * len(waiting)
         try:
             for first, future in enumerate(tracked(futures, title)):
-                rows[first::parts] = future.result()
+                try:
+                    rows[first::parts] = future.result()
+                except BrokenExecutor:  # the worker was lost, and another has taken its place
+                    rows[first::parts] = self.executor.submit(_measured, measure, waiting[first::parts]).result()
         finally:
             for future in futures:
                 future.cancel()
