@@ -7,97 +7,80 @@ digits and networks of depth 8. The paper's own setting: --dataset cifar10 --dat
 from __future__ import annotations
 
 import json
+from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from studies.draw.style import save, styled
 from studies.lab.cli import Computed, app_for
 from studies.lab.reporting import console, write_json
 from studies.page.panels import PARTS, by_epoch
 from studies.page.results import family_of
 from studies.paper.tables import FIGURE5
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 # Okabe and Ito's colours, told apart by colour-blind readers too, and line styles for grey prints
-_STYLES = [
-    ("#000000", "-"),
-    ("#e69f00", "--"),
-    ("#0072b2", "-."),
-    ("#d55e00", ":"),
-    ("#009e73", (0, (5, 1, 1, 1, 1, 1))),
-]
+_COLOURS = ("#000000", "#e69f00", "#0072b2", "#d55e00", "#009e73")
+_LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 
 def finish(computed: Computed) -> None:
     write_json(computed.path, computed.numbers())
     draw(computed.path)
-    pictures = " and ".join(computed.path.with_suffix(suffix).name for suffix in (".png", ".pdf"))
-    console.print(f"written to {computed.path}, with {pictures} beside it", highlight=False, soft_wrap=True)
+    console.print(f"written to {computed.path}, with .png and .pdf beside it", highlight=False, soft_wrap=True)
 
 
 def draw(path: Path) -> None:
     """Draw the stored histories at `path` as a PNG and a PDF beside it; reads nothing else."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     stored = json.loads(path.read_text())
     families: dict[str, list[dict[str, Any]]] = {}
     for row in stored["rows"]:
         families.setdefault(family_of(row["model"]), []).append(row)
-    with rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}):
+    with styled({"font.size": 8, "axes.titlesize": 8, "axes.spines.top": False, "axes.spines.right": False}):
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(7.2, 0.5 + 2.3 * len(families)), layout="constrained")
         grid = figure.subplots(len(families), len(PARTS), sharey=True, sharex="row", squeeze=False)
         for letter, axes, rows in zip("abcdefgh", grid, families.values(), strict=False):
             for ax, (part, title) in zip(axes, PARTS.items(), strict=True):
                 _draw_panel(ax, rows, part)
                 is_first = ax is axes[0] and len(families) > 1
-                ax.set_title(f"({letter}) {title}" if is_first else title, fontsize=8, loc="left")
+                ax.set_title(f"({letter}) {title}" if is_first else title, loc="left")
                 ax.set_xlabel("epoch")
             axes[0].set_ylabel("accuracy in %")
-            handles, labels = axes[0].get_legend_handles_labels()
-            axes[-1].legend(handles, labels, fontsize=7, frameon=False, loc="best")
+            axes[-1].legend(*axes[0].get_legend_handles_labels(), fontsize=7)
         figure.suptitle(_title(stored), fontsize=8)
-        for suffix, options in ((".png", {"dpi": 300}), (".pdf", {"metadata": {"CreationDate": None}})):
-            figure.savefig(path.with_suffix(suffix), **options)
+        save(figure, path, dpi=300)
 
 
-def _draw_panel(ax: Axes, rows: list[dict[str, Any]], part: str) -> None:
+def _draw_panel(ax: Any, rows: list[dict[str, Any]], part: str) -> None:
     """One line a network: the mean over seeds, a band from the lowest to the highest, a ring where it was selected."""
-    from matplotlib.ticker import MaxNLocator
-
     longest = 1
-    for (colour, style), row in zip(_STYLES * len(rows), rows, strict=False):
+    for colour, line, row in zip(cycle(_COLOURS), cycle(_LINES), rows):
         networks = [run["networks"][0] for run in row["runs"]]
         curves = [by_epoch(network["history"], part) for network in networks]
-        epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
-        values = [[curve[epoch] for curve in curves] for epoch in epochs]
-        means = [sum(value) / len(value) for value in values]
+        epochs = sorted(set.intersection(*map(set, curves)))
+        values = np.array([[curve[epoch] for epoch in epochs] for curve in curves])
         # a run of one epoch is a point, which a line alone would not show
-        marker = "." if len(epochs) < 40 else ""
-        ax.plot(epochs, means, color=colour, linestyle=style, linewidth=1.2, marker=marker, label=row["model"])
-        ax.fill_between(
-            epochs, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15, linewidth=0
-        )
+        look = {"color": colour, "linestyle": line, "marker": "." if len(epochs) < 40 else ""}
+        ax.plot(epochs, values.mean(0), linewidth=1.2, label=row["model"], **look)
+        ax.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
         for network, curve in zip(networks, curves, strict=True):
             chosen = network["selected_epoch"]
             if part != "accuracy" and chosen in curve:
                 ax.plot(chosen, curve[chosen], "o", color=colour, markerfacecolor="white", markersize=4, zorder=3)
         longest = max([longest, *epochs])
     ax.set_xlim(1 - 0.02 * longest, 1.02 * longest)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.grid(alpha=0.25, linewidth=0.5)
 
 
 def _title(stored: dict[str, Any]) -> str:
-    config = stored["provenance"]["config"]
-    seeds = len(config["seeds"])
+    config, seeds = stored["provenance"]["config"]["training"], len(stored["provenance"]["config"]["seeds"])
     over = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
-    training = config["training"]
-    return (
-        f"{stored['dataset']}, PGD training (eps {training['eps']:.3g}, {training['num_steps']} steps), {over}; "
-        "rings: the selected epoch"
-    )
+    how = f"PGD training (eps {config['eps']:.3g}, {config['num_steps']} steps)"
+    return f"{stored['dataset']}, {how}, {over}; rings: the selected epoch"
 
 
 app = app_for(FIGURE5, finish)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from netkit.evaluate import through_eot
 from netkit.models import EnResNet
 from netkit.randomness import derived_generator, noise_from
+from studies.draw.style import save, styled
 from studies.lab.cli import Computed, app_for
 from studies.lab.reporting import console, provenance, write_json
 from studies.lab.tasks import Scoring, tasks_for
@@ -31,12 +32,10 @@ _LOOKED_AT = 500
 
 def finish(computed: Computed) -> None:
     images, stored = compute(computed)
-    computed.path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(computed.path.with_suffix(".npz"), **images)
     write_json(computed.path, stored)
+    np.savez(computed.path.with_suffix(".npz"), **images)
     draw(computed.path)
-    names = ", ".join(computed.path.with_suffix(suffix).name for suffix in (".npz", ".png", ".pdf"))
-    console.print(f"written to {computed.path}, with {names} beside it", highlight=False, soft_wrap=True)
+    console.print(f"written to {computed.path}, with .npz, .png and .pdf beside it", highlight=False, soft_wrap=True)
 
 
 def compute(computed: Computed) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -54,7 +53,7 @@ def compute(computed: Computed) -> tuple[dict[str, Any], dict[str, Any]]:
     if not are_right.any():
         console.print(f"the networks are not both right on any of {len(x)} clean images: the first of them are drawn")
     first: dict[int, int] = {}
-    for index in (are_right if are_right.any() else are_right.logical_not()).nonzero()[:, 0].tolist():
+    for index in (are_right if are_right.any() else ~are_right).nonzero()[:, 0].tolist():
         first.setdefault(int(y[index]), index)
     chosen = list(first.values())[:NUM_IMAGES]
     x, y = x[chosen], y[chosen]
@@ -62,15 +61,13 @@ def compute(computed: Computed) -> tuple[dict[str, Any], dict[str, Any]]:
     columns: list[dict[str, Any]] = []
     for name, net in networks.items():
         for task in attacks[name]:
-            make = task.row.make
-            assert make is not None
-            with noise_from(derived_generator(x.device, seed, task.attack), net):
-                attack = make(settings.strength, task.num_steps, task.eot_draws)
-                x_adv = through_eot(net, x, y, attack=attack, eot_draws=task.eot_draws)
+            x_adv = _attacked(task, net, x, y)
             votes, shares = _votes(net, x_adv, settings.num_draws, seed)
+            key = f"{name} {task.attack}"
+            images[key] = _as_pictures(x_adv)
             columns.append(
                 {
-                    "key": f"{name} {task.attack}",
+                    "key": key,
                     "network": name,
                     "attack": task.title,
                     "largest_change": float((x_adv - x).abs().max()),
@@ -78,7 +75,6 @@ def compute(computed: Computed) -> tuple[dict[str, Any], dict[str, Any]]:
                     "share_of_draws": shares.tolist(),
                 }
             )
-            images[columns[-1]["key"]] = _as_pictures(x_adv)
     config = {"dataset": settings.dataset, "preset": settings.preset, "seed": seed, "num_draws": settings.num_draws}
     stored = {
         "provenance": provenance(config, device=settings.device),
@@ -89,6 +85,13 @@ def compute(computed: Computed) -> tuple[dict[str, Any], dict[str, Any]]:
         "columns": columns,
     }
     return images, stored
+
+
+def _attacked(task: Scoring, model: EnResNet, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    assert task.row.make is not None
+    attack = task.row.make(task.settings.strength, task.num_steps, task.eot_draws)
+    with noise_from(derived_generator(x.device, task.seed, task.attack), model):
+        return through_eot(model, x, y, attack=attack, eot_draws=task.eot_draws)
 
 
 def _votes(model: EnResNet, x: torch.Tensor, num_draws: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,20 +108,18 @@ def _as_pictures(x: torch.Tensor) -> NDArray[np.float32]:
 
 def draw(path: Path) -> None:
     """Draw the images beside `path` as a PNG and a PDF; reads the two stored files and nothing else."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     stored = json.loads(path.read_text())
     with np.load(path.with_suffix(".npz")) as images:
         pictures = {key: images[key] for key in images}
     labels, columns = stored["labels"], stored["columns"]
-    with rc_context({"font.size": 8, "pdf.fonttype": 42}):
+    with styled({"font.size": 8, "axes.titlesize": 8}):
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(1.35 * (1 + len(columns)), 0.75 + 1.5 * len(labels)), layout="constrained")
         grid = figure.subplots(len(labels), 1 + len(columns), squeeze=False)
-        grid[0, 0].set_title("original\n", fontsize=8)
+        grid[0, 0].set_title("original\n")
         for axes, column in zip(grid[0, 1:], columns, strict=True):
-            title = f"{column['attack']} on\n{column['network']}"
-            axes.set_title(f"{title}\n|δ| ≤ {column['largest_change']:.3f}", fontsize=8)
+            axes.set_title(f"{column['attack']} on\n{column['network']}\n|δ| ≤ {column['largest_change']:.3f}")
         for row, label in enumerate(labels):
             _show(grid[row, 0], pictures["original"][row], label, "black")
             for axes, column in zip(grid[row, 1:], columns, strict=True):
@@ -130,14 +131,12 @@ def draw(path: Path) -> None:
             "with the share of noise draws where they disagree.",
             fontsize=7,
         )
-        for suffix, options in ((".png", {"dpi": 300}), (".pdf", {"metadata": {"CreationDate": None}})):
-            figure.savefig(path.with_suffix(suffix), **options)
+        save(figure, path, dpi=300)
 
 
 def _show(axes: Any, picture: NDArray[np.float32], text: str, colour: str) -> None:
     axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.set_xlabel(text, color=colour, labelpad=2)
     for spine in axes.spines.values():
         spine.set_linewidth(0.4)

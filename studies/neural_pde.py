@@ -12,9 +12,8 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import numba
 import numpy as np
@@ -22,7 +21,7 @@ import torch
 import typer
 import xarray as xr
 from numpy.typing import NDArray
-from rich.table import Table
+from torch import Tensor
 
 from bridge.box import Box
 from bridge.comparison import Comparison, PointValues, compare, rms_without_noise, scheme_residual, solution_at
@@ -37,8 +36,13 @@ from pdekit.numerics.diagnostics import steepening_rate
 from pdekit.numerics.spectral import gradient
 from pdekit.numerics.splines import spline_table
 from pdekit.regularity import bernstein_bound, coupling_bound, printed_bound
-from studies.draw.neural_pde import draw
-from studies.lab.reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
+from studies.draw.neural_pde import draw, report
+from studies.lab.reporting import ROOT, InputError, Out, Seed, Smoke, at_least, console, one_line_errors, store
+
+Array = NDArray[np.float64]
+Fields = dict[str, Any]
+
+# Parameters
 
 BOX = Box(4.8, 6.0)
 SPEED = 1.6
@@ -52,47 +56,29 @@ _ROUNDING = 1e-9  # above any rms of rounding in float64, far below that of a mi
 
 @dataclass(frozen=True)
 class Config:
-    shape: str
-    sigma: float
-    num_blocks: int  # while training, and in the pictures
-    train_steps: int
-    width: int
-    num_points: int  # nodes along an axis of the PDE's grid
-    dt: float
-    points: int  # at which ensemble and PDE are compared
-    draws: int
-    picture: int  # nodes along an axis of the pictures
-    sigmas: tuple[float, ...]
-    eps: float  # radius of the perturbations, l2
-    zoo: tuple[tuple[str, float, int, float], ...]  # (shape, sigma, blocks, eps of adversarial training)
-    rmses: tuple[float, ...]
-    seed: int
-
-
-FULL = Config(
-    shape="moons",
-    sigma=0.3,
-    num_blocks=16,
-    train_steps=350,
-    width=16,
-    num_points=192,
-    dt=0.02,
-    points=1000,
-    draws=1024,
-    picture=80,
-    sigmas=(0.0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8),
-    eps=0.2,
-    zoo=(
+    shape: str = "moons"
+    sigma: float = 0.3
+    num_blocks: int = 16  # while training, and in the pictures
+    train_steps: int = 350
+    width: int = 16
+    num_points: int = 192  # nodes along an axis of the PDE's grid
+    dt: float = 0.02
+    points: int = 1000  # at which ensemble and PDE are compared
+    draws: int = 1024
+    picture: int = 80  # nodes along an axis of the pictures
+    sigmas: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8)
+    eps: float = 0.2  # radius of the perturbations, l2
+    zoo: tuple[tuple[str, float, int, float], ...] = (  # (shape, sigma, blocks, eps of adversarial training)
         *((shape, 0.3, 16, eps) for shape in SHAPES for eps in (0.0, 0.15)),
         *(("moons", sigma, 16, 0.0) for sigma in (0.2, 0.6)),
-        ("moons", 0.3, 8, 0.0),
-        ("moons", 0.3, 32, 0.0),
-    ),
-    rmses=(2e-2, 1e-2, 5e-3, 2.5e-3),
-    seed=0,
-)
-SMOKE = replace(
-    FULL,
+        *(("moons", 0.3, blocks, 0.0) for blocks in (8, 32)),
+    )
+    rmses: tuple[float, ...] = (2e-2, 1e-2, 5e-3, 2.5e-3)
+    seed: int = 0
+
+
+FULL = Config()
+SMOKE = Config(
     train_steps=120,
     width=12,
     num_points=128,
@@ -110,68 +96,65 @@ def main(
     shape: Annotated[str, typer.Option(help="data of the figure: moons, circles or spirals")] = FULL.shape,
     sigma: Annotated[float, typer.Option(help="noise of the figure's network")] = FULL.sigma,
     draws: Annotated[int, typer.Option(help="noisy networks a point, 256 at least")] = FULL.draws,
-    seed: Annotated[int, typer.Option(help="of data, weights, points and noise")] = FULL.seed,
-    out: Annotated[Path, typer.Option(help="folder for neural_pde.png, .pdf, .nc and .json")] = ROOT
-    / "out"
-    / "neural_pde",
-    device: Annotated[str, typer.Option(help="cpu; networks this small gain nothing elsewhere")] = "cpu",
-    smoke: Annotated[bool, typer.Option("--smoke", help="small networks, a coarse grid, few draws")] = False,
+    seed: Seed = 0,
+    out: Out = ROOT / "out" / "neural_pde",
+    smoke: Smoke = False,
 ) -> None:
     """Train, solve, compare; write neural_pde.nc and neural_pde.json, then draw from them."""
-    with one_line_errors(usage=(ValueError,), failure=(FloatingPointError, OSError)):
-        if device != "cpu":
-            raise InputError(f"--device: expected cpu, got {device!r}")
+    with one_line_errors():
         if shape not in SHAPES:
             raise InputError(f"--shape: expected one of {', '.join(SHAPES)}, got {shape!r}")
         if not 0 < sigma <= 0.8:
             raise InputError(f"--sigma: expected a number in (0, 0.8], for which the box is large enough, got {sigma}")
-        if draws < 256:
-            raise InputError(f"--draws: expected at least 256, got {draws}")
-        config = replace(SMOKE if smoke else FULL, shape=shape, sigma=sigma, seed=seed)
-        config = replace(config, draws=min(draws, 256) if smoke else draws)
+        at_least(256, draws=draws)
+        usual = replace(SMOKE, draws=min(draws, SMOKE.draws)) if smoke else replace(FULL, draws=draws)
+        config = replace(usual, shape=shape, sigma=sigma, seed=seed)
         # passes and grids this small only lose by more; numba may set torch's number too, so torch's comes last
         numba.set_num_threads(1)
         torch.set_num_threads(1)
         began = time.perf_counter()
         fields, numbers = compute(config)
-        numbers |= {"seconds": time.perf_counter() - began, "provenance": provenance(asdict(config))}
-        out.mkdir(parents=True, exist_ok=True)
-        fields.attrs = {"title": "A residual network and its equation", "provenance": json.dumps(numbers["provenance"])}
+        numbers["seconds"] = time.perf_counter() - began
+        stored = store(out / "neural_pde.json", numbers, config)
+        fields.attrs = {"title": "A residual network and its equation", "provenance": json.dumps(stored["provenance"])}
         fields.to_netcdf(out / "neural_pde.nc", engine="h5netcdf")
-        write_json(out / "neural_pde.json", numbers)
-        report(out)
+        report(stored)
         draw(out)
         console.print(f"wrote neural_pde.png, .pdf, .nc and .json in {out}")
 
 
-def compute(config: Config) -> tuple[xr.Dataset, dict[str, Any]]:
+def compute(config: Config) -> tuple[xr.Dataset, Fields]:
     """The fields of the pictures and every number of the report."""
     rng = np.random.default_rng(config.seed)
     network, x, y = trained(config.shape, config.sigma, config.num_blocks, 0.0, config)
     points = rng.uniform(-1.8, 1.8, (config.points, 2))
     solution = solution_of(network, points, config)
     fields = pictures(network, config) | {"data": (("point", "axis"), x[:300]), "label": ("point", y[:300])}
-    numbers: dict[str, Any] = {
-        "boundary": float(BOX.escape_probability(points, speed=SPEED, sigma=config.sigma).max()),
-        "checks": checks(network, points, solution, config),
-    }
-    error_n, error_l = convergence(network, points, solution, config)
-    numbers |= {"error_in_draws": error_n, "error_in_blocks": error_l}
-    numbers["smoothing"] = smoothing(network, config)
-    numbers["networks"] = [describe(*row, config) for row in config.zoo]
+    error_in_draws, error_in_blocks = convergence(network, points, solution, config)
     # where the decision is open: elsewhere a handful of draws does
     open_points = points[np.argsort(np.abs(solution.value - 0.5))[:100:25]]
-    numbers["multilevel"] = multilevel_costs(network, open_points, config)
-    numbers["weights"] = weights_of_depths(network, points, solution, x, y, config)
-    numbers["control"] = control_gains(network, points[:100], config)
+    numbers = {
+        "boundary": float(BOX.escape_probability(points, speed=SPEED, sigma=config.sigma).max()),
+        "checks": checks(network, points, solution, config),
+        "error_in_draws": error_in_draws,
+        "error_in_blocks": error_in_blocks,
+        "smoothing": smoothing(network, config),
+        "networks": [describe(*row, config) for row in config.zoo],
+        "multilevel": multilevel_costs(network, open_points, config),
+        "weights": weights_of_depths(network, points, solution, x, y, config)
+        | {"least_error": weights_in_draws(network, points[:400], solution, config)},
+        "control": control_gains(network, points[:100], config),
+    }
     axis = np.linspace(-VIEW, VIEW, config.picture)
-    coords = {"x": axis, "y": axis, "draws": list(PANEL_DRAWS)}
-    return xr.Dataset(fields, coords=coords), numbers
+    return xr.Dataset(fields, coords={"x": axis, "y": axis, "draws": list(PANEL_DRAWS)}), numbers
+
+
+# Problem: trained networks, and the equation of each
 
 
 def trained(
     shape: str, sigma: float, num_blocks: int, eps: float, config: Config
-) -> tuple[FlowNetwork, NDArray[np.float64], NDArray[np.int64]]:
+) -> tuple[FlowNetwork, Array, NDArray[np.int64]]:
     """A network and the data that it was trained on; eps > 0: adversarially."""
     x, y = planar_data(shape, 2000, config.seed)
     velocity = SmoothVelocity(2, width=config.width, speed=SPEED, box=BOX, seed=config.seed)
@@ -180,30 +163,42 @@ def trained(
     return network.requires_grad_(False), x, y
 
 
-def solution_of(network: FlowNetwork, points: NDArray, config: Config, sigma: float | None = None) -> PointValues:
+def solution_of(network: FlowNetwork, points: Array, config: Config) -> PointValues:
     """The PDE's u(x, 0) at points of the box."""
-    method = "characteristics" if sigma == 0 else "spectral_rk4"
+    at, problem = BOX.to_unit(points), network_problem(network)
+    return solution_at(problem, at, num_points=config.num_points, dt=config.dt, method="spectral_rk4")
+
+
+def field(network: FlowNetwork, sigma: float, config: Config) -> Array:
+    """u(x, 0) on the nodes; on a finer grid, by a method that obeys the maximum principle, where fronts are steep."""
+    steep = sigma < 0.15
+    n = config.num_points * (2 if steep else 1)
+    method = "characteristics" if sigma == 0 else "semi_lagrangian" if steep else "spectral_rk4"
     problem = network_problem(network, sigma=sigma)
-    return solution_at(problem, BOX.to_unit(points), num_points=config.num_points, dt=config.dt, method=method)
+    return np.asarray(solve(problem, num_points=n, dt=config.dt, method=method, progress=False).u[0].values)
 
 
 def seeded(config: Config, purpose: int) -> torch.Generator:
     return torch.Generator().manual_seed(1000 * config.seed + purpose)
 
 
-def probabilities(network: FlowNetwork, x: torch.Tensor, num_draws: int, generator: torch.Generator) -> Iterator[Any]:
+def batches(num_draws: int, num_points: int) -> Iterator[int]:
+    """Numbers of draws that together are `num_draws`, each few enough for memory."""
+    each = max(1, _BATCH // num_points)
+    yield from (min(each, num_draws - start) for start in range(0, num_draws, each))
+
+
+def probabilities(network: FlowNetwork, x: Tensor, num_draws: int, generator: torch.Generator) -> Iterator[Any]:
     """Batches (draws, P) of the noisy network's probability of class 1."""
-    each = max(1, _BATCH // len(x))
     with torch.no_grad(), network.using_generator(generator):
-        for start in range(0, num_draws, each):
-            count = min(each, num_draws - start)
+        for count in batches(num_draws, len(x)):
             yield network(x.repeat(count, 1)).softmax(-1)[:, 1].view(count, -1).double().numpy()
 
 
-# What is in the pictures
+# Solve: pictures
 
 
-def pictures(network: FlowNetwork, config: Config) -> dict[str, Any]:
+def pictures(network: FlowNetwork, config: Config) -> Fields:
     """Velocity, PDE at both noises, the network without noise, and ensembles, on the pictures' grid."""
     n, axis = config.picture, np.linspace(-VIEW, VIEW, config.picture)
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -213,9 +208,8 @@ def pictures(network: FlowNetwork, config: Config) -> dict[str, Any]:
         with network.noise_off():
             plain = network(x).softmax(-1)[:, 1].numpy().reshape(n, n)
     # the transport equation has steep fronts: characteristics from the pictures' own nodes, not an interpolant
-    problem = network_problem(network, sigma=0.0)
-    ends = characteristics(problem, BOX.to_unit(grid), num_steps=100)
-    transported = problem.evaluate_terminal(ends).reshape(n, n)
+    transport = network_problem(network, sigma=0.0)
+    transported = transport.evaluate_terminal(characteristics(transport, BOX.to_unit(grid), num_steps=100))
     means, total, done = [], np.zeros(n * n), 0
     for wanted in PANEL_DRAWS:
         for batch in probabilities(network, x, wanted - done, seeded(config, wanted)):
@@ -226,17 +220,17 @@ def pictures(network: FlowNetwork, config: Config) -> dict[str, Any]:
     plane = ("x", "y")
     return {
         "velocity": (("component", *plane), velocity, {"long_name": "velocity at t = 1/2"}),
-        "transported": (plane, transported, {"long_name": "u(x, 0), sigma = 0, along characteristics"}),
+        "transported": (plane, transported.reshape(n, n), {"long_name": "u(x, 0), sigma = 0, along characteristics"}),
         "diffused": (plane, diffused, {"long_name": "u(x, 0), PDE"}),
         "network": (plane, plain, {"long_name": "the network without noise"}),
         "ensemble": (("draws", *plane), np.stack(means), {"long_name": "mean over noisy networks"}),
     }
 
 
-# What is checked
+# Solve: does the ensemble solve its equation?
 
 
-def checks(network: FlowNetwork, points: NDArray, solution: PointValues, config: Config) -> list[dict[str, Any]]:
+def checks(network: FlowNetwork, points: Array, solution: PointValues, config: Config) -> list[Fields]:
     """The ensemble of 32 blocks against the PDE, and the same with mistakes.
 
     agrees: its mean is the solution, within the stated error. follows: path by path it is the Euler-Maruyama scheme of
@@ -253,31 +247,33 @@ def checks(network: FlowNetwork, points: NDArray, solution: PointValues, config:
     rows = []
     for number, (name, case) in enumerate(cases.items()):
         result = compare(case, points, solution, num_draws=config.draws, generator=seeded(config, 10 + number))
-        residual = float(np.sqrt(np.mean(scheme_residual(case, problem, points, generator=seeded(config, 15)) ** 2)))
-        path_by_path = {"scheme_residual": residual, "follows": residual < _ROUNDING}
-        rows.append({"network": name} | summary(result) | path_by_path)
+        residual = rms(scheme_residual(case, problem, points, generator=seeded(config, 15)))
+        by_path = {"scheme_residual": residual, "follows": residual < _ROUNDING}
+        rows.append({"network": name} | summary(result) | by_path)
     return rows
 
 
-def summary(result: Comparison) -> dict[str, Any]:
+def summary(result: Comparison) -> Fields:
     return {
         "points": len(result.mean),
         "draws": result.num_draws,
         "blocks": result.num_blocks,
         "coverage": result.coverage(),
         "p_value": result.p_value,
-        "z_rms": float(np.sqrt(np.mean(result.z**2))),
+        "z_rms": rms(result.z),
         "rms": result.rms,
-        "sampling_error": float(np.sqrt(np.mean(result.standard_error**2))),
-        "time_step_error": float(np.sqrt(np.mean(result.bias**2))),
+        "sampling_error": rms(result.standard_error),
+        "time_step_error": rms(result.bias),
         "grid_error": float(result.grid_error.max()),
         "agrees": result.agrees,
     }
 
 
-def convergence(
-    network: FlowNetwork, points: NDArray, solution: PointValues, config: Config
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def rms(values: Any) -> float:
+    return float(np.sqrt(np.mean(values**2)))
+
+
+def convergence(network: FlowNetwork, points: Array, solution: PointValues, config: Config) -> tuple[Fields, Fields]:
     """Root-mean-square error over points: as n grows for each depth, and at the largest n as the depth grows."""
     x = as_points(points, network)
     counts = [2**k for k in range(int(np.log2(config.draws)) + 1)]
@@ -286,89 +282,84 @@ def convergence(
         deep = network.variant(num_blocks=depth)
         p = np.concatenate(list(probabilities(deep, x, counts[-1], seeded(config, 20 + depth))))
         # the mean over all groups of n draws and all points
-        curves[depth] = [
-            float(np.sqrt(np.mean((p.reshape(-1, n, len(x)).mean(1) - solution.value) ** 2))) for n in counts
-        ]
+        curves[depth] = [rms(p.reshape(-1, n, len(x)).mean(1) - solution.value) for n in counts]
         spread = p.std(0, ddof=1) / np.sqrt(counts[-1])
         errors.append(rms_without_noise(p.mean(0) - solution.value, spread))
-        spreads.append(float(np.sqrt(np.mean(spread**2))))
-    # of the deepest, as long as the time step is a small part of its error
-    shown = [k for k, n in enumerate(counts) if n <= 32]
-    raw = _slope([counts[k] for k in shown], [curves[DEPTHS[-1]][k] for k in shown])
-    sampling = [np.sqrt(max(e**2 - errors[-1] ** 2, 0.0)) for e in curves[DEPTHS[-1]]]
+        spreads.append(rms(spread))
+    deepest = curves[DEPTHS[-1]]
+    few = sum(n <= 32 for n in counts)  # as long as the time step is a small part of the error
+    sampling = [np.sqrt(max(e**2 - errors[-1] ** 2, 0.0)) for e in deepest]
     in_draws = {
         "draws": counts,
         "curves": {str(depth): curve for depth, curve in curves.items()},
-        "slope_up_to_32": raw,
-        "slope_without_time_step": _slope(counts[:-2], sampling[:-2]),
+        "slope_up_to_32": slope(counts[:few], deepest[:few]),
+        "slope_without_time_step": slope(counts[:-2], sampling[:-2]),
     }
     in_blocks = {
         "blocks": list(DEPTHS),
         "rms": errors,
         "sampling_error": spreads,
-        "grid_error": float(np.sqrt(np.mean(solution.grid_error**2))),
-        "slope": _slope(list(DEPTHS), errors),
+        "grid_error": rms(solution.grid_error),
+        "slope": slope(list(DEPTHS), errors),
     }
     return in_draws, in_blocks
 
 
-def _slope(x: list[int], y: list[Any]) -> float:
+def slope(x: list[int], y: list[Any]) -> float:
     """Least-squares slope in logarithms, NaN where an error is too small to be seen."""
-    if min(y) <= 0:
-        return float("nan")
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+    return float("nan") if min(y) <= 0 else float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
-# What the diffusion does
+def describe(shape: str, sigma: float, num_blocks: int, eps: float, config: Config) -> Fields:
+    """One more network: does its ensemble agree with its equation, and what do perturbations flip?"""
+    network, _, _ = trained(shape, sigma, num_blocks, eps, config)
+    points = np.random.default_rng(config.seed + 2).uniform(-1.8, 1.8, (min(300, config.points), 2))
+    solution, draws = solution_of(network, points, config), min(400, config.draws)
+    deep = network.variant(num_blocks=32)
+    result = compare(deep, points, solution, num_draws=draws, generator=seeded(config, 40))
+    own = {"shape": shape, "sigma": sigma, "trained_blocks": num_blocks, "adversarial_eps": eps}
+    data = planar_data(shape, 1000, config.seed + 1)
+    return own | summary(result) | flips(field(network, sigma, config), *data, config.eps)
 
 
-def smoothing(network: FlowNetwork, config: Config) -> list[dict[str, Any]]:
+# Solve: what does the diffusion do?
+
+
+def smoothing(network: FlowNetwork, config: Config) -> list[Fields]:
     """For each sigma, on the same velocity: steepest gradient, bounds, accuracy and what perturbations flip.
 
     Lengths are those of the data. gamma: of Theorem 2, for the terminal-value problem that of -F, over 9 times.
     """
     x, y = planar_data(config.shape, 1000, config.seed + 1)
-    n = config.num_points
     problem = network_problem(network)
-    gamma = max(steepening_rate(-problem.velocity.nodes(n, float(t))) for t in np.linspace(0, 1, 9))
-    f = problem.terminal_nodes(2 * n)
-    inside = np.abs(box_nodes(BOX, 2 * n)).max(-1) <= BOX.inner
-    steepest = float(np.sqrt((gradient(f) ** 2).sum(0))[inside].max()) / BOX.width
+    velocities = (problem.velocity.nodes(config.num_points, float(t)) for t in np.linspace(0, 1, 9))
+    gamma = max(steepening_rate(-velocity) for velocity in velocities)
+    steepest = steepest_slope(problem.terminal_nodes(2 * config.num_points), BOX.inner)
     rows = []
     for sigma in config.sigmas:
         u = field(network, sigma, config)
-        inside = np.abs(box_nodes(BOX, len(u))).max(-1) <= VIEW
-        slope = float(np.sqrt((gradient(u) ** 2).sum(0))[inside].max()) / BOX.width
-        right, flipped = flips(u, x, y, config.eps)
-        # f - 1/2 has the same gradient and half the maximum
-        rows.append(
-            {
-                "sigma": sigma,
-                "gamma": gamma,
-                "gradient_terminal": steepest,
-                "gradient": slope,
-                "printed": float(printed_bound(gamma, sigma, 1.0, steepest)),
-                "bernstein": float(bernstein_bound(gamma, sigma, 0.5, steepest)),
-                "coupling": float(coupling_bound(gamma, sigma, 0.5, steepest)),
-                "accuracy": right,
-                "flipped": flipped,
-                "points": len(x),
-            }
-        )
+        row = {
+            "sigma": sigma,
+            "gamma": gamma,
+            "gradient_terminal": steepest,
+            "gradient": steepest_slope(u, VIEW),
+            "printed": float(printed_bound(gamma, sigma, 1.0, steepest)),
+            # f - 1/2 has the same gradient and half the maximum
+            "bernstein": float(bernstein_bound(gamma, sigma, 0.5, steepest)),
+            "coupling": float(coupling_bound(gamma, sigma, 0.5, steepest)),
+            "points": len(x),
+        }
+        rows.append(row | flips(u, x, y, config.eps))
     return rows
 
 
-def field(network: FlowNetwork, sigma: float, config: Config) -> NDArray[np.float64]:
-    """u(x, 0) on the nodes; on a finer grid, by a method that obeys the maximum principle, where fronts are steep."""
-    steep = sigma < 0.15
-    n = config.num_points * (2 if steep else 1)
-    method = "characteristics" if sigma == 0 else "semi_lagrangian" if steep else "spectral_rk4"
-    problem = network_problem(network, sigma=sigma)
-    solution = solve(problem, num_points=n, dt=config.dt, method=method, progress=False)
-    return np.asarray(solution.u[0].values)
+def steepest_slope(u: Array, half_width: float) -> float:
+    """max |∇u| where both coordinates are within `half_width` of the middle."""
+    inside = np.abs(box_nodes(BOX, len(u))).max(-1) <= half_width
+    return float(np.sqrt((gradient(u) ** 2).sum(0))[inside].max()) / BOX.width
 
 
-def flips(u: NDArray, x: NDArray, y: NDArray, eps: float) -> tuple[float, float]:
+def flips(u: Array, x: Array, y: NDArray[np.int64], eps: float) -> Fields:
     """Accuracy of u > 1/2 at points (P, 2), and the share of the right ones that some point within eps turns wrong.
 
     The ball is searched: 24 directions, three radii. No gradient is followed, so none can mislead.
@@ -379,29 +370,13 @@ def flips(u: NDArray, x: NDArray, y: NDArray, eps: float) -> tuple[float, float]
     shifts = np.concatenate([np.zeros((1, 2)), *(r * eps * ring for r in (1 / 3, 2 / 3, 1.0))])
     decisions = (table(BOX.to_unit(x[:, None] + shifts))[..., 0] > 0.5) == (y[:, None] == 1)
     right = decisions[:, 0]
-    return float(right.mean()), float((~decisions[right]).any(1).mean())
+    return {"accuracy": float(right.mean()), "flipped": float((~decisions[right]).any(1).mean())}
 
 
-def describe(shape: str, sigma: float, num_blocks: int, eps: float, config: Config) -> dict[str, Any]:
-    """One more network: does its ensemble agree with its equation, and what do perturbations flip?"""
-    network, _, _ = trained(shape, sigma, num_blocks, eps, config)
-    points = np.random.default_rng(config.seed + 2).uniform(-1.8, 1.8, (min(300, config.points), 2))
-    result = compare(
-        network.variant(num_blocks=32),
-        points,
-        solution_of(network, points, config),
-        num_draws=min(400, config.draws),
-        generator=seeded(config, 40),
-    )
-    right, flipped = flips(field(network, sigma, config), *planar_data(shape, 1000, config.seed + 1), config.eps)
-    own = {"shape": shape, "sigma": sigma, "trained_blocks": num_blocks, "adversarial_eps": eps}
-    return own | summary(result) | {"accuracy": right, "flipped": flipped}
+# Solve: what does Monte Carlo theory give?
 
 
-# What Monte Carlo theory gives
-
-
-def multilevel_costs(network: FlowNetwork, points: NDArray, config: Config) -> list[dict[str, Any]]:
+def multilevel_costs(network: FlowNetwork, points: Array, config: Config) -> list[Fields]:
     rows = []
     for number, rmse in enumerate(config.rmses):
         generator = seeded(config, 60 + number)
@@ -422,38 +397,29 @@ def multilevel_costs(network: FlowNetwork, points: NDArray, config: Config) -> l
 
 
 def weights_of_depths(
-    network: FlowNetwork, points: NDArray, solution: PointValues, x: NDArray, y: NDArray, config: Config
-) -> dict[str, Any]:
+    network: FlowNetwork, points: Array, solution: PointValues, x: Array, y: NDArray[np.int64], config: Config
+) -> Fields:
     """Weights of 8 and 16 blocks: learned on labels (Sec. 5), nearest to the PDE, and those of extrapolation."""
-    pair = [network.variant(num_blocks=8), network.variant(num_blocks=16)]
-    draws = {
-        n: torch.stack(
-            [
-                torch.from_numpy(sum(b.sum(0) for b in probabilities(member, p, n, seeded(config, 70))) / n)
-                for member in pair
-            ]
-        )
-        for n in (1, 16, config.draws)
-        for p in [as_points(points, network)]
-    }
-    target = torch.from_numpy(solution.value)
-    with torch.no_grad():
-        inputs = as_points(x, network)
-        logits = []
-        for member in pair:
-            with member.using_generator(seeded(config, 71)):
-                logits.append(torch.stack([member(inputs) for _ in range(16)]).mean(0))
-    learned = optimal_weights(torch.stack(logits), torch.from_numpy(y))
-    return {
-        "blocks": [8, 16],
-        "extrapolation": [-1.0, 2.0],
-        "nearest_to_pde": {str(n): least_squares_weights(means, target).tolist() for n, means in draws.items()},
-        "learned_on_labels": learned.tolist(),
-        "least_error": weights_in_draws(network, points[:400], solution, config),
-    }
+    pair = [network.variant(num_blocks=blocks) for blocks in (8, 16)]
+    target, at, inputs = torch.from_numpy(solution.value), as_points(points, network), as_points(x, network)
+
+    def mean(member: FlowNetwork, n: int) -> Tensor:
+        return torch.from_numpy(sum(batch.sum(0) for batch in probabilities(member, at, n, seeded(config, 70))) / n)
+
+    nearest = {}
+    for n in (1, 16, config.draws):
+        means = torch.stack([mean(member, n) for member in pair])
+        nearest[str(n)] = least_squares_weights(means, target).tolist()
+    logits = []
+    for member in pair:
+        with torch.no_grad(), member.using_generator(seeded(config, 71)):
+            logits.append(torch.stack([member(inputs) for _ in range(16)]).mean(0))
+    learned = optimal_weights(torch.stack(logits), torch.from_numpy(y)).tolist()
+    known = {"blocks": [8, 16], "extrapolation": [-1.0, 2.0]}
+    return known | {"nearest_to_pde": nearest, "learned_on_labels": learned}
 
 
-def weights_in_draws(network: FlowNetwork, points: NDArray, solution: PointValues, config: Config) -> dict[str, Any]:
+def weights_in_draws(network: FlowNetwork, points: Array, solution: PointValues, config: Config) -> Fields:
     """Weights of L, 2L, 4L blocks of least mean-square error against the PDE, for means over n draws.
 
     Of members that share their Brownian paths, as levels do, and of members with paths of their own, as in Sec. 5; rms
@@ -463,11 +429,11 @@ def weights_in_draws(network: FlowNetwork, points: NDArray, solution: PointValue
     """
     depths, richardson = (8, 16, 32), torch.tensor([1 / 3, -2.0, 8 / 3], dtype=torch.float64)
     members, half = depth_levels(network, depths), 2 * config.draws
+    value, grid_error = solution.value[: len(points)], solution.grid_error[: len(points)]
     (bias, shared), (other_bias, other_shared) = (
-        biases(members, points[part::2], solution.value[: len(points)][part::2], half, seeded(config, 72 + part))
-        for part in (0, 1)
+        biases(members, points[part::2], value[part::2], half, seeded(config, 72 + part)) for part in (0, 1)
     )
-    grid = float(np.sqrt(np.mean(solution.grid_error[: len(points)][1::2] ** 2)))
+    grid = rms(grid_error[1::2])
     rows = []
     for name, own in (("shared paths", False), ("own paths", True)):
         covariance, other = (c.diag().diag() if own else c for c in (shared, other_shared))
@@ -484,17 +450,17 @@ def weights_in_draws(network: FlowNetwork, points: NDArray, solution: PointValue
 
 
 def biases(
-    members: list[FlowNetwork], points: NDArray, exact: NDArray, num_draws: int, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+    members: list[FlowNetwork], points: Array, exact: Array, num_draws: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Products of the members' biases, their sampling error taken out, and covariance of one draw on shared paths.
 
     Both (k, k) float64, means over points (P, d).
     """
-    x, each, p = as_points(points, members[0]), max(1, _BATCH // len(points)), []
+    x, p = as_points(points, members[0]), []
     with torch.no_grad():
-        for start in range(0, num_draws, each):
-            repeated = x.repeat(min(each, num_draws - start), 1)
-            p.append(coupled_outputs(members, repeated, generator).softmax(-1)[..., 1].view(len(members), -1, len(x)))
+        for count in batches(num_draws, len(x)):
+            outputs = coupled_outputs(members, x.repeat(count, 1), generator)
+            p.append(outputs.softmax(-1)[..., 1].view(len(members), -1, len(x)))
     sample = torch.cat(p, 1).double()
     mean = sample.mean(1)
     left = sample - mean.unsqueeze(1)
@@ -503,19 +469,17 @@ def biases(
     return off @ off.T / len(x) - covariance / num_draws, covariance
 
 
-def control_gains(network: FlowNetwork, points: NDArray, config: Config) -> list[dict[str, Any]]:
+def control_gains(network: FlowNetwork, points: Array, config: Config) -> list[Fields]:
     """Variance of a draw over that of a draw less β times its first-order term, for parts of the noise.
 
     one: for β = 1. fitted: for the β that each point takes from its draws so far. chosen: whether "auto" uses it.
     """
     x, rows, n = as_points(points, network), [], max(200, config.draws // 4)
-    choices: tuple[bool | Literal["auto"], ...] = (False, True, "auto")
     for scale in (0.1, 0.3, 1.0):
         with network.noise_scale(scale):
-            plain, fitted, auto = (
-                ensemble_estimate(network, x, num_draws=n, control=control, generator=seeded(config, 80 + k))
-                for k, control in enumerate(choices)
-            )
+            plain = ensemble_estimate(network, x, num_draws=n, control=False, generator=seeded(config, 80))
+            fitted = ensemble_estimate(network, x, num_draws=n, control=True, generator=seeded(config, 81))
+            auto = ensemble_estimate(network, x, num_draws=n, control="auto", generator=seeded(config, 82))
             with network.using_generator(seeded(config, 83)):
                 expansion = NoiseExpansion(network, x, softmax)
                 p, c = (torch.stack(column) for column in zip(*(expansion.draw() for _ in range(n)), strict=True))
@@ -524,100 +488,6 @@ def control_gains(network: FlowNetwork, points: NDArray, config: Config) -> list
         row = {"sigma": scale * network.sigma, "one": one, "fitted": variance / left, "chosen": auto.controlled}
         rows.append(row)
     return rows
-
-
-def report(out: Path) -> None:
-    """Print the tables from neural_pde.json."""
-    numbers = json.loads((out / "neural_pde.json").read_text())
-    config = numbers["provenance"]["config"]
-    table = Table(title=f"Ensemble against PDE ({config['shape']}, σ = {config['sigma']:g})", title_justify="left")
-    table.add_column("network", min_width=len("neighbouring"))
-    for name in ("within error", "p", "rms error", "agrees", "by path", "follows"):
-        table.add_column(name, justify="right")
-    for row in numbers["checks"]:
-        table.add_row(
-            row["network"],
-            f"{100 * row['coverage']:.1f}%",
-            f"{row['p_value']:.2g}",
-            f"{row['rms']:.2g}",
-            "yes" if row["agrees"] else "no",
-            f"{row['scheme_residual']:.2g}",
-            "yes" if row["follows"] else "no",
-        )
-    console.print(table)
-    first, blocks = numbers["checks"][0], numbers["error_in_blocks"]
-    draws = numbers["error_in_draws"]
-    console.print(
-        f"{first['points']} points, {first['draws']} draws, {first['blocks']} blocks, as trained: sampling error "
-        f"{first['sampling_error']:.2g}, time-step error {first['time_step_error']:.2g}, grid error at most "
-        f"{first['grid_error']:.2g}; paths leave the box with probability at most {numbers['boundary']:.1g}.\n"
-        f"By path: rms difference from Euler-Maruyama steps of the equation.\n"
-        f"Slope in n: {draws['slope_up_to_32']:.3f} up to n = 32, {draws['slope_without_time_step']:.3f} with the "
-        f"time-step error taken out.\nError for L = {blocks['blocks']}: "
-        f"{', '.join(f'{e:.4f}' for e in blocks['rms'])}; slope in L {blocks['slope']:.2f}."
-    )
-    table = Table(title="Other networks, 32 blocks of the same flow", title_justify="left")
-    names = ("data", "σ", "trained L", "training", "within error", "p", "accuracy", f"flipped at {config['eps']:g}")
-    for name in names:
-        table.add_column(name, justify="right")
-    for row in numbers["networks"]:
-        table.add_row(
-            row["shape"],
-            f"{row['sigma']:g}",
-            str(row["trained_blocks"]),
-            f"eps {row['adversarial_eps']:g}" if row["adversarial_eps"] else "natural",
-            f"{100 * row['coverage']:.1f}%",
-            f"{row['p_value']:.2g}",
-            f"{100 * row['accuracy']:.1f}%",
-            f"{100 * row['flipped']:.1f}%",
-        )
-    console.print(table)
-    table = Table(title="Multilevel against the plain ensemble of the deepest network", title_justify="left")
-    for name in ("rmse", "deepest L", "blocks passed", "plain", "saving", "β"):
-        table.add_column(name, justify="right")
-    for row in numbers["multilevel"]:
-        table.add_row(
-            f"{row['rmse']:g}",
-            str(row["deepest"]),
-            f"{row['cost']:.3g}",
-            f"{row['plain_cost']:.3g}",
-            f"{row['saving']:.1f} times",
-            f"{row['beta']:.2f}",
-        )
-    console.print(table)
-    weights = numbers["weights"]
-    nearest = ", ".join(f"({a:.2f}, {b:.2f}) for n = {n}" for n, (a, b) in weights["nearest_to_pde"].items())
-    learned = ", ".join(f"{w:.2f}" for w in weights["learned_on_labels"])
-    control = "; ".join(
-        f"{row['one']:.2g} and {row['fitted']:.2g} at σ = {row['sigma']:g} ({'' if row['chosen'] else 'not '}chosen)"
-        for row in numbers["control"]
-    )
-    least = weights["least_error"]
-    table = Table(title=f"Weights of {least['blocks']} blocks, least error against the PDE", title_justify="left")
-    for name in ("noise", "draws", "weights", "rms error", "equal", "Richardson"):
-        table.add_column(name, justify="right")
-    for row in least["rows"]:
-        shown = ", ".join(f"{w:.2f}" for w in row["weights"])
-        errors = ("below floor" if e is None else f"{e:.2g}" for e in row["rms"].values())
-        table.add_row(row["noise"], str(row["draws"]), shown, *errors)
-    console.print(table)
-    floor = least["floor"]
-    console.print(
-        f"Fitted on one half of points and draws, measured on the other; floor there: grid {floor['grid']:.2g}, "
-        f"sampling {floor['sampling']:.2g} for a single member.\n{multilevel_verdict(numbers['multilevel'])}"
-    )
-    console.print(
-        f"Weights of 8 and 16 blocks: extrapolation (-1, 2); nearest to the PDE {nearest}; learned on labels "
-        f"({learned}).\nVariance reduction by the first-order control, with β = 1 and fitted: {control}."
-        f"\n{numbers['seconds']:.0f} s."
-    )
-
-
-def multilevel_verdict(rows: list[dict[str, Any]]) -> str:
-    """For which rmse multilevel is cheaper than the plain ensemble."""
-    pays, loses = (", ".join(f"{row['rmse']:g}" for row in rows if row["pays"] is kind) for kind in (True, False))
-    paying = f"Multilevel pays for rmse {pays}." if pays else "Multilevel pays for none of these."
-    return paying + (f" For {loses} the plain ensemble is cheaper, and simpler." if loses else "")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import math
 import os
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,9 @@ from typing import Annotated
 import typer
 
 from netkit.data import DataError
-from studies.lab import records
-from studies.lab.cli import FAILURE, USAGE, Device, Scheduler, Slurm, Workers, device_called, engine, progress, require
-from studies.lab.reporting import ROOT, InputError, console, num_cores, one_line_errors
+from studies.lab import engines, records
+from studies.lab.cli import FAILURE, INTERRUPTED, USAGE, Device, device_called, progress
+from studies.lab.reporting import ROOT, InputError, at_least, console, listed, num_cores, one_line_errors, some_of
 from studies.lab.run import run_all
 from studies.lab.tasks import Scoring, Task
 from studies.lab.work import load_data, require_same_data
@@ -38,20 +39,20 @@ def main(
     budget: Annotated[float | None, typer.Option(help="Minutes; stops cleanly then")] = None,
     dry_run: Annotated[bool, typer.Option(help="List the tasks, and which of them are done")] = False,
     device: Device = "auto",
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    slurm: Slurm = None,
+    workers: engines.Workers = None,
+    scheduler: engines.Scheduler = None,
+    slurm: engines.Slurm = None,
     out: Annotated[Path, typer.Option(help="Folder for models and predictions")] = ROOT / "out",
     results: Annotated[Path, typer.Option(help="Folder of records")] = ROOT / "studies" / "results" / "records",
 ) -> None:
     """Train and attack in the order of the queue; what is on disk is not done again."""
-    with one_line_errors(USAGE, FAILURE, interrupted="interrupted; the same command continues from here"):
-        require(0, budget=budget)
-        require(1, workers=workers)
+    with one_line_errors(USAGE, FAILURE, interrupted=INTERRUPTED):
+        at_least(0, budget=budget)
+        at_least(1, workers=workers)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise InputError("the queue runs whole networks side by side (--workers); torchrun is for the tables")
+            raise InputError("torchrun is for the tables: the queue runs whole networks side by side, with --workers")
         if data is not None and data.suffix == ".npz" and data.stem not in ("cifar10", "cifar100"):
-            raise InputError(f"expected --data to be a folder, cifar10.npz or cifar100.npz, got {data}")
+            raise InputError(f"--data: expected a folder, cifar10.npz or cifar100.npz, got {data}")
         started, on = time.time(), device_called(device)
         tasks = list(dict.fromkeys(_possible(_stages(settings, rows, seeds), data, out, on)))
         require_same_data(tasks)
@@ -62,8 +63,11 @@ def main(
             return
         records.merge(records.of_tasks(tasks), results)
         failures: list[Task] = []
-        count = workers or (num_cores() if on == "cpu" else 3)
-        with engine(count, scheduler, slurm, out) as (executor, num_workers), progress() as (report, finished, ended):
+        usual = num_cores() if on == "cpu" else 3
+        with (
+            engines.chosen(workers, scheduler, slurm, out, usual=usual) as engine,
+            progress() as (report, finished, ended),
+        ):
 
             def keep(task: Task, outcome: str, seconds: float) -> None:
                 finished(task, outcome, seconds)
@@ -78,9 +82,7 @@ def main(
 
             run_all(
                 tasks,
-                executor=executor,
-                num_workers=num_workers,
-                num_threads=max(1, num_cores() // count),
+                engine,
                 report=report,
                 finished=keep,
                 failed=skip,
@@ -92,28 +94,18 @@ def main(
             raise SystemExit(1)
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def _stages(settings: str | None, rows: str | None, seeds: str | None) -> list[Stage]:
     """The declared stages, less what the command line leaves out."""
     stages = list(QUEUE)
     if settings is not None:
-        if unknown := set(_names(settings)) - SETTINGS.keys():
-            raise InputError(f"unknown setting {min(unknown)!r}: expected some of {', '.join(SETTINGS)}")
-        stages = [stage for stage in (*QUEUE, *ON_REQUEST) if stage.setting in _names(settings)]
+        named = some_of("settings", settings, SETTINGS)
+        stages = [stage for stage in (*QUEUE, *ON_REQUEST) if stage.setting in named]
     if rows is not None:
-        known = {row for stage in stages for row in stage.rows}
-        if unknown := set(_names(rows)) - known:
-            raise InputError(f"no stage has the row {min(unknown)!r}: expected some of {', '.join(sorted(known))}")
-        stages = [replace(stage, rows=tuple(row for row in stage.rows if row in _names(rows))) for stage in stages]
+        wanted = some_of("rows", rows, sorted({row for stage in stages for row in stage.rows}))
+        stages = [replace(stage, rows=tuple(row for row in stage.rows if row in wanted)) for stage in stages]
     if seeds is not None:
-        try:
-            wanted = {int(seed) for seed in _names(seeds)}
-        except ValueError:
-            raise InputError(f"expected seeds separated by commas, got {seeds!r}") from None
-        stages = [replace(stage, seeds=tuple(seed for seed in stage.seeds if seed in wanted)) for stage in stages]
+        numbers = listed("seeds", seeds, int)
+        stages = [replace(stage, seeds=tuple(seed for seed in stage.seeds if seed in numbers)) for stage in stages]
     return stages
 
 
@@ -122,7 +114,7 @@ def _possible(stages: Sequence[Stage], data: Path | None, out: Path, device: str
 
     Raises InputError where nothing is left.
     """
-    left_out: dict[str, int] = {}
+    left_out: Counter[str] = Counter()
     unreadable: dict[str, str | None] = {}
     count = 0
     for task in tasks_of(stages, data=data, out=out, device=device):
@@ -134,7 +126,7 @@ def _possible(stages: Sequence[Stage], data: Path | None, out: Path, device: str
             count += 1
             yield task
         else:
-            left_out[why] = left_out.get(why, 0) + 1
+            left_out[why] += 1
     for why, number in left_out.items():
         console.print(f"left out: {number} tasks: {why}", highlight=False, soft_wrap=True, markup=False)
     if count == 0:

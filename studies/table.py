@@ -4,14 +4,14 @@ import typer
 
 from studies.draw.terminal import draw
 from studies.lab.cli import Computed, compute
-from studies.lab.reporting import console, write_json
+from studies.lab.reporting import write_json
 from studies.paper.tables import TABLES
 
 
 def finish(computed: Computed) -> None:
     """The numbers as JSON, and from there on the terminal."""
     write_json(computed.path, computed.numbers())
-    draw(computed.path, console)
+    draw(computed.path)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -8,18 +8,17 @@ Theorem 2 bounds max|∇u(·, 1)| by e^(-σ²) e^γ (|u0| + |∇u0|). Here that 
 put where Eq. (12) has it, and the sharp one by coupling (`pdekit.regularity`) meet solutions for random smooth
 velocities and random compactly supported u0, and a ramp without any convection.
 
-Lengths are free here, while pdekit's box is the unit box: a box of length L is solved with F/L and σ/L, which leaves
-u and γ as they are and divides gradients by L.
+Every case is drawn before the first is solved, so that the numbers do not depend on who solves which.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Any
+from itertools import product
+from typing import Any
 
 import numpy as np
 import typer
@@ -32,17 +31,19 @@ from pdekit import ConvectionDiffusion, GridVelocity, solve
 from pdekit.numerics.diagnostics import max_gradient, max_speed, steepening_rate
 from pdekit.numerics.spectral import gradient, resample
 from pdekit.regularity import modulus_of_continuity
-from pdekit.runtime.progress import Progress
 from pdekit.velocity import node_points
 from studies.draw.theorems import draw, report
-from studies.lab.reporting import ROOT, InputError, console, one_line_errors, provenance, write_json
+from studies.lab import engines
+from studies.lab.reporting import ROOT, Out, Seed, Smoke, at_least, console, one_line_errors, store, write_json
 from studies.paper.theorems import judge
 
 Array = NDArray[np.float64]
-Fields = dict[str, Any]
+Row = dict[str, Any]
+
+# Parameters
 
 SCALED_SHIFTS = np.geomspace(0.01, 3.0, 13)  # |δ|/σ
-MODULUS_SIGMAS = {1: (0.05, 0.1, 0.2, 0.4, 0.7, 1.0), 2: (0.1, 0.2, 0.4, 1.0)}
+MODULUS_SIGMAS = {1: (0.05, 0.1, 0.2, 0.4, 0.7, 1.0), 2: (0.1, 0.2, 0.4, 1.0)}  # by dimension, as all below
 MODULUS_LENGTH = {1: 16.0, 2: 8.0}  # of the box
 MODULUS_MODES = {1: 128, 2: 24}  # finest wavelengths 1/8 and 1/3
 DECAYS = {"rough": 1.7, "medium": 2.5, "smooth": 4.0}  # of the velocity's spectrum, |k|^-p; Lipschitz for p > 3/2
@@ -75,63 +76,65 @@ SMOKE = Config(8, 2, 4, 1, (), 3, 13, 0)
 
 
 def main(
-    seed: Annotated[int, typer.Option(help="of the velocities, the initial values and the bootstrap")] = 0,
-    out: Annotated[Path, typer.Option(help="folder for theorems.png and .pdf, theorems.json and summary.json")] = ROOT
-    / "out"
-    / "theorems",
-    device: Annotated[str, typer.Option(help="cpu; the solver has no other")] = "cpu",
-    smoke: Annotated[bool, typer.Option("--smoke", help="few velocities, in seconds")] = False,
+    seed: Seed = 0,
+    out: Out = ROOT / "out" / "theorems",
+    workers: engines.Workers = None,
+    scheduler: engines.Scheduler = None,
+    slurm: engines.Slurm = None,
+    smoke: Smoke = False,
 ) -> None:
     """Measure, write theorems.json and its verdicts alone, then print the verdicts and draw theorems.png from it."""
-    with one_line_errors(usage=(ValueError,), failure=(FloatingPointError, OSError)):
-        if device != "cpu":
-            raise InputError(f"--device: expected cpu, which is where pdekit runs, got {device!r}")
-        if seed < 0:
-            raise InputError(f"--seed: expected a number >= 0, got {seed}")
-        config = Config(**(asdict(SMOKE if smoke else FULL) | {"seed": seed}))
-        results = {
-            "scaled_shifts": SCALED_SHIFTS.tolist(),
-            "moduli": measure_moduli(config),
-            "steep": measure_steep_family(config),
-            "gradients": measure_gradients(config),
-            "ramp": measure_ramp(config),
-        }
-        out.mkdir(parents=True, exist_ok=True)
-        summary = {"verdicts": judge(results), "provenance": provenance(asdict(config))}
+    with one_line_errors():
+        at_least(0, seed=seed)
+        config = replace(SMOKE if smoke else FULL, seed=seed)
+        steep_cases = product(STEEP_SIGMAS, np.geomspace(1.0, 400.0, config.steep_gammas).tolist())
+        ramp_cases = zip(np.linspace(*SIGMA_RANGE, config.ramp_sigmas).tolist(), strict=True)
+        with engines.chosen(workers, scheduler, slurm, out) as engine:
+            ramps = engine.sweep("Theorem 2: the ramp", measure_ramp, ramp_cases)
+            results: Row = {
+                "scaled_shifts": SCALED_SHIFTS.tolist(),
+                "moduli": engine.sweep("Theorem 1: moduli", measure_modulus, modulus_cases(config)),
+                "steep": engine.sweep("Theorem 1: one speed, every steepness", measure_steep, steep_cases),
+                "gradients": engine.sweep("Theorem 2: gradients", measure_gradient, gradient_cases(config)),
+                "ramp": {name: [row[name] for row in ramps] for name in ramps[0]} | {"length": RAMP_LENGTH},
+            }
+        # of the verdicts alone: what the page of results reads, a hundredth of the size
+        summary = store(out / "summary.json", {"verdicts": judge(results)}, config)
         write_json(out / "theorems.json", results | summary)
-        write_json(out / "summary.json", summary)  # what the report reads, a hundredth of the size
-        report(out / "theorems.json", console)
+        report(summary["verdicts"])
         draw(out / "theorems.json")
         console.print(f"wrote theorems.png, theorems.pdf, theorems.json and summary.json in {out}", soft_wrap=True)
 
 
-# Solving in a box of any length
+# Problem: velocities and jumping f of Theorem 1
 
 
-def time_step(velocity: Array, num_points: int, length: float) -> float:
-    """Two thirds of what AB4's stability allows for the modes that the solver keeps, 1/50 at most."""
-    fastest = 2.0 * math.pi * num_points / 3.0 / length
-    speed = float(sum(np.abs(component).max() for component in velocity))
-    return min(1.0 / 50.0, 0.28 / max(fastest * speed, 1e-300))
+@dataclass(frozen=True)
+class Flow:
+    """A velocity of Theorem 1 with what the theorem may use of it."""
+
+    kind: str
+    speed: float
+    velocity: Array  # (d, N, ..., N), physical units
+    gamma: float = 0.0  # largest stretching rate of dX = F dt: max ξ·∇F·ξ
+    sharpest: float = 0.0  # the larger of stretching and compression: sets the finest scale, σ / √(2 sharpest)
+
+    @property
+    def dim(self) -> int:
+        return len(self.velocity)
 
 
-def evolve(
-    build: Callable[..., ConvectionDiffusion],
-    velocity: Array,
-    start: Any,
-    sigma: float,
-    length: float,
-    num_points: int,
-    refine: float = 1.0,
-) -> Array:
-    """u one time unit after `start`, (N,)*d; refine: finer in time by this factor. `build` makes the problem."""
-    problem = build(GridVelocity(velocity / length), start, sigma / length)
-    dt = time_step(velocity, num_points, length) / refine
-    return solve(problem, num_points=num_points, dt=dt, method="spectral_ab4", progress=False).u[0].values
+def constant_flow(dim: int) -> Flow:
+    return Flow("constant", 0.5, np.full((dim, *[8] * dim), 0.5 / math.sqrt(dim)))
 
 
-def even_length(minimum: float) -> int:
-    return 2 * next_fast_len(math.ceil(minimum / 2.0))
+def random_flow(rng: np.random.Generator, dim: int, kind: str, speed: float) -> Flow:
+    length, decay = MODULUS_LENGTH[dim], DECAYS[kind] + 0.5 * (dim - 1)
+    field = random_field(rng, dim, MODULUS_MODES[dim], lambda k: (1.0 + (4.0 * k / length) ** 2) ** (-decay / 2))
+    fine = resampled(field, 8)
+    scale = speed / max_speed(fine)
+    rates = [scale / length * steepening_rate(sign * fine) for sign in (-1.0, 1.0)]
+    return Flow(kind, speed, scale * field, rates[0], max(rates))
 
 
 def random_field(rng: np.random.Generator, dim: int, modes: int, symbol: Callable[[Array], Array]) -> Array:
@@ -145,12 +148,9 @@ def random_field(rng: np.random.Generator, dim: int, modes: int, symbol: Callabl
     return np.fft.irfftn(noise * weights, s=(n,) * dim, axes=axes)
 
 
-def resolved(velocity: Array, finest: float) -> Array:
-    """The same field on nodes close enough for its maxima, `finest` times as many."""
+def resampled(velocity: Array, finest: float) -> Array:
+    """The same field on `finest` times as many nodes, close enough for its maxima."""
     return resample(velocity, round(finest * velocity.shape[-1]), axes=tuple(range(1, velocity.ndim)))
-
-
-# Theorem 1
 
 
 def jumping_line(num_points: int, jumps: Array) -> Array:
@@ -168,150 +168,39 @@ def jumping_line(num_points: int, jumps: Array) -> Array:
     return np.fft.irfft(np.append(modes, 0.0), n=num_points, norm="forward")
 
 
-def disc(num_points: int, radius: float) -> Array:
+def stripes(num_points: int) -> Array:
+    """`jumping_line` over the unit square, constant along y."""
+    return np.repeat(jumping_line(num_points, np.array([0.25, 0.75]))[:, None], num_points, axis=1)
+
+
+def disc(num_points: int, radius: float = 0.25) -> Array:
     """+1 in a disc in the middle of the unit square, -1 outside: its truncated Fourier series, of Bessel functions."""
     kx, ky = np.meshgrid(np.fft.fftfreq(num_points, 1 / num_points), np.arange(num_points // 2 + 1.0), indexing="ij")
-    k = np.hypot(kx, ky)
-    modes = (
-        2.0 * radius * j1(2.0 * np.pi * radius * np.maximum(k, 1e-9)) / np.maximum(k, 1e-9) * np.cos(np.pi * (kx + ky))
-    )
+    k = np.maximum(np.hypot(kx, ky), 1e-9)
+    modes = 2.0 * radius * j1(2.0 * np.pi * radius * k) / k * np.cos(np.pi * (kx + ky))
     modes[0, 0] = 2.0 * np.pi * radius**2 - 1.0
     modes[np.maximum(np.abs(kx), ky) >= num_points // 2] = 0.0
     return np.fft.irfft2(modes, s=(num_points, num_points), norm="forward")
 
 
-def directions(dim: int) -> Array:
-    angles = np.pi * np.arange(DIRECTIONS) / DIRECTIONS
-    return np.ones((1, 1)) if dim == 1 else np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-
-
-def modulus(u: Array, sigma: float, length: float) -> Array:
-    """max |u(x + δ) - u(x)| over x and directions, for |δ| = σ SCALED_SHIFTS."""
-    dim = u.ndim
-    shifts = sigma / length * SCALED_SHIFTS[:, None, None] * directions(dim)
-    factor = 8 if dim == 1 else math.ceil(256 / len(u))  # the largest value lies between nodes
-    return modulus_of_continuity(resample(u, factor * len(u)), shifts).max(axis=-1)
-
-
-@dataclass(frozen=True)
-class Flow:
-    """A velocity of Theorem 1 with what the theorem may use of it."""
-
-    kind: str
-    speed: float
-    velocity: Array  # (d, N, ..., N), physical units
-    gamma: float  # largest stretching rate of dX = F dt: max ξ·∇F·ξ
-    sharpest: float  # the larger of stretching and compression: sets the finest scale, σ / √(2 sharpest)
-
-    @classmethod
-    def constant(cls, dim: int) -> Flow:
-        return cls("constant", 0.5, np.full((dim, *[8] * dim), 0.5 / math.sqrt(dim)), 0.0, 0.0)
-
-    @classmethod
-    def random(cls, rng: np.random.Generator, dim: int, kind: str, speed: float) -> Flow:
-        length, decay = MODULUS_LENGTH[dim], DECAYS[kind] + 0.5 * (dim - 1)
-        field = random_field(rng, dim, MODULUS_MODES[dim], lambda k: (1.0 + (4.0 * k / length) ** 2) ** (-decay / 2))
-        fine = resolved(field, 8)
-        scale = speed / max_speed(fine)
-        rates = [scale / length * steepening_rate(sign * fine) for sign in (-1.0, 1.0)]
-        return cls(kind, speed, scale * field, rates[0], max(rates))
-
-
-def flows(config: Config, rng: np.random.Generator) -> Iterator[tuple[int, Flow]]:
-    yield from ((dim, Flow.constant(dim)) for dim in (1, 2))
-    for kind in DECAYS:
-        for speed in SPEEDS:
-            yield from ((1, Flow.random(rng, 1, kind, speed)) for _ in range(config.seeds))
-    yield from ((2, Flow.random(rng, 2, kind, 1.0)) for kind in config.plane_decays)
-
-
-def measure_moduli(config: Config) -> list[Fields]:
-    """The modulus of continuity of u(·, 0) for every flow, jump set and σ."""
+def modulus_cases(config: Config) -> Iterator[tuple[Flow, Callable[[int], Array], float, Row]]:
+    """Every flow, jump set and σ, and what the row says of them."""
     rng = np.random.default_rng([config.seed, 1])
-    everything = list(flows(config, rng))
-    rows: list[Fields] = []
-    with Progress("Theorem 1: moduli", total=len(everything)) as bar:
-        for number, (dim, flow) in enumerate(everything):
-            length = MODULUS_LENGTH[dim]
-            starts: dict[str, Callable[[int], Array]]
-            if dim == 1:
-                jumps = (np.arange(4) + rng.uniform(-0.15, 0.15, (2, 4)) + 0.5) / 4.0
-                starts = {f"jumps {i}": partial(jumping_line, jumps=places) for i, places in enumerate(jumps)}
-            else:
-                starts = {
-                    "stripes": lambda n: np.repeat(jumping_line(n, np.array([0.25, 0.75]))[:, None], n, axis=1),
-                    "disc": lambda n: disc(n, 0.25),
-                }
-            for sigma in MODULUS_SIGMAS[dim]:
-                for name, start in starts.items():
-                    row = {
-                        "dim": dim,
-                        "flow": number,
-                        "kind": flow.kind,
-                        "speed": flow.speed,
-                        "gamma": flow.gamma,
-                        "start": name,
-                        "sigma": sigma,
-                    }
-                    omega, error = _modulus_with_error(flow, start, sigma, length)
-                    row |= {"modulus": omega.tolist(), "error": error.tolist()}
-                    if flow.kind == "constant" and dim == 1:
-                        row["exact"] = modulus(_exact_line(jumps[int(name[-1])], sigma), sigma, length).tolist()
-                    rows.append(row)
-            bar.update(number + 1)
-    return rows
+    flows = [constant_flow(dim) for dim in (1, 2)]
+    flows += [random_flow(rng, 1, kind, s) for kind in DECAYS for s in SPEEDS for _ in range(config.seeds)]
+    flows += [random_flow(rng, 2, kind, 1.0) for kind in config.plane_decays]
+    for number, flow in enumerate(flows):
+        starts: dict[str, Callable[[int], Array]] = {"stripes": stripes, "disc": disc}
+        if flow.dim == 1:
+            jumps = (np.arange(4) + rng.uniform(-0.15, 0.15, (2, 4)) + 0.5) / 4.0
+            starts = {f"jumps {i}": partial(jumping_line, jumps=places) for i, places in enumerate(jumps)}
+        said = {"dim": flow.dim, "flow": number, "kind": flow.kind, "speed": flow.speed, "gamma": flow.gamma}
+        for sigma in MODULUS_SIGMAS[flow.dim]:
+            for name, start in starts.items():
+                yield flow, start, sigma, said | {"start": name, "sigma": sigma}
 
 
-def _modulus_with_error(flow: Flow, start: Callable[[int], Array], sigma: float, length: float) -> tuple[Array, Array]:
-    """The modulus, and what two thirds of the nodes and of the steps change in it."""
-    dim = flow.velocity.ndim - 1
-    finest = 0.35 * sigma / math.sqrt(1.0 + 2.0 * flow.sharpest)
-    n = even_length(max(length / finest, 3.2 * MODULUS_MODES[dim]))
-
-    def at(points: int, refine: float) -> Array:
-        u = evolve(ConvectionDiffusion, flow.velocity, start(points), sigma, length, points, refine)
-        return modulus(u, sigma, length)
-
-    fine = at(n, 1.0)
-    return fine, np.abs(fine - at(even_length(n / 1.5), 1.0 / 1.5))
-
-
-def _exact_line(jumps: Array, sigma: float, num_points: int = 4096) -> Array:
-    """The heat equation at t = 0 from ±1 that changes sign at the jumps: sums of normal distribution functions."""
-    length = MODULUS_LENGTH[1]
-    x = np.arange(num_points)[:, None] / num_points
-    u = -np.ones(num_points)
-    for image in (-2, -1, 0, 1, 2):
-        steps = norm.cdf((x - jumps - image) * length / sigma)
-        u += 2.0 * (steps * (-1.0) ** np.arange(len(jumps))).sum(axis=1)
-    return u
-
-
-def measure_steep_family(config: Config) -> list[Fields]:
-    """F = tanh(γ x) made periodic: max |F| = 1 whatever γ, stretching at x = 0, where f jumps."""
-    rows: list[Fields] = []
-    gammas = np.geomspace(1.0, 400.0, config.steep_gammas)
-    with Progress("Theorem 1: one speed, every steepness", total=len(STEEP_SIGMAS)) as bar:
-        for number, sigma in enumerate(STEEP_SIGMAS):
-            for gamma in gammas:
-                found = []
-                for factor in (1.0, 1.5):
-                    finest = min(0.35 * sigma / math.sqrt(1.0 + 2.0 * gamma), 0.3 / gamma)
-                    n = even_length(max(STEEP_LENGTH / finest, 256) / factor)
-                    x = STEEP_LENGTH * np.arange(n) / n
-                    velocity = np.tanh(gamma * np.sin(2 * np.pi * x / STEEP_LENGTH) * STEEP_LENGTH / (2 * np.pi))[None]
-                    start = jumping_line(n, np.array([0.0, 0.5]))
-                    u = evolve(ConvectionDiffusion, velocity, start, sigma, STEEP_LENGTH, n, 1.0 / factor)
-                    found.append(modulus(u, sigma, STEEP_LENGTH))
-                error = np.abs(found[0] - found[1])
-                rows.append(
-                    {"sigma": sigma, "gamma": float(gamma), "modulus": found[0].tolist(), "error": error.tolist()}
-                )
-            bar.update(number + 1)
-    return rows
-
-
-# Theorem 2
+# Problem: velocities and u0 of Theorem 2
 
 
 @dataclass(frozen=True)
@@ -339,42 +228,118 @@ class Bump:
         return float(np.abs(u).max()), float(slope)
 
 
-def measure_gradients(config: Config) -> list[Fields]:
-    """max |∇u(·, 1)| for random velocities with γ spread evenly over (0, 5) and √σ about evenly, σ in [0.05, 3]."""
+def gradient_cases(config: Config) -> Iterator[tuple[Array, Bump, Row]]:
+    """Random velocities with γ spread evenly over (0, 5) and √σ about evenly, σ in [0.05, 3]; each with a u0."""
     rng = np.random.default_rng([config.seed, 2])
-    rows: list[Fields] = []
-    total = config.lines + config.planes
-    with Progress("Theorem 2: gradients", total=total) as bar:
-        for dim, count in ((1, config.lines), (2, config.planes)):
-            gammas = GAMMA_MAX * (rng.permutation(count) + rng.uniform(size=count)) / count
-            for gamma in gammas:
-                field = random_field(rng, dim, 3, lambda k: np.exp(-((k / 1.5) ** 2)))
-                fine = resolved(field, 512 / field.shape[-1])
-                field *= gamma * CELL / steepening_rate(fine)
-                bump = Bump.random(rng, dim)
-                strata = (np.arange(config.sigmas_each) + rng.uniform(size=config.sigmas_each)) / config.sigmas_each
-                sigmas = SIGMA_RANGE[0] + (SIGMA_RANGE[1] - SIGMA_RANGE[0]) * strata**2
-                u_max, grad_max = bump.norms()
-                row = {
-                    "dim": dim,
-                    "flow": len(rows) // config.sigmas_each,
-                    "gamma": float(gamma),
-                    "u_max": u_max,
-                    "grad_max": grad_max,
-                }
-                rows += [
-                    row
-                    | {"sigma": float(sigma)}
-                    | _gradient_with_error(field, bump, float(gamma), float(sigma), grad_max)
-                    for sigma in sigmas
-                ]
-                bar.update(len(rows) / config.sigmas_each)
-    return rows
+    each, number = config.sigmas_each, 0
+    for dim, count in ((1, config.lines), (2, config.planes)):
+        for gamma in GAMMA_MAX * (rng.permutation(count) + rng.uniform(size=count)) / count:
+            field = random_field(rng, dim, 3, lambda k: np.exp(-((k / 1.5) ** 2)))
+            field *= gamma * CELL / steepening_rate(resampled(field, 512 / field.shape[-1]))
+            bump = Bump.random(rng, dim)
+            u_max, grad_max = bump.norms()
+            said = {"dim": dim, "flow": number, "gamma": float(gamma), "u_max": u_max, "grad_max": grad_max}
+            strata = (np.arange(each) + rng.uniform(size=each)) / each
+            for sigma in SIGMA_RANGE[0] + (SIGMA_RANGE[1] - SIGMA_RANGE[0]) * strata**2:
+                yield field, bump, said | {"sigma": float(sigma)}
+            number += 1
 
 
-def _gradient_with_error(field: Array, bump: Bump, gamma: float, sigma: float, grad_max: float) -> Fields:
-    """max |∇u(·, 1)|, what two thirds of the nodes and steps change in it, and at most what images of u0 add."""
-    dim, speed = field.ndim - 1, max_speed(field)
+def ramp(x: Array) -> Array:
+    """Slope 1 between plateaus at -1 and 1, back to 0 with slope 1 at RAMP_CUT from the middle of the box."""
+    y = (x[..., 0] % 1.0 - 0.5) * RAMP_LENGTH
+    return np.clip(y, -1, 1) - np.clip(y - RAMP_CUT, 0, 1) + np.clip(-y - RAMP_CUT, 0, 1)
+
+
+# Solve
+
+
+def evolve(
+    problem: Callable[..., ConvectionDiffusion],
+    velocity: Array,
+    start: Any,
+    sigma: float,
+    length: float,
+    num_points: int,
+    refine: float = 1.0,
+) -> Array:
+    """u one time unit after `start`, (N,)*d, in a box of any `length`; refine: finer in time by this factor.
+
+    pdekit's box is the unit box: with F/L and σ/L there, u and γ are the same, and gradients L times as large. The time
+    step is two thirds of what AB4's stability allows for the modes that the solver keeps, 1/50 at most.
+    """
+    fastest = 2.0 * math.pi * num_points / 3.0 / length
+    speed = float(sum(np.abs(component).max() for component in velocity))
+    dt = min(1.0 / 50.0, 0.28 / max(fastest * speed, 1e-300)) / refine
+    scaled = problem(GridVelocity(velocity / length), start, sigma / length)
+    return solve(scaled, num_points=num_points, dt=dt, method="spectral_ab4", progress=False).u[0].values
+
+
+def even_length(minimum: float) -> int:
+    return 2 * next_fast_len(math.ceil(minimum / 2.0))
+
+
+def with_error(measure: Callable[[int, float], Any], num_points: int, fewer: int) -> tuple[Any, Any]:
+    """`measure(num_points, 1)`, and what `fewer` nodes, two thirds of them, and as many steps change in it."""
+    fine = measure(num_points, 1.0)
+    return fine, abs(fine - measure(fewer, 1.0 / 1.5))
+
+
+def modulus(u: Array, sigma: float, length: float) -> Array:
+    """max |u(x + δ) - u(x)| over x and directions, for |δ| = σ SCALED_SHIFTS."""
+    angles = np.pi * np.arange(DIRECTIONS) / DIRECTIONS
+    directions = np.ones((1, 1)) if u.ndim == 1 else np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    shifts = sigma / length * SCALED_SHIFTS[:, None, None] * directions
+    factor = 8 if u.ndim == 1 else math.ceil(256 / len(u))  # the largest value lies between nodes
+    return modulus_of_continuity(resample(u, factor * len(u)), shifts).max(axis=-1)
+
+
+def measure_modulus(flow: Flow, start: Callable[[int], Array], sigma: float, said: Row) -> Row:
+    """The modulus of continuity of u(·, 0)."""
+    length = MODULUS_LENGTH[flow.dim]
+    finest = 0.35 * sigma / math.sqrt(1.0 + 2.0 * flow.sharpest)
+    n = even_length(max(length / finest, 3.2 * MODULUS_MODES[flow.dim]))
+
+    def at(points: int, refine: float) -> Array:
+        u = evolve(ConvectionDiffusion, flow.velocity, start(points), sigma, length, points, refine)
+        return modulus(u, sigma, length)
+
+    omega, error = with_error(at, n, even_length(n / 1.5))
+    row = said | {"modulus": omega.tolist(), "error": error.tolist()}
+    if flow.kind == "constant" and isinstance(start, partial):
+        row["exact"] = modulus(heat_line(start.keywords["jumps"], sigma), sigma, length).tolist()
+    return row
+
+
+def heat_line(jumps: Array, sigma: float, num_points: int = 4096) -> Array:
+    """The heat equation at t = 0 from ±1 that changes sign at the jumps: sums of normal distribution functions."""
+    x = np.arange(num_points)[:, None] / num_points
+    u = -np.ones(num_points)
+    for image in (-2, -1, 0, 1, 2):
+        steps = norm.cdf((x - jumps - image) * MODULUS_LENGTH[1] / sigma)
+        u += 2.0 * (steps * (-1.0) ** np.arange(len(jumps))).sum(axis=1)
+    return u
+
+
+def measure_steep(sigma: float, gamma: float) -> Row:
+    """The modulus for F = tanh(γ x) made periodic: max |F| = 1 whatever γ, stretching at x = 0, where f jumps."""
+
+    def at(n: int, refine: float) -> Array:
+        x = STEEP_LENGTH * np.arange(n) / n
+        velocity = np.tanh(gamma * np.sin(2 * np.pi * x / STEEP_LENGTH) * STEEP_LENGTH / (2 * np.pi))[None]
+        start = jumping_line(n, np.array([0.0, 0.5]))
+        u = evolve(ConvectionDiffusion, velocity, start, sigma, STEEP_LENGTH, n, refine)
+        return modulus(u, sigma, STEEP_LENGTH)
+
+    finest = min(0.35 * sigma / math.sqrt(1.0 + 2.0 * gamma), 0.3 / gamma)
+    nodes = max(STEEP_LENGTH / finest, 256)
+    omega, error = with_error(at, even_length(nodes), even_length(nodes / 1.5))
+    return {"sigma": sigma, "gamma": gamma, "modulus": omega.tolist(), "error": error.tolist()}
+
+
+def measure_gradient(field: Array, bump: Bump, said: Row) -> Row:
+    """max |∇u(·, 1)|, and at most what images of u0 in the periodic box add."""
+    dim, speed, gamma, sigma = said["dim"], max_speed(field), said["gamma"], said["sigma"]
     cells = math.ceil(2.0 * (bump.radius + speed + 7.0 * sigma) / CELL)
     length = cells * CELL
     velocity = np.tile(field, (1, *[cells] * dim))
@@ -382,22 +347,16 @@ def _gradient_with_error(field: Array, bump: Bump, gamma: float, sigma: float, g
     finest = min(0.4 * sigma / math.sqrt(2.0 * gamma), blurred, CELL / (36.0 if dim == 1 else 18.0))
     n = even_length(length / finest)
 
-    def at(points: int, refine: float) -> float:
-        def start(x: Array) -> Array:
-            return bump(length * (x - 0.5))
+    def start(x: Array) -> Array:
+        return bump(length * (x % 1.0 - 0.5))
 
-        build = ConvectionDiffusion.from_initial_value
-        u = evolve(build, velocity, start, sigma, length, points, refine)
+    def at(points: int, refine: float) -> float:
+        u = evolve(ConvectionDiffusion.from_initial_value, velocity, start, sigma, length, points, refine)
         return max_gradient(resample(u, 2 * points)) / length
 
-    measured = at(n, 1.0)
-    return {
-        "measured": measured,
-        "error": abs(measured - at(even_length(n / 1.5), 1.0 / 1.5)),
-        "images": math.exp(gamma) * grad_max * images_reached(dim, length, bump.radius + speed, sigma),
-        "length": length,
-        "num_points": n,
-    }
+    measured, error = with_error(at, n, even_length(n / 1.5))
+    images = math.exp(gamma) * said["grad_max"] * images_reached(dim, length, bump.radius + speed, sigma)
+    return said | {"measured": measured, "error": error, "images": images, "length": length, "num_points": n}
 
 
 def images_reached(dim: int, length: float, reach: float, sigma: float) -> float:
@@ -411,30 +370,17 @@ def images_reached(dim: int, length: float, reach: float, sigma: float) -> float
     return float((copies * chi.sf(np.maximum((rings - 0.5) * length - reach, 0.0) / sigma, dim)).sum())
 
 
-def ramp(x: Array) -> Array:
-    """Slope 1 between plateaus at -1 and 1, back to 0 with slope 1 at RAMP_CUT from the middle of the box."""
-    y = (x[..., 0] % 1.0 - 0.5) * RAMP_LENGTH
-    return np.clip(y, -1, 1) - np.clip(y - RAMP_CUT, 0, 1) + np.clip(-y - RAMP_CUT, 0, 1)
-
-
-def measure_ramp(config: Config) -> Fields:
+def measure_ramp(sigma: float) -> Row:
     """max |∇u(·, 1)| of the ramp without convection, and how much the cut-off and the box can change it."""
-    sigmas = np.linspace(*SIGMA_RANGE, config.ramp_sigmas)
 
-    def at(sigma: float, n: int) -> float:
+    def at(n: int, refine: float) -> float:
         u = evolve(ConvectionDiffusion.from_initial_value, np.zeros((1, 8)), ramp, sigma, RAMP_LENGTH, n)
         return max_gradient(resample(u, 2 * n)) / RAMP_LENGTH
 
-    measured = np.array([at(float(sigma), 4096) for sigma in sigmas])
-    coarse = np.array([at(float(sigma), 2048) for sigma in sigmas])
-    return {
-        "sigma": sigmas.tolist(),
-        "measured": measured.tolist(),
-        "error": np.abs(measured - coarse).tolist(),
-        # ∇u(·, 1) is the mean slope of u0 around x; from |x| <= 1 the cut-offs and all images are RAMP_CUT - 1 away
-        "images": (2.0 * norm.sf((RAMP_CUT - 1.0) / sigmas)).tolist(),
-        "length": RAMP_LENGTH,
-    }
+    measured, error = with_error(at, 4096, 2048)
+    # ∇u(·, 1) is the mean slope of u0 around x; from |x| <= 1 the cut-offs and all images are RAMP_CUT - 1 away
+    images = float(2.0 * norm.sf((RAMP_CUT - 1.0) / sigma))
+    return {"sigma": sigma, "measured": measured, "error": error, "images": images}
 
 
 if __name__ == "__main__":

@@ -47,9 +47,8 @@ def test_it_leaves_the_picture_the_fields_and_the_checks(tmp_path, velocity):
     ("args", "message"),
     [
         (("--velocity", "fast"), "--velocity: expected static or redrawn, got 'fast'"),
-        (("--device", "tpu"), "--device: expected cpu"),
         (("--continuation", "cubist"), "continuation: expected one of trigonometric, bicubic, bilinear"),
-        (("--probes", "0"), "at least one probe"),
+        (("--probes", "0"), "--probes: expected at least 1, got 0"),
         (("--dt", "-1"), "dt: expected a positive step"),
     ],
 )

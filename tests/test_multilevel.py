@@ -8,7 +8,6 @@ from scipy import stats
 
 from pdekit import multilevel as multilevel_estimate
 from pdekit.fastmath import cos2pi, sin2pi
-from pdekit.multilevel_plot import plot_multilevel
 from pdekit.paths.multilevel import ProblemLevels
 from pdekit.paths.sampler import feynman_kac
 from pdekit.problem import ConvectionDiffusion
@@ -214,11 +213,3 @@ def test_bad_arguments_get_one_clear_line(arguments, options, message):
     with pytest.raises(ValueError, match=message) as error:
         multilevel(*arguments, **options)
     assert "\n" not in str(error.value)
-
-
-def test_four_panels_are_drawn():
-    runs = [multilevel(geometric_brownian_call(1, milstein=True), rmse=rmse) for rmse in (4e-3, 2e-3)]
-    figure = plot_multilevel(runs)
-    assert len(figure.axes) == 4
-    with pytest.raises(ValueError, match="expected at least one"):
-        plot_multilevel([])

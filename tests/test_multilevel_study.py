@@ -1,14 +1,22 @@
-"""The multilevel study measures what it says."""
+"""The study of multilevel Monte Carlo: measured against the equation, and at --smoke size as a user runs it."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+
+import typer
+from typer.testing import CliRunner
 
 from studies import multilevel
+from studies.draw.multilevel import draw
+
+command = typer.Typer()
+command.command()(multilevel.main)
 
 
-def test_multilevel_is_measured_against_the_equation():
-    numbers, (run,) = multilevel.measure(multilevel.Config((3.2e-2,), ("heun",), 6, 96, seed=1))
+def test_multilevel_is_measured_against_the_equation() -> None:
+    numbers = multilevel.measure(multilevel.Config((3.2e-2,), ("heun",), 6, 96, seed=1))
     (row,) = numbers["schemes"]["heun"]["costs"]
     assert numbers["reference_error"] < 1e-6
     # chi-squared: the root mean square of six errors of size rmse exceeds 1.9 rmse about once in 700 times
@@ -16,5 +24,22 @@ def test_multilevel_is_measured_against_the_equation():
     assert row["plain_delivered"] < 1.9 * row["rmse"]
     assert row["plain_cost"] == row["plain_paths"] * row["steps"]
     levels = numbers["schemes"]["heun"]["levels"]
-    assert levels["steps"] == [run.num_steps // 2**k for k in reversed(range(len(run.num_samples)))]
+    assert levels["num_samples"] == row["samples"]
+    assert levels["steps"] == [row["steps"] // 2**k for k in reversed(range(len(row["samples"])))]
     json.dumps(numbers)
+
+
+def test_it_leaves_the_numbers_that_its_panels_show(tmp_path: Path) -> None:
+    done = CliRunner().invoke(command, ["--smoke", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "u(0.25, 0.625; t = 0)" in done.output
+    before = (tmp_path / "multilevel.png").read_bytes()
+    draw(tmp_path / "multilevel.json")
+    assert (tmp_path / "multilevel.png").read_bytes() == before
+    assert (tmp_path / "multilevel.pdf").exists()
+
+
+def test_bad_input_is_met_with_one_line(tmp_path: Path) -> None:
+    done = CliRunner().invoke(command, ["--seed", "-1", "--out", str(tmp_path)])
+    assert (done.exit_code, done.stderr) == (2, "error: --seed: expected at least 0, got -1\n")
+    assert not list(tmp_path.iterdir())

@@ -187,12 +187,12 @@ def test_a_data_set_that_is_not_here_is_left_out_with_the_reason(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--settings", "slow"], "unknown setting 'slow'"),
-        (["--settings", "digits", "--rows", "VGG"], "no stage has the row 'VGG'"),
-        (["--seeds", "a"], "expected seeds separated by commas"),
-        (["--budget", "-1"], "budget must be at least 0"),
-        (["--workers", "0"], "workers must be at least 1"),
-        (["--data", "subset.npz"], "expected --data to be a folder, cifar10.npz or cifar100.npz, got subset.npz"),
+        (["--settings", "slow"], "--settings: expected some of "),
+        (["--settings", "digits", "--rows", "VGG"], "--rows: expected some of En2ResNet8, ResNet8, got 'VGG'"),
+        (["--seeds", "a"], "--seeds: expected numbers separated by commas, got 'a'"),
+        (["--budget", "-1"], "--budget: expected at least 0"),
+        (["--workers", "0"], "--workers: expected at least 1"),
+        (["--data", "subset.npz"], "--data: expected a folder, cifar10.npz or cifar100.npz, got subset.npz"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(options: list[str], message: str) -> None:

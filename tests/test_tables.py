@@ -147,7 +147,7 @@ def test_cifar100_goes_through_the_same_command(tmp_path: Path, fake_cifar: Call
     ("name", "arguments", "message"),
     [
         ("table7", ["--rows", "ResNet20+VGG16"], "got 'VGG16'"),
-        ("fig5", ["--columns", "nat"], "attacks nothing and has no columns to choose"),
+        ("fig5", ["--columns", "nat"], "--columns: expected none for Figure 5, which attacks nothing, got 'nat'"),
     ],
 )
 def test_what_does_not_exist_is_refused_in_one_line(

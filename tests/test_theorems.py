@@ -53,7 +53,10 @@ def test_it_leaves_the_picture_the_numbers_and_the_verdicts(tmp_path):
 
 @pytest.mark.parametrize(
     ("args", "message"),
-    [(("--device", "tpu"), "--device: expected cpu"), (("--seed", "-1"), "--seed: expected a number >= 0, got -1")],
+    [
+        (("--seed", "-1"), "--seed: expected at least 0, got -1"),
+        (("--workers", "0"), "--workers: expected at least 1, got 0"),
+    ],
 )
 def test_bad_input_is_met_with_one_line(args, message, tmp_path):
     command = typer.Typer()

@@ -1,4 +1,4 @@
-"""From records to a table: accuracies with their intervals, and what became of each claim."""
+"""Assemble a table from records: accuracies with their intervals, and a verdict on each claim."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Scores = Mapping[str, Mapping[str, BySeed]]
 
 @dataclass(frozen=True)
 class Where:
-    """Of which records a table is made."""
+    """The data set and the setting whose records make a table."""
 
     dataset: str
     setting: str
@@ -74,7 +74,7 @@ def _short(title: str) -> str:
 
 
 def _ways_with_noise(row: Row, found: Mapping[str, BySeed], where: Where) -> Fields | None:
-    """What it changes for a noisy network how IFGSM20 deals with noise: paired differences to its usual form."""
+    """Paired differences between other ways in which IFGSM20 deals with a network's noise and its usual one."""
     usual = found.get("ifgsm20", {})
     differences = {}
     for attack, by_seed in found.items():
@@ -101,7 +101,7 @@ def scores_of(row: Row, declared: Table, records: Records, where: Where) -> dict
 
 
 def _tells(line: Record) -> tuple[int, int, int, str]:
-    """Of several scorings of one network and attack, the one on most images counts, then the one of most draws."""
+    """The order of scorings of one network and attack: the one on most images counts, then the one of most draws."""
     return line["n"], line["eot_draws"], line["num_draws"], line["job"]
 
 
@@ -164,7 +164,7 @@ def _cell(lines: Sequence[Record]) -> Fields:
 def verdicts(
     claims: Iterable[Claim], attacks: Iterable[str], found: Scores, paper: Mapping[str, Mapping[str, float]]
 ) -> list[Fields]:
-    """Each claim under each attack; turned where the paper's own numbers order two rows the other way round."""
+    """Judge each claim under each attack; one is turned where the paper's own numbers order its rows the other way."""
     attacks, out = list(attacks), []
     for claim in claims:
         for attack in claim.attacks or attacks:
@@ -202,7 +202,7 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> Fields:
 
 
 def origins(stamps: Iterable[Mapping[str, Any]]) -> list[Fields]:
-    """Each way in which networks were trained and attacked, once: a table may be put together from several runs."""
+    """List each way in which networks were trained and attacked once: a table may come from several runs."""
     found: dict[str, Fields] = {}
     for stamp in sorted(stamps, key=lambda stamp: stamp["created"]):
         known = {name: stamp[name] for name in ("command", "commit", "versions", "device", "cpu")}

@@ -18,7 +18,7 @@ _RESTARTS = 5
 
 @dataclass(frozen=True)
 class Strength:
-    """How strong the attacks of a table are, in pixel units; `variant` is that of C&W (see `netkit.attacks.cw`)."""
+    """The strength of a table's attacks, in pixel units; `variant` is that of C&W (see `netkit.attacks.cw`)."""
 
     eps: float
     step_size: float
@@ -55,7 +55,7 @@ class Attack:
         return self.steps if cap is None or self.steps <= 1 else min(self.steps, cap)
 
     def lacks(self) -> str | None:
-        """What is missing here, in words; None where nothing is."""
+        """The missing library, in words; None where nothing is missing."""
         if self.needs is None or importlib.util.find_spec(self.needs) is not None:
             return None
         return f"{self.title.partition(' (')[0]} needs {self.needs}: pip install {self.needs}"

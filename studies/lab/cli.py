@@ -1,11 +1,10 @@
-"""The command line that all tables share: what is asked for, in one line what is wrong with it, and progress."""
+"""The command line that all tables share: the options, the tasks that follow from them, and progress."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -23,20 +22,29 @@ from studies.lab import assemble, engines, records
 from studies.lab.attacks import ATTACKS
 from studies.lab.declared import Row, Table
 from studies.lab.networks import Network, on_dataset
-from studies.lab.reporting import ROOT, InputError, console, num_cores, one_line_errors, provenance
+from studies.lab.reporting import (
+    ROOT,
+    InputError,
+    Smoke,
+    at_least,
+    console,
+    listed,
+    num_cores,
+    one_line_errors,
+    provenance,
+    some_of,
+)
 from studies.lab.run import WorkerDied, costliest_first, run_all
 from studies.lab.tasks import Settings, Task, tasks_for
 from studies.lab.work import require_same_data
 
 USAGE = (InputError, DataError, CheckpointError, OSError)
 FAILURE = (FloatingPointError, WorkerDied)
+INTERRUPTED = "interrupted; the same command continues from here"
 
 _SMOKE = {"epochs": 1, "num_train": 128, "num_test": 40, "attack_steps": 2, "num_draws": 2, "eot": 2}
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto")]
-Workers = Annotated[int | None, typer.Option(help="Tasks at a time; default: one a core, one on a GPU")]
-Scheduler = Annotated[str | None, typer.Option(help="Run on the workers of this dask scheduler, tcp://host:port")]
-Slurm = Annotated[str | None, typer.Option(help="Run as jobs of SLURM in this partition")]
 
 
 @dataclass(frozen=True)
@@ -67,10 +75,7 @@ class Computed:
         return stamp | assemble.table(self.table, self.rows, own, where)
 
 
-def compute(
-    table: Table,
-    finish: Callable[[Computed], None],
-) -> Callable[..., None]:
+def compute(table: Table, finish: Callable[[Computed], None]) -> Callable[..., None]:
     """The command of one table, or of a figure over the same networks, which has a `finish` of its own."""
 
     def main(
@@ -79,33 +84,29 @@ def compute(
         download: Annotated[bool, typer.Option(help="Fetch the official CIFAR files")] = False,
         preset: Annotated[str | None, typer.Option(help=f"Of {', '.join(PRESETS)}; default: paper, or digits")] = None,
         rows: Annotated[str | None, typer.Option(help="Only these networks, separated by commas")] = None,
-        columns: Annotated[
-            str | None, typer.Option(help=f"Instead of the paper's, separated by commas: {', '.join(ATTACKS)}")
-        ] = None,
+        columns: Annotated[str | None, typer.Option(help=f"Other than the paper's: {', '.join(ATTACKS)}")] = None,
         num_train: Annotated[int | None, typer.Option(help="Only the first N training images")] = None,
         num_test: Annotated[int | None, typer.Option(help="Only the first N test images")] = None,
         epochs: Annotated[int | None, typer.Option(help="Instead of the preset's")] = None,
-        lr: Annotated[
-            str | None, typer.Option(help="Learning rates, separated by commas; the best on validation counts")
-        ] = None,
+        lr: Annotated[str | None, typer.Option(help="Learning rates to try; the best on validation counts")] = None,
         attack_steps: Annotated[int | None, typer.Option(help="Cap the steps of all attacks")] = None,
         eot: Annotated[int | None, typer.Option(help="Noise draws in each attack gradient; default 5")] = None,
         num_draws: Annotated[int | None, typer.Option(help="Draws each example is scored on; default 10")] = None,
         seed: Annotated[int, typer.Option(help="The first seed")] = 0,
         num_seeds: Annotated[int | None, typer.Option(help="Default: 3 on digits, else 1")] = None,
         device: Device = "auto",
-        workers: Workers = None,
-        scheduler: Scheduler = None,
-        slurm: Slurm = None,
+        workers: engines.Workers = None,
+        scheduler: engines.Scheduler = None,
+        slurm: engines.Slurm = None,
         out: Annotated[Path, typer.Option(help="Folder for models, predictions and results")] = ROOT / "out",
         results: Annotated[Path | None, typer.Option(help="Folder whose records those of this table join")] = None,
-        smoke: Annotated[bool, typer.Option(help="As little as shows that everything runs")] = False,
+        smoke: Smoke = False,
     ) -> None:
-        with one_line_errors(USAGE, FAILURE, interrupted="interrupted; the same command continues from here"):
-            require(0, seed=seed)
-            require(2, num_train=num_train)
-            require(1, num_test=num_test, epochs=epochs, attack_steps=attack_steps, eot=eot)
-            require(1, num_draws=num_draws, num_seeds=num_seeds, workers=workers)
+        with one_line_errors(USAGE, FAILURE, interrupted=INTERRUPTED):
+            at_least(0, seed=seed)
+            at_least(2, num_train=num_train)
+            at_least(1, num_test=num_test, epochs=epochs, attack_steps=attack_steps, eot=eot)
+            at_least(1, num_draws=num_draws, num_seeds=num_seeds)
             small = _SMOKE if smoke else {}
             settings = Settings(
                 dataset=dataset,
@@ -113,7 +114,7 @@ def compute(
                 out=out,
                 data=data,
                 download=download,
-                learning_rates=_numbers(lr),
+                learning_rates=tuple(listed("lr", lr, float)),
                 num_train=num_train or small.get("num_train"),
                 num_test=num_test or small.get("num_test"),
                 epochs=epochs or small.get("epochs"),
@@ -126,27 +127,19 @@ def compute(
             count = num_seeds or (FEWEST_SEEDS if dataset == "digits" and not smoke else 1)
             asked = table if columns is None else replace(table, attacks=_chosen_attacks(table, columns))
             chosen = _chosen_rows(asked, dataset, rows or (",".join(table.smoke) if smoke else None))
-            parts = (table.name, dataset, settings.preset, "smoke" * smoke)
-            path = out / f"{'-'.join(part for part in dict.fromkeys(parts) if part)}.json"
+            parts = dict.fromkeys((table.name, dataset, settings.preset, "smoke" if smoke else settings.preset))
+            path = out / f"{'-'.join(parts)}.json"
             computed = Computed(asked, chosen, settings, range(seed, seed + count), path)
             with parallel.joined(settings.device):
                 rank, _ = parallel.processes()
                 console.quiet = rank > 0
-                # from the whole table, not from what is left: the number of threads can change the last bits
                 usual = min(num_cores(), len(chosen) * count) if settings.device == "cpu" else 1
                 require_same_data(computed.tasks)
                 with (
-                    engine(workers or usual, scheduler, slurm, out) as (executor, num_workers),
+                    engines.chosen(workers, scheduler, slurm, out, usual=usual) as engine,
                     progress() as (report, finished, _),
                 ):
-                    run_all(
-                        costliest_first(computed.tasks),
-                        executor=executor,
-                        num_workers=num_workers,
-                        num_threads=max(1, num_cores() // (workers or usual)),
-                        report=report,
-                        finished=finished,
-                    )
+                    run_all(costliest_first(computed.tasks), engine, report=report, finished=finished)
             if rank == 0:
                 if results is not None:
                     records.merge(records.of_tasks(computed.tasks), results)
@@ -187,42 +180,6 @@ def tasks_of(table: Table, rows: Sequence[Row], settings: Settings, seeds: Seque
     ]
 
 
-@contextlib.contextmanager
-def engine(
-    workers: int, scheduler: str | None, slurm: str | None, out: Path
-) -> Iterator[tuple[Executor | None, float]]:
-    """The executor that the command line asks for, None for this process, and how many tasks it takes at a time."""
-    if scheduler is not None and slurm is not None:
-        raise InputError("expected one of --scheduler and --slurm, got both")
-    if scheduler is None and slurm is None and workers == 1:
-        yield None, 1
-        return
-    started: contextlib.AbstractContextManager[Executor]
-    count = float("inf")
-    if scheduler is not None:
-        started = engines.dask(scheduler)
-    elif slurm is not None:
-        started = engines.slurm(slurm, out / "slurm")
-    else:
-        started, count = engines.Processes(workers), workers
-    with started as executor:
-        yield executor, count
-
-
-def require(least: int, **options: float | None) -> None:
-    """Raise InputError for an option that is given and below `least`."""
-    for name, value in options.items():
-        if value is not None and value < least:
-            raise InputError(f"{name} must be at least {least}, got {value}")
-
-
-def _numbers(text: str | None) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        raise InputError(f"expected numbers separated by commas, got {text!r}") from None
-
-
 def device_called(name: str) -> str:
     """The device that the command line asks for; raises InputError where there is none.
 
@@ -235,9 +192,9 @@ def device_called(name: str) -> str:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"unknown device {name!r}: expected cpu, cuda, cuda:1 or auto") from None
+        raise InputError(f"--device: expected cpu, cuda, cuda:1 or auto, got {name!r}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"no device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+        raise InputError(f"--device: expected one of {torch.cuda.device_count()} CUDA devices here, got {name}")
     return name
 
 
@@ -245,34 +202,26 @@ def _chosen_rows(table: Table, dataset: str, names: str | None) -> list[Row]:
     """The declared rows that are asked for; any other network can be asked for too, without paper values."""
     if names is None:
         usual = [row for row in table.rows if row.model not in table.on_request]
-        return [row for row in usual if _has_stand_ins(row, dataset)]
-    if not names.strip(" ,"):
-        raise InputError(f"expected rows separated by commas, got {names!r}")
+        parts = {row.label: [row.model, *filter(None, [row.oracle])] for row in usual}
+        return [r for r in usual if all(Network.parse(part).has_stand_in_on(dataset) for part in parts[r.label])]
     declared = {alias: row for row in table.rows for alias in (row.label, on_dataset(row.label, dataset))}
-    chosen = [declared.get(name.strip(), Row(name.strip())) for name in names.split(",") if name.strip()]
-    for row in chosen:
-        try:
+    chosen = [declared.get(name, Row(name)) for name in listed("rows", names, str)]
+    try:
+        for row in chosen:
             row.network.on(dataset)
-        except ValueError as error:
-            raise InputError(str(error)) from error
+    except ValueError as error:
+        raise InputError(f"--rows: {error}") from error
     return chosen
-
-
-def _has_stand_ins(row: Row, dataset: str) -> bool:
-    names = [row.model] + ([row.oracle] if row.oracle else [])
-    return all(Network.parse(name).has_stand_in_on(dataset) for name in names)
 
 
 def _chosen_attacks(table: Table, names: str) -> tuple[str, ...]:
     """The attacks that are asked for; those the paper does not have have no paper values."""
     if not table.attacks:
-        raise InputError(f"{table.title} attacks nothing and has no columns to choose")
-    chosen = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
-    if unknown := [name for name in chosen or ("",) if name not in ATTACKS]:
-        raise InputError(f"unknown column {unknown[0]!r}: expected some of {', '.join(ATTACKS)}")
+        raise InputError(f"--columns: expected none for {table.title}, which attacks nothing, got {names!r}")
+    chosen = some_of("columns", names, ATTACKS)
     for reason in filter(None, (ATTACKS[name].lacks() for name in chosen)):
-        raise InputError(reason)
-    return chosen
+        raise InputError(f"--columns: {reason}")
+    return tuple(chosen)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""How a table is declared: its rows, its columns, what is claimed, and where the numbers in print are."""
+"""The declaration of a table: rows, columns, claims, and where the numbers in print are."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """What the row is called, in claims and on the command line; no two rows of a table share one."""
+        """The row's name in claims and on the command line; no two rows of a table share one."""
         how = "" if self.loss is None else f" ({self.loss})"
         return f"{self.model}{how}" if self.weights == "equal" else f"{self.model} ({self.weights} weights)"
 

@@ -1,4 +1,4 @@
-"""Where tasks run: executors of concurrent.futures, and nothing of them but submit() and futures.
+"""Engines: executors of concurrent.futures, and nothing of them but submit() and futures.
 
 `Processes` is a pool on this machine, `dask` a scheduler by its address, `slurm` a partition through submitit. Any
 other Executor, as of mpi4py.futures, does as well. Workers need the folder of outputs, and this code to import.
@@ -11,58 +11,158 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
+
+from studies.lab.reporting import InputError, at_least, num_cores, tracked
+
+Workers = Annotated[int | None, typer.Option(help="Tasks at a time; default: one a core, one on a GPU")]
+Scheduler = Annotated[str | None, typer.Option(help="Run on the workers of this dask scheduler, tcp://host:port")]
+Slurm = Annotated[str | None, typer.Option(help="Run as jobs of SLURM in this partition")]
+
+_MOST_JOBS = 256  # in the queue of a batch system at a time
+_PARTS = 64  # of a sweep: enough for workers to end together, few enough to be jobs of a batch system
 
 
-class Processes(Executor):
+@dataclass(frozen=True)
+class Engine:
+    """An executor, and what fits on it.
+
+    num_workers: tasks at a time; infinite where the executor knows better.
+    num_threads: of each task; None where the machine that runs it decides, see `own_threads`.
+    """
+
+    executor: Executor
+    num_workers: float
+    num_threads: int | None
+
+    def sweep(
+        self, title: str, measure: Callable[..., dict[str, Any]], cases: Iterable[tuple[Any, ...]]
+    ) -> list[dict[str, Any]]:
+        """[measure(*case) for case in cases], wherever each is measured."""
+        waiting = list(cases)
+        if isinstance(self.executor, Here):
+            return [measure(*case) for case in tracked(waiting, title)]
+        # every parts-th case to each: neighbours cost about the same
+        parts = min(_PARTS, len(waiting))
+        futures = [self.executor.submit(_measured, measure, waiting[first::parts]) for first in range(parts)]
+        rows: list[dict[str, Any]] = [{}] * len(waiting)
+        try:
+            for first, future in enumerate(tracked(futures, title)):
+                try:
+                    rows[first::parts] = future.result()
+                except BrokenExecutor:  # the worker was lost, and another has taken its place
+                    rows[first::parts] = self.executor.submit(_measured, measure, waiting[first::parts]).result()
+        finally:
+            for future in futures:
+                future.cancel()
+        return rows
+
+
+def _measured(measure: Callable[..., dict[str, Any]], cases: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    return [measure(*case) for case in cases]
+
+
+@contextlib.contextmanager
+def chosen(
+    workers: int | None, scheduler: str | None, slurm_partition: str | None, out: Path, *, usual: int | None = None
+) -> Iterator[Engine]:
+    """The engine for options of the command line; `usual`: workers where none are asked for, by default the cores.
+
+    Raises InputError where the options contradict each other.
+    """
+    at_least(1, workers=workers)
+    if scheduler is not None and slurm_partition is not None:
+        raise InputError("--scheduler, --slurm: expected one of them, got both")
+    count = workers or usual or num_cores()
+    # from what was asked for, not from what is left to do: the number of threads can change the last bits
+    own = max(1, num_cores() // count)
+    if scheduler is not None:
+        with dask(scheduler) as executor:
+            yield Engine(executor, float("inf"), None)
+    elif slurm_partition is not None:
+        with slurm(slurm_partition, out / "slurm") as executor:
+            yield Engine(executor, float("inf"), None)
+    elif count == 1:
+        yield Engine(Here(), 1, own)
+    else:
+        with Processes(count) as executor:
+            yield Engine(executor, count, own)
+
+
+def own_threads() -> int:
+    """Threads for a task on this machine: of SLURM's allocation, of OMP_NUM_THREADS, or one for each core.
+
+    dask gives each of its workers OMP_NUM_THREADS=1 unless told otherwise. Another number can change the last bits.
+    """
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "OMP_NUM_THREADS"):
+        if os.environ.get(name, "").isdigit():
+            return max(1, int(os.environ[name]))
+    return num_cores()
+
+
+class Here(Executor):
+    """This process, at once: an interrupt shows where it strikes."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+class Processes(ThreadPoolExecutor):
     """Processes of this machine, each a pool of its own, so that one that dies costs its own task alone.
 
-    They end with this process. One in which something failed is
-    replaced: after an error of CUDA a process can do no more, and keeps the memory that it had from others.
+    They end with this process. One in which something failed is replaced: after an error of CUDA a process can do no
+    more, and keeps the memory that it had from others.
     """
 
     def __init__(self, num_workers: int) -> None:
-        self._pools = [_pool() for _ in range(num_workers)]
-        self._last: list[Future[Any] | None] = [None] * num_workers
+        super().__init__(num_workers, initializer=_ignore_interrupts)
+        self._own = threading.local()  # each thread minds one process
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Start `fn` on a free process, or behind the task of the first one."""
-        free = (number for number, last in enumerate(self._last) if last is None or last.done())
-        number = next(free, 0)
-        last = self._last[number]
-        if last is not None and last.done() and (last.exception() or isinstance(last.result(), Exception)):
-            self._pools[number].shutdown(wait=False)
-            self._pools[number] = _pool()
-        # what starts meanwhile inherits it: Ctrl-C goes to all processes of a terminal, and this one tells the others
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        return super().submit(self._in_process, fn, *args, **kwargs)
+
+    def _in_process(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        pool = getattr(self._own, "pool", None)
+        if pool is None:
+            context = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(1, mp_context=context, initializer=end_with, initargs=(os.getpid(),))
+        self._own.pool = None
         try:
-            self._last[number] = future = self._pools[number].submit(fn, *args, **kwargs)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        for pool in self._pools:
-            pool.shutdown(wait, cancel_futures=cancel_futures)
-
-
-def _pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_follow_parent)
+            result = pool.submit(fn, *args, **kwargs).result()
+        except BaseException:
+            pool.shutdown(wait=False)
+            raise
+        if isinstance(result, Exception):
+            pool.shutdown(wait=False)
+        else:
+            self._own.pool = pool
+        return result
 
 
-def _follow_parent() -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _ignore_interrupts() -> None:
+    # Processes inherit it: Ctrl-C goes to all processes of a terminal, and the first one tells the others.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
-def _end_with_parent() -> None:
-    # A killed parent cannot end its workers, and a long attack would not notice for minutes.
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+def end_with(parent: int) -> None:
+    """End this process soon after its parent: a killed one cannot end its workers, and a long attack would go on."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -84,35 +184,19 @@ def slurm(partition: str, folder: Path, *, cluster: str = "slurm") -> Executor:
     return _Batch(batch)
 
 
-class _Batch(Executor):
+class _Batch(ThreadPoolExecutor):
     """submitit as an Executor: a thread waits for each job."""
 
     def __init__(self, batch: Any) -> None:
+        super().__init__(_MOST_JOBS)
         self._batch = batch
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_running_or_notify_cancel()
-        job = self._batch.submit(_Resumed(fn), *args, **kwargs)
-        threading.Thread(target=self._wait, args=(future, job), daemon=True).start()
-        return future
-
-    @staticmethod
-    def _wait(future: Future[Any], job: Any) -> None:
-        try:
-            future.set_result(job.result())
-        except Exception as error:
-            future.set_exception(error)
+        return super().submit(lambda: self._batch.submit(_Resumed(fn), *args, **kwargs).result())
 
 
-class _Resumed:
+class _Resumed(partial[Any]):
     """A function that submitit calls again, with the same arguments, where its job was preempted or timed out."""
-
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        self.fn = fn
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.fn(*args, **kwargs)
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         import submitit

@@ -60,7 +60,7 @@ class Network:
 
     @property
     def is_noisy(self) -> bool:
-        """Whether it answers at random."""
+        """True for a network that answers at random."""
         return self.kind in _NOISE or any(part.is_noisy for part in self.parts)
 
     @property
@@ -71,7 +71,7 @@ class Network:
 
     @property
     def num_averaged(self) -> int:
-        """How many networks its prediction is the average of."""
+        """The number of networks that its prediction averages."""
         if self.parts:
             return sum(part.num_averaged for part in self.parts)
         return 1 if self.kind == "wide" else self.num_members
@@ -94,7 +94,7 @@ class Network:
         return Network.parse(on_dataset(self.name, dataset))
 
     def has_stand_in_on(self, dataset: str) -> bool:
-        """Whether every part of it has one that is small enough for digits."""
+        """True where every part has a stand-in that is small enough for the data set."""
         singles = [part.family for part in self.parts or (self,)]
         return dataset != "digits" or all(single in _ON_DIGITS for single in singles)
 

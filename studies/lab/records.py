@@ -49,7 +49,7 @@ def of(task: Task) -> Record | None:
 
 
 def best(network: Network, seed: int, trainings: Iterable[Training]) -> tuple[Training, Record]:
-    """Of the learning rates tried for `network`, the one that did best on validation, and its record.
+    """The training of `network` whose learning rate did best on validation, and its record.
 
     Raises FileNotFoundError where none is trained yet.
     """
@@ -67,7 +67,7 @@ def chosen(task: Scoring) -> list[tuple[Training, Record]]:
 
 
 def is_done(task: Task) -> bool:
-    """Whether the result of `task` is already on disk, of networks that have not been trained anew since."""
+    """True where the result of `task` is on disk and its networks have not been trained anew since."""
     record = of(task)
     if record is None or isinstance(task, Training):
         return record is not None and task.path.exists()

@@ -1,4 +1,4 @@
-"""What every study shares: where results go, how they are stamped, and one terminal to print on."""
+"""Options, tables on the terminal, files and provenance that all studies share."""
 
 from __future__ import annotations
 
@@ -10,15 +10,63 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+import typer
+from rich import box
 from rich.console import Console
+from rich.markup import render
+from rich.progress import track
+from rich.table import Table
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
 console = Console()
+
+Seed = Annotated[int, typer.Option(help="of everything that is drawn at random")]
+Out = Annotated[Path, typer.Option(help="folder for numbers and pictures")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="as little as shows that everything runs, in seconds")]
+
+
+def tracked(items: Iterable[T], title: str) -> Iterable[T]:
+    """`items`, with a progress bar where there is a terminal."""
+    return track(items, title, console=console, transient=True, disable=not console.is_terminal)
+
+
+def show(
+    title: str,
+    columns: Mapping[str, str | Callable[[Any], str]],
+    rows: Iterable[Any],
+    *,
+    caption: str = "",
+    num_texts: int = 1,
+) -> None:
+    """Print a table, `num_texts` columns of text first, the others of numbers.
+
+    columns: how each shows a row: a function of it, or the format of its entries, "{sigma:g}" for a mapping and "{0}"
+        for a sequence.
+    """
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    shown = [[_shown(say, row) for say in columns.values()] for row in rows]
+    for number, name in enumerate(columns):
+        words = " ".join([name, *(render(cells[number]).plain for cells in shown)]).split()
+        justify: Any = "left" if number < num_texts else "right"
+        table.add_column(name, justify=justify, min_width=max(map(len, words), default=0))
+    for cells in shown:
+        table.add_row(*cells)
+    console.print(table)
+
+
+def _shown(say: str | Callable[[Any], str], row: Any) -> str:
+    if callable(say):
+        return say(row)
+    return say.format(**row) if isinstance(row, Mapping) else say.format(*row)
+
 
 _PACKAGES = ("itoflow", "numpy", "scipy", "numba", "rocket-fft", "xarray", "torch", "scikit-learn")
 
@@ -92,8 +140,46 @@ def write_json(path: Path, content: Any) -> None:
     write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
+def store(path: Path, numbers: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """Write a study's numbers with the provenance that its `config`, a dataclass, belongs to; return both."""
+    stamped = dict(numbers) | {"provenance": provenance(asdict(config))}
+    write_json(path, stamped)
+    return stamped
+
+
 class InputError(ValueError):
     """A command line asks for something that does not exist or does not fit."""
+
+
+def at_least(least: int, **options: float | None) -> None:
+    """Raise InputError for an option that is given and below `least`."""
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
+
+
+def listed(option: str, text: str | None, kind: Callable[[str], T]) -> list[T]:
+    """The values of an option, separated by commas, each once; none where it is not given.
+
+    Raises InputError where it is given and has none, or has some of another kind.
+    """
+    words = dict.fromkeys(word.strip() for word in (text or "").split(",") if word.strip())
+    try:
+        values = [kind(word) for word in words]
+    except ValueError:
+        raise InputError(f"--{option}: expected numbers separated by commas, got {text!r}") from None
+    if text is not None and not values:
+        raise InputError(f"--{option}: expected values separated by commas, got {text!r}")
+    return values
+
+
+def some_of(option: str, text: str, known: Iterable[str]) -> list[str]:
+    """`listed`, which must be known."""
+    names = dict.fromkeys(known)
+    for word in (words := listed(option, text, str)):
+        if word not in names:
+            raise InputError(f"--{option}: expected some of {', '.join(names)}, got {word!r}")
+    return words
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -128,8 +214,8 @@ def _text(path: Path) -> str:
 
 @contextmanager
 def one_line_errors(
-    usage: tuple[type[Exception], ...],
-    failure: tuple[type[Exception], ...] = (),
+    usage: tuple[type[Exception], ...] = (ValueError,),
+    failure: tuple[type[Exception], ...] = (FloatingPointError, OSError),
     *,
     interrupted: str = "interrupted",
 ) -> Iterator[None]:

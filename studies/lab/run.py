@@ -6,12 +6,11 @@ import contextlib
 import math
 import os
 import secrets
-import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import torch
 
 from netkit import parallel
 from netkit.memory import keep_freed_memory
-from studies.lab import records
+from studies.lab import engines, records
 from studies.lab.tasks import Scoring, Task, Training
 from studies.lab.work import do
 
@@ -41,16 +40,14 @@ class OutOfTime(Exception):
 
 def run_all(
     tasks: Iterable[Task],
+    engine: engines.Engine,
     *,
-    executor: Executor | None,
-    num_workers: float,
-    num_threads: int,
     report: Report,
     finished: Finished,
     failed: Failed | None = None,
     deadline: float = math.inf,
 ) -> None:
-    """Do all tasks that are not done yet, `num_workers` at a time on `executor` (None: one after the other, here).
+    """Do all tasks that are not done yet, each once the trainings that it needs are.
 
     `report(task, done, total)`, `finished(task, outcome, seconds)` and `failed(task, error)` are called in this
     process. From `deadline` (as `time.time()` counts), or Ctrl-C, on nothing new is started, and what runs stops with
@@ -58,18 +55,16 @@ def run_all(
     its checkpoint, three times in all.
 
     Processes that torchrun started (`netkit.parallel.joined`) all call this and do the tasks between them; only the
-    first reports. They have no executor, no `failed` and no `deadline`.
+    first reports. They use no executor, no `failed` and no `deadline`.
 
     Raises what a task raises, and WorkerDied, unless `failed` is given, which then has the last word: what needs that
     task is left out.
     """
-    queue = _Queue(parallel.from_first(lambda: _to_do(tasks)), deadline)
+    pending = parallel.from_first(lambda: _to_do(tasks))
     if parallel.processes() != (0, 1):
-        _run_together(queue.pending, num_threads, report, finished)
-    elif executor is None:
-        _run_here(queue, num_threads, report, finished, failed)
-    elif queue.pending:
-        _Spread(queue, executor, num_workers, num_threads, report, finished, failed).run()
+        _run_together(pending, engine.num_threads, report, finished)
+    elif pending:
+        _Run(pending, engine, report, finished, failed, deadline).run()
 
 
 def costliest_first(tasks: Iterable[Task]) -> list[Task]:
@@ -78,20 +73,56 @@ def costliest_first(tasks: Iterable[Task]) -> list[Task]:
 
 
 def _to_do(tasks: Iterable[Task]) -> list[Task]:
-    """Those that are not done, or need one that is not."""
+    """The tasks that are not done, or need one that is not."""
     unique = list(dict.fromkeys(tasks))
     undone = {task for task in unique if not records.is_done(task)}
     return [task for task in unique if task in undone or not undone.isdisjoint(task.needs)]
 
 
-class _Queue:
-    """Tasks not started yet, in order, and the trainings that are still to come."""
+class _Run:
+    """The tasks of one run: those not started yet, in order, those that run, and the trainings still to come."""
 
-    def __init__(self, pending: list[Task], deadline: float) -> None:
-        self.pending, self.deadline = pending, deadline
+    def __init__(
+        self,
+        pending: list[Task],
+        engine: engines.Engine,
+        report: Report,
+        finished: Finished,
+        failed: Failed | None,
+        deadline: float,
+    ) -> None:
+        self.pending, self.engine, self.deadline = pending, engine, deadline
+        self.report, self.finished, self.failed = report, finished, failed
         self.untrained = {task for task in pending if isinstance(task, Training)}
+        self.running: dict[Future[Answer], Task] = {}
+        self.lost: Counter[Task] = Counter()
+        self.stop = pending[0].settings.out / f"stop-{secrets.token_hex(4)}"
 
-    def take(self) -> Task | None:
+    def run(self) -> None:
+        try:
+            while self._start():
+                ended, _ = wait(self.running, timeout=_SECONDS_BETWEEN_NEWS, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    self._settle(self.running.pop(future), future)
+                for task in self.running.values():
+                    with contextlib.suppress(OSError, ValueError):  # not there yet, or half written
+                        done, total = map(int, _news_of(task).read_text().split())
+                        self.report(task, done, total)
+        finally:  # after an error or Ctrl-C: what runs stops with its state on disk
+            self.stop.parent.mkdir(parents=True, exist_ok=True)
+            self.stop.touch()
+            wait(self.running)
+            self.stop.unlink()
+
+    def _start(self) -> bool:
+        """Start what can be started; whether anything runs."""
+        while len(self.running) < self.engine.num_workers and (task := self._take()) is not None:
+            tell = partial(self.report, task) if isinstance(self.engine.executor, engines.Here) else None
+            future = self.engine.executor.submit(work, task, self.engine.num_threads, self.deadline, self.stop, tell)
+            self.running[future] = task
+        return bool(self.running)
+
+    def _take(self) -> Task | None:
         """The first task that is to be done and whose needs are met; None where there is none, or no time left."""
         while time.time() < self.deadline:
             task = next((task for task in self.pending if self.untrained.isdisjoint(task.needs)), None)
@@ -102,42 +133,82 @@ class _Queue:
                 return task
         return None
 
-    def done(self, task: Task) -> None:
-        self.untrained -= {task}
+    def _settle(self, task: Task, future: Future[Answer]) -> None:
+        try:
+            answer = future.result()
+        except Exception as error:  # the worker was lost
+            self.lost[task] += 1
+            if self.lost[task] < _MOST_TRIES:
+                self.pending.insert(0, task)
+                return
+            times = f"ended unexpectedly {_MOST_TRIES} times"
+            answer = WorkerDied(f"the process that was to {task} {times}, last with {error!r}")
+        if isinstance(answer, Exception):
+            if self.failed is None:
+                raise answer
+            self.failed(task, answer)
+        elif answer is not None:
+            self.untrained -= {task}
+            self.finished(task, *answer)
 
 
-def _prepare_process(device: str, num_threads: int) -> None:
-    torch.set_num_threads(num_threads)
+Answer = tuple[str, float] | Exception | None
+
+
+def work(
+    task: Task,
+    num_threads: int | None,
+    deadline: float,
+    stop: Path,
+    tell: Callable[[int, int], None] | None = None,
+) -> Answer:
+    """Do `task` in a worker, with news of its progress to `tell`, or else in a file.
+
+    Returns (outcome, seconds), None where it had to stop, or what it raised: not every engine hands an exception on,
+    and so what an engine itself raises means that the worker was lost.
+    """
+    _prepare_process(task.settings.device, num_threads)
+    started, told = time.perf_counter(), -math.inf
+    news = _news_of(task)
+
+    def report(done: int, total: int) -> None:
+        nonlocal told
+        if tell is not None:
+            tell(done, total)
+        elif time.monotonic() - told < _SECONDS_BETWEEN_NEWS and done < total:
+            return
+        else:
+            told = time.monotonic()
+            news.parent.mkdir(parents=True, exist_ok=True)
+            news.write_text(f"{done} {total}")
+        if done < total and (time.time() >= deadline or stop.exists()):
+            raise OutOfTime
+
+    try:
+        return do(task, report), time.perf_counter() - started
+    except OutOfTime:
+        return None
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        return error
+    finally:
+        news.unlink(missing_ok=True)
+
+
+def _news_of(task: Task) -> Path:
+    return task.path.with_suffix(".progress")
+
+
+def _prepare_process(device: str, num_threads: int | None) -> None:
+    torch.set_num_threads(num_threads or engines.own_threads())
     if device == "cpu":
         keep_freed_memory()
 
 
-def _run_here(queue: _Queue, num_threads: int, report: Report, finished: Finished, failed: Failed | None) -> None:
-    while (task := queue.take()) is not None:
-        _prepare_process(task.settings.device, num_threads)
-        started = time.perf_counter()
-
-        def checked(done: int, total: int, task: Task = task) -> None:
-            report(task, done, total)
-            if done < total and time.time() >= queue.deadline:
-                raise OutOfTime
-
-        try:
-            outcome = do(task, checked)
-        except OutOfTime:
-            return
-        except Exception as error:
-            if failed is None:
-                raise
-            failed(task, error)
-        else:
-            queue.done(task)
-            finished(task, outcome, time.perf_counter() - started)
-
-
-def _run_together(pending: list[Task], num_threads: int, report: Report, finished: Finished) -> None:
+def _run_together(pending: list[Task], num_threads: int | None, report: Report, finished: Finished) -> None:
     """All processes of torchrun train each network together; then each attacks its own part of the list."""
-    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    # a torchrun that is killed leaves its processes running, in the way of those that continue their work
+    engines.end_with(os.getppid())
     rank, world = parallel.processes()
 
     def outcome_of(task: Task) -> tuple[Task, str, float]:
@@ -159,124 +230,3 @@ def _run_together(pending: list[Task], num_threads: int, report: Report, finishe
     for others in parallel.gathered([outcome_of(task) for task in scorings[rank::world]])[1:]:
         for done in others if rank == 0 else []:
             finished(*done)
-
-
-def _end_with_launcher() -> None:
-    # A torchrun that is killed leaves its processes running, in the way of those that continue their work.
-    launcher = os.getppid()
-    while os.getppid() == launcher:
-        time.sleep(1)
-    os._exit(1)
-
-
-# On an executor
-
-
-Answer = tuple[str, float] | Exception | None
-
-
-def work(task: Task, num_threads: int, deadline: float, stop: Path) -> Answer:
-    """Do `task` in a worker, with news of its progress in a file.
-
-    Returns (outcome, seconds), None where it had to stop, or what it raised: not every engine hands an exception on,
-    and so what an engine itself raises means that the worker was lost.
-    """
-    _prepare_process(task.settings.device, num_threads)
-    started, told = time.perf_counter(), -math.inf
-    news = _news_of(task)
-
-    def report(done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told < _SECONDS_BETWEEN_NEWS and done < total:
-            return
-        told = time.monotonic()
-        news.parent.mkdir(parents=True, exist_ok=True)
-        news.write_text(f"{done} {total}")
-        if done < total and (time.time() >= deadline or stop.exists()):
-            raise OutOfTime
-
-    try:
-        return do(task, report), time.perf_counter() - started
-    except OutOfTime:
-        return None
-    except Exception as error:
-        error.add_note(traceback.format_exc())
-        return error
-    finally:
-        news.unlink(missing_ok=True)
-
-
-def _news_of(task: Task) -> Path:
-    return task.path.with_suffix(".progress")
-
-
-class _Spread:
-    """The tasks of one run on an executor."""
-
-    def __init__(
-        self,
-        queue: _Queue,
-        executor: Executor,
-        num_workers: float,
-        num_threads: int,
-        report: Report,
-        finished: Finished,
-        failed: Failed | None,
-    ) -> None:
-        self.queue, self.executor, self.num_workers, self.num_threads = queue, executor, num_workers, num_threads
-        self.report, self.finished, self.failed = report, finished, failed
-        self.running: dict[Future[Answer], Task] = {}
-        self.lost: Counter[Task] = Counter()
-        self.stop = queue.pending[0].settings.out / f"stop-{secrets.token_hex(4)}"
-
-    def run(self) -> None:
-        try:
-            while self._submit():
-                ended, _ = wait(self.running, timeout=_SECONDS_BETWEEN_NEWS, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    self._settle(self.running.pop(future), future)
-                for task in self.running.values():
-                    self._tell(task)
-        finally:  # after an error or Ctrl-C: what runs stops with its state on disk
-            self.stop.parent.mkdir(parents=True, exist_ok=True)
-            self.stop.touch()
-            wait(self.running)
-            self.stop.unlink()
-
-    def _submit(self) -> bool:
-        """Start what can be started; whether anything runs."""
-        while len(self.running) < self.num_workers and (task := self.queue.take()) is not None:
-            future = self.executor.submit(work, task, self.num_threads, self.queue.deadline, self.stop)
-            self.running[future] = task
-        return bool(self.running)
-
-    def _settle(self, task: Task, future: Future[Answer]) -> None:
-        try:
-            answer = future.result()
-        except Exception as error:
-            self._again(task, error)
-            return
-        if isinstance(answer, Exception):
-            self._give_up(task, answer)
-        elif answer is not None:
-            self.queue.done(task)
-            self.finished(task, *answer)
-
-    def _again(self, task: Task, error: Exception) -> None:
-        """Put a task whose worker was lost back at the head of the queue."""
-        self.lost[task] += 1
-        if self.lost[task] < _MOST_TRIES:
-            self.queue.pending.insert(0, task)
-        else:
-            times = f"ended unexpectedly {_MOST_TRIES} times"
-            self._give_up(task, WorkerDied(f"the process that was to {task} {times}, last with {error!r}"))
-
-    def _give_up(self, task: Task, error: Exception) -> None:
-        if self.failed is None:
-            raise error
-        self.failed(task, error)
-
-    def _tell(self, task: Task) -> None:
-        with contextlib.suppress(OSError, ValueError):  # not there yet, or half written
-            done, total = map(int, _news_of(task).read_text().split())
-            self.report(task, done, total)

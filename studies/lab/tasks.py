@@ -1,4 +1,4 @@
-"""What there is to do for a table, as values: trainings and scorings, and the files that they leave.
+"""Tasks as values: the trainings and scorings behind a table, and the files that they leave.
 
 A file's name carries a hash of everything its content depends on but the data, whose content the files themselves
 check. So tables share what they have in common, other settings never overwrite it, and whatever is on disk is not done
@@ -22,7 +22,7 @@ from studies.lab.networks import Network
 from studies.lab.reporting import InputError
 
 Weights = Literal["equal", "learned", "optimal"]
-"""Of the members of an "A&B" (section 5): learned is once an epoch in training, optimal is the minimum after it."""
+"""Weights of the members of an "A&B" (section 5): learned once an epoch in training, or optimal after it."""
 
 _DIGITS_WIDTH = 8  # half the paper's, at half the time
 _MOST_DRAWS = 35  # a record has a digit of base 36 for each image
@@ -32,7 +32,7 @@ _NUM_TEST = {"digits": 539, "cifar10": 10_000, "cifar100": 10_000}
 
 @dataclass(frozen=True)
 class Settings:
-    """What a whole table is computed with; tables with equal settings share every file.
+    """The settings of a whole table; tables with equal settings share every file.
 
     attack_steps: caps the steps of every attack in training and in evaluation, not of the one in validation.
     learning_rates: all are trained, and the best on validation is kept, for each row and seed.
@@ -86,7 +86,7 @@ class Settings:
 
     @property
     def title(self) -> str:
-        """What the trainings have in common, in words; records of equal titles and data sets belong together."""
+        """The trainings' common traits in words; records of equal titles and data sets belong together."""
         said = [
             self.preset,
             self.epochs and f"{self.epochs} epochs",
@@ -103,7 +103,7 @@ class Settings:
 
     @property
     def strength(self) -> Strength:
-        """Of the attacks in evaluation: in training one long step may be taken, here none is longer than eps/4."""
+        """The strength of attacks in evaluation: no step is longer than eps/4, as one in training may be."""
         config = PRESETS[self.preset]
         variant: Any = "authors" if self.preset == "authors" else "paper"
         return Strength(config.eps, min(config.step_size, config.eps / 4), variant)
@@ -210,7 +210,7 @@ class Scoring:
 
     @property
     def title(self) -> str:
-        """How its column is headed, with the number of steps that are taken."""
+        """The head of its column, with the number of steps that are taken."""
         return self.row.title.format(steps=self.num_steps, draws=self.settings.auto_draws)
 
     @cached_property

@@ -156,7 +156,7 @@ def _score(task: Scoring, report: Report) -> str:
 
 
 def _common(task: Task) -> records.Record:
-    """What the records of trainings and of scores both say."""
+    """The fields that records of trainings and of scores share."""
     settings = task.settings
     return {
         "setting": settings.title,
@@ -169,7 +169,7 @@ def _common(task: Task) -> records.Record:
 
 
 def _bits(model: EnResNet) -> str:
-    """What tells a network from one that was trained anew."""
+    """A fingerprint that tells a network from one that was trained anew."""
     return checkpoint.fingerprint(model.state_dict().values())
 
 

@@ -1,1 +1,1 @@
-"""What the paper says, declared as data."""
+"""The paper, declared as data: rows, attacks, claims, printed numbers, and the queue of its reproduction."""

@@ -90,32 +90,21 @@ TABLE6 = _table(
     attacks=BLIND,
     dataset="cifar100",
 )
+_APART = (
+    ("En2ResNet20", "En5ResNet20"),
+    ("En2ResNet44", "En5ResNet20"),
+    ("En2ResNet110", "En5ResNet20"),
+    ("En2ResNet110", "En1WideResNet34-10"),
+)
 TABLE7 = _table(
     "table7",
     "Integration of separately trained networks, PGD adversarially trained",
-    tuple(
-        Row(f"{one}+{other}", paper=("table7", f"{one}&{other}"))
-        for one, other in (
-            ("En2ResNet20", "En5ResNet20"),
-            ("En2ResNet44", "En5ResNet20"),
-            ("En2ResNet110", "En5ResNet20"),
-            ("En2ResNet110", "En1WideResNet34-10"),
-        )
-    )
+    tuple(Row(f"{one}+{other}", paper=("table7", f"{one}&{other}")) for one, other in _APART)
     + _from("table2", "En2ResNet20", "En5ResNet20", "En2ResNet44", "En2ResNet110", "En1WideResNet34-10")
     # controls: the same parts without noise, and as many members trained together
     + rows("Plain2ResNet20+Plain5ResNet20", "En7ResNet20"),
     more_claims=(
-        *(
-            Claim(f"{one}+{other}", part)
-            for one, other in (
-                ("En2ResNet20", "En5ResNet20"),
-                ("En2ResNet44", "En5ResNet20"),
-                ("En2ResNet110", "En5ResNet20"),
-                ("En2ResNet110", "En1WideResNet34-10"),
-            )
-            for part in (one, other)
-        ),
+        *(Claim(f"{one}+{other}", part) for one, other in _APART for part in (one, other)),
         Claim("En2ResNet20+En5ResNet20", "Plain2ResNet20+Plain5ResNet20"),
         Claim("En7ResNet20", "En2ResNet20+En5ResNet20"),
     ),
@@ -198,6 +187,6 @@ FIGURE6 = _table(
 )
 
 TABLES = {
-    each.name: each
-    for each in (TABLE1, TABLE2, TABLE3, TABLE4, TABLE5, TABLE6, TABLE7, TABLE8, TABLE9, TABLE10, SECTION4_4)
+    table.name: table
+    for table in (TABLE1, TABLE2, TABLE3, TABLE4, TABLE5, TABLE6, TABLE7, TABLE8, TABLE9, TABLE10, SECTION4_4)
 }
