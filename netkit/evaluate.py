@@ -32,7 +32,7 @@ Attack = Callable[..., Tensor]
 attack that takes `generator` is given one. The model may be an `ExpectationOverTransformation`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Score:
     """The answers of a model: `predictions` (num_draws, n) and true `labels` (n,), both int64 on the CPU."""
 
@@ -78,6 +78,11 @@ class Score:
     def vote_interval(self) -> Interval:
         """Clopper and Pearson's interval for `vote`."""
         return clopper_pearson(int(self.voted.sum()), self.n, confidence=self.confidence)
+
+    def __repr__(self) -> str:
+        low, high = self.interval.low, self.interval.high
+        draws = f", {self.num_draws} draws each" if self.num_draws > 1 else ""
+        return f"Score: {self.mean:.1%} right [{low:.1%}, {high:.1%}] at {self.confidence:.0%}, {self.n} images{draws}"
 
     def summary(self) -> dict[str, Any]:
         """The numbers that travel together, for JSON."""

@@ -524,3 +524,12 @@ def test_a_gradient_that_points_the_wrong_way_is_found() -> None:
     assert {finding.code for finding in findings} == {"masked-gradients"}
     assert any("random noise" in finding.message for finding in findings)
     assert any("every pixel may take any value" in finding.message for finding in findings)
+
+
+def test_a_score_says_what_it_is_in_one_line() -> None:
+    labels = torch.zeros(40, dtype=torch.int64)
+    predictions = (torch.arange(40) % 4 == 0).long().expand(3, -1)  # three in four are right, in each draw
+    score = evaluate.Score(predictions, labels)
+    low, high = score.interval.low, score.interval.high
+    assert repr(score) == f"Score: 75.0% right [{low:.1%}, {high:.1%}] at 95%, 40 images, 3 draws each"
+    assert "draws" not in repr(evaluate.Score(predictions[:1], labels))
