@@ -62,6 +62,7 @@ class Krylov:
         self._dimension = 0
         self._since = self.until = 0.0  # reversed times between which the basis serves
         self._left = 0.0  # time that the basis was begun for
+        self._origin = np.empty(0)
         self._last = 1e300  # substep
         self._crest = 1.0  # max|v| of the vector after the last basis
         self.tolerance, self.estimate, self.applications = 0.0, 0.0, 0
@@ -87,6 +88,7 @@ class Krylov:
         basis, hessenberg = self._basis, self._hessenberg
         most = hessenberg.shape[1]
         self._before, self._since, self._left = self.carried(), s, left
+        self._origin = u.copy()
         basis[0] = u.reshape(-1).view(np.float64)
         self._length = self._orthogonalise(0)
         rate = self.tolerance / self._duration
@@ -122,16 +124,21 @@ class Krylov:
         self.estimate += error
 
     def shorten(self, factor: float) -> None:
-        """Let the basis serve for less time."""
+        """Let the basis serve for less time, with the smaller error of that."""
         self.until = self._since + factor * (self.until - self._since)
+        error = self._length * self._crest * abs(float(self._coefficients(self.until)[self._dimension]))
+        self.estimate = self._before[1] + error
+
+    def _coefficients(self, s: float) -> NDArray[np.float64]:
+        """y at a time that the basis serves, and the integral of its error after it."""
+        y = np.zeros_like(self._y)
+        longest_substep(self._hessenberg, self._dimension, s - self._since, 0.0, math.inf, 0.0, y)
+        return y
 
     def state(self, s: float, out: NDArray) -> None:
         """u at a time that the basis serves, into out."""
-        y, m = np.zeros_like(self._y), self._dimension
-        longest_substep(self._hessenberg, m, s - self._since, 0.0, math.inf, 0.0, y)
-        self._y = y
-        flat = out.reshape(-1).view(np.float64)
-        args = (self._chunk, self._basis, self._length * y[:m], flat)
+        self._y, m, flat = self._coefficients(s), self._dimension, out.reshape(-1).view(np.float64)
+        args = (self._chunk, self._basis, self._length * self._y[:m], flat)
         spread(_combine, len(self._sums), *args, items=m * flat.size // 16)
 
     def last_vector(self) -> NDArray[np.complex128]:
@@ -172,8 +179,7 @@ class Krylov:
         if self._dimension == 0:
             return {}
         numbers = (self._since, self._left, *self._before)
-        origin = self._length * self._modes(0)
-        return {"origin": origin} | {f"number_{i}": np.array(value) for i, value in enumerate(numbers)}
+        return {"origin": self._origin} | {f"number_{i}": np.array(value) for i, value in enumerate(numbers)}
 
     def restore(self, history: dict[str, NDArray]) -> None:
         if not history:

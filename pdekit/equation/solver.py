@@ -39,7 +39,7 @@ DEFAULT_RTOL = 1e-8  # of the methods that choose their steps by it
 def solve(
     problem: ConvectionDiffusion,
     *,
-    num_points: int = 128,
+    num_points: int | None = None,
     dt: float | None = None,
     method: str = "auto",
     times: Sequence[float] | None = None,
@@ -53,14 +53,20 @@ def solve(
 ) -> xr.Dataset:
     """Solve the problem from its terminal condition back to t = 0 on a uniform grid.
 
-    num_points: nodes along each axis.
-    dt: step size; shortened a little where it does not divide the horizon. With `rtol` it is the first step only.
-    method: "spectral_rk4", "spectral_ab4" (one evaluation a step), "spectral_adaptive" (needs rtol),
-        "semi_lagrangian" (keeps max|u| <= max|f|), "characteristics" (sigma = 0: every node is carried along the
-        flow, the reference there), or "auto": see `choose_method`; with rtol, spectral means adaptive.
-    times: problem times t in [0, T] to keep, default (0, T); rounded to the nearest step, but for the adaptive method,
-        which meets them exactly.
-    rtol: tolerance of the adaptive method.
+    num_points: nodes along each axis of what is handed out. With `rtol` they restrict nothing: the solution is computed
+        with the modes that it needs, and without num_points handed out on the nodes of these. Otherwise it is also the
+        grid of the computation, 128 by default.
+    dt: step size, 1e-3 by default; shortened a little where it does not divide the horizon. Methods that choose their
+        steps do without.
+    method: "auto", see `choose_method`; "spectral_krylov" (exact in time up to rtol, for an F that stands still or is
+        redrawn), "spectral_rk4", "spectral_ab4" (one evaluation a step), "spectral_adaptive" (Dormand-Prince steps by
+        rtol), "semi_lagrangian" (keeps max|u| <= max|f|), "characteristics" (sigma = 0: every node is carried along the
+        flow, the reference there).
+    times: problem times t in [0, T] to keep, default (0, T); rounded to the nearest step, but for methods that choose
+        their steps, which meet them exactly.
+    rtol: tolerance. With "auto", for an F that stands still or is redrawn, of max|error| / max|f| in space and time
+        together; with "spectral_krylov" of the same on the grid asked for, so in time alone; with "spectral_adaptive"
+        of the local error a unit of time. 1e-8 where a method needs one and none is given.
     fft: "auto", "rocket", "scipy" or "fftw".
     progress: show a progress bar; default: on a terminal only.
     seed: recorded in the attributes, for problems drawn at random.
@@ -80,6 +86,8 @@ def solve(
       cent were measured, at that share errors below 0.02;
     - terminal_lost: share of f's modes that are not kept, as far as diffusion leaves them until the first frame before
       T; velocity_lost: of F's, the largest of some times. Functions are looked at on lines finer than the grid;
+    - error_estimate, error_estimate_time and applications, of a Krylov method: bounds of max|error| in space and time
+      and in time alone, the first with `rtol` and "auto" only, and how often F·∇u + ½σ²Δu was evaluated;
     - of Fourier modes: fft, cutoff (highest |k| kept) and padded: 1 where two thirds of the nodes' own modes do not
       suffice, so that all are kept and products take 3/2 as many nodes, 0 otherwise;
     - growth, of a fixed step with a stability region: exponent of the mode that grows most over the march, with F

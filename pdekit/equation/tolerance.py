@@ -6,8 +6,8 @@ from the energies of u and F by shells max|k_i| = k, phases taken for random,
 
     sup = 4 rms,    rms² = Σ_k (2πk)² |u|²_k Σ_{j > K-k} |F|²_j,
 
-and K is the least for which that stays below half of the tolerance, looked at when a basis begins and when it ends. The
-other half is for the error in time (`pdekit.equation.krylov`).
+and K is the least for which that stays below its part of the tolerance, looked at when a basis begins and when it ends.
+The modes that u no longer needs are dropped, and the error in time (`pdekit.equation.krylov`) has the rest.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from pdekit.problem import ConvectionDiffusion
 from pdekit.runtime.kernels import kernel
 from pdekit.velocity import Velocity
 
-MOST_NODES = {1: 2**17, 2: 4096, 3: 320}  # an axis, in products
+MOST_NODES = {1: 8192, 2: 2048, 3: 256}  # an axis, in products
+_LEAKING, _DROPPING = 0.4, 0.1  # parts of the tolerance; the error in time has the rest
 _CREST = 4.0  # of max|·| over the root mean square
 _LIVES = 2.0  # times the decay time of the first mode that is not kept, for what is taken from u to matter
-_START = 0.3  # of the allowed truncation when a basis begins, so that it can serve for some time
+_START = 0.3  # of what may leak when a basis begins, so that it can serve for some time
 _HEADROOM = 1.1  # of the modes when a basis begins
 _NOISE = 9.0  # times its own error in time, below which the energy of a shell is taken for that error
 
@@ -66,8 +67,9 @@ class ResolvedMethod:
         most = MOST_NODES[problem.dim]
         terminal = _held("terminal f", problem.terminal_nodes, problem, 0.02 * rtol, most)
         self.largest = float(np.abs(terminal).max())
-        self._tolerance = rtol * self.largest
-        self._allowed = 0.5 * self._tolerance
+        tolerance = rtol * self.largest
+        self._allowed, self._droppable = _LEAKING * tolerance, _DROPPING * tolerance
+        self._in_time = tolerance - self._allowed - self._droppable
         first = problem.velocity.standing(problem.horizon * (1.0 - 1e-12))
         self._nodes = _velocity_nodes(first, problem, rtol, most)
         self._band = bandlimit(self._nodes) if problem.velocity.steady else self._nodes.shape[-1] // 2
@@ -130,15 +132,19 @@ class ResolvedMethod:
     def history(self) -> dict[str, NDArray]:
         if self._level is None:
             return {}
-        own = {"grown": self._grown, "cut": self._cut, "space_error": self.space_error}
+        own = {"cut": self._cut, "space_error": self.space_error, "largest_cutoff": self.largest_cutoff}
         return self._level.propagator.history() | {name: np.array(value) for name, value in own.items()}
 
     def restore(self, history: dict[str, NDArray]) -> None:
         if "origin" not in history:
             return
-        self._grown, self._cut, self.space_error = (float(history[n]) for n in ("grown", "cut", "space_error"))
-        self._level = self._at(history["origin"].shape[-1] - 1)
+        self._cut, self.space_error = float(history["cut"]), float(history["space_error"])
+        self.largest_cutoff = int(history["largest_cutoff"])
+        origin = history["origin"]
+        self._stand(float(history["number_0"]))
+        self._level = self._at(origin.shape[-1] - 1)
         self._level.propagator.restore(history)
+        _, self._grown = self._end_of(self._level, origin)
 
     # a basis, with the modes that it needs
 
@@ -188,7 +194,7 @@ class ResolvedMethod:
 
     def _wanted(self, energy: NDArray) -> int:
         """The least cutoff that starts well within what truncation may take."""
-        allowed, spare = _START * self._allowed, max(_START * self._allowed - self._cut, 0.0)
+        allowed, spare = _START * self._allowed, self._droppable - self._cut
         dropped = _CREST * np.sqrt(np.append(energy[::-1].cumsum()[::-1][1:], 0.0))
         for k in range(1, len(energy)):
             if dropped[k] <= spare and self._leak(energy, k) <= allowed:
@@ -227,7 +233,7 @@ class ResolvedMethod:
                 return float(np.abs(advection.to_grid(u_hat, next_fast_len(2 * cutoff + 2, real=True))).max())
 
             propagator = Krylov(advection.shape, apply, largest, self._duration)
-            propagator.tolerance = self._tolerance - self._allowed
+            propagator.tolerance = self._in_time
             velocity = advection.prepare_velocity(self._nodes)
             self._levels[cutoff] = _Level(advection, propagator, velocity, self._piece)
         return self._levels[cutoff]
