@@ -10,7 +10,7 @@ from pdekit.paths.multilevel import MultilevelEstimate, multilevel
 from pdekit.paths.sampler import Tolerance, feynman_kac
 from pdekit.paths.samples import Sampling
 from pdekit.problem import ConvectionDiffusion
-from pdekit.velocity import CompiledVelocity, GridVelocity, RedrawnVelocity, compiled
+from pdekit.velocity import CompiledVelocity, FunctionVelocity, GridVelocity, RedrawnVelocity, compiled
 from pdekit.verify import Verification, verify
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Control",
     "ConvectionDiffusion",
     "Estimate",
+    "FunctionVelocity",
     "GridVelocity",
     "MultilevelEstimate",
     "RedrawnVelocity",

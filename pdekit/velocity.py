@@ -138,12 +138,14 @@ def as_velocity(value: Velocity | Function | ArrayLike, dim: int | None) -> Velo
 
 @dataclass(frozen=True, eq=False)
 class FunctionVelocity(Velocity):
-    """A plain Python function (x, t) -> F with x and F of shape (..., d)."""
+    """A plain Python function (x, t) -> F with x and F of shape (..., d).
+
+    interval: inf for a function that does not depend on t, which only its writer knows.
+    """
 
     function: Function
     dim: int
-
-    interval = 0.0
+    interval: float = 0.0
 
     def __call__(self, x: ArrayLike, t: float) -> NDArray[np.float64]:
         return self.function(x, t)  # type: ignore[arg-type,return-value]
@@ -297,15 +299,15 @@ class CompiledVelocity(Velocity):
 
     kernel: jitted `f(x_1, ..., x_d, t) -> (F_1, ..., F_d)`. Use the branch-free functions of `pdekit.fastmath`
     in it: the sampler's loops then vectorise.
+    interval: inf for a function that does not depend on t.
     """
 
     kernel: Any
     dim: int
-
-    interval = 0.0
+    interval: float = 0.0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CompiledVelocity, (self.kernel, self.dim)
+        return CompiledVelocity, (self.kernel, self.dim, self.interval)
 
     @cached_property
     def on_lanes(self) -> Any:
@@ -328,13 +330,16 @@ class CompiledVelocity(Velocity):
 _scalar = kernel(cache=False, fastmath={"contract"}, forceinline=True)
 
 
-def compiled(dim: int) -> Callable[[Callable[..., tuple[float, ...]]], CompiledVelocity]:
-    """Decorator: compile a scalar velocity `f(x_1, ..., x_d, t) -> (F_1, ..., F_d)`, d = 1, 2 or 3."""
+def compiled(dim: int, interval: float = 0.0) -> Callable[[Callable[..., tuple[float, ...]]], CompiledVelocity]:
+    """Decorator: compile a scalar velocity `f(x_1, ..., x_d, t) -> (F_1, ..., F_d)`, d = 1, 2 or 3.
+
+    interval: `math.inf` for one that does not depend on t, which the solver then takes for steady.
+    """
     if check_whole("dim", dim, 1) not in _ON_LANES:
         raise ValueError(f"dim: expected 1, 2 or 3, got {dim}")
 
     def wrap(function: Callable[..., tuple[float, ...]]) -> CompiledVelocity:
-        return CompiledVelocity(_scalar(function), dim)
+        return CompiledVelocity(_scalar(function), dim, interval)
 
     return wrap
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from pdekit import ConvectionDiffusion, GridVelocity, RedrawnVelocity, solve
+from pdekit import ConvectionDiffusion, FunctionVelocity, GridVelocity, RedrawnVelocity, compiled, solve
 from pdekit.equation.tolerance import MOST_NODES
+from pdekit.fastmath import cos2pi, sin2pi
 from pdekit.velocity import node_points
 
 TAU = 2 * np.pi
@@ -102,6 +105,22 @@ def test_what_no_grid_holds_is_said_in_one_line(monkeypatch):
         solve(ConvectionDiffusion(2.0 * rough(1, 32), bump, 0.0), rtol=1e-6)
     with pytest.raises(ValueError, match="frames_to: expected num_points with it"):
         solve(PROBLEMS["P1"], rtol=1e-3, frames_to="never.nc")
+
+
+def test_a_function_that_is_said_to_stand_still_is_solved_as_its_nodes_are():
+    def flow(x, t):
+        a, b = TAU * x[..., 0], TAU * x[..., 1]
+        return np.stack([np.sin(a) * np.cos(b) + 0.3, -0.5 * np.cos(a) * np.sin(b) + 0.2 * np.sin(b)], axis=-1)
+
+    @compiled(dim=2, interval=math.inf)
+    def fast(x, y, t):
+        return sin2pi(x) * cos2pi(y) + 0.3, -0.5 * cos2pi(x) * sin2pi(y) + 0.2 * sin2pi(y)
+
+    nodes = solve(PROBLEMS["P1"], num_points=48, rtol=1e-7)
+    for velocity in (FunctionVelocity(flow, 2, interval=math.inf), fast):
+        solution = solve(ConvectionDiffusion(velocity, bump, 0.1), num_points=48, rtol=1e-7)
+        assert solution.attrs["method"] == "spectral_krylov"
+        np.testing.assert_allclose(solution.u, nodes.u, rtol=0, atol=2e-6)
 
 
 def test_functions_of_time_keep_the_adaptive_step():

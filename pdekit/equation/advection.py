@@ -28,6 +28,7 @@ from scipy.fft import next_fast_len
 
 from pdekit.numerics.spectral import resample
 from pdekit.runtime.kernels import kernel
+from pdekit.runtime.threads import spread, threads_for
 
 _HAVE_ROCKET = find_spec("rocket_fft") is not None  # without it the transforms go through scipy.fft
 if _HAVE_ROCKET:
@@ -231,15 +232,23 @@ class SpectralAdvection:
 
     def _rocket(self) -> Callable[[NDArray, NDArray, NDArray], None]:
         n, d, k = self.product_points, self.dim, self.cutoff
-        rows = min(_ROWS, n ** (d - 1))
+        lines_all = n ** (d - 1)
+        rows = min(_ROWS, lines_all)
         columns = np.zeros((d,) + (n,) * (d - 1) + (k + 1,), dtype=complex)
+        flat = columns.reshape(d, lines_all, k + 1)
         line_hat = np.zeros((rows, n // 2 + 1), dtype=complex)
         lines = np.zeros((d, rows, n))
-        kernel = {1: _advect_1d, 2: _advect_2d, 3: _advect_3d}[d]
+        to_columns, to_modes = _PASSES[d]
         ks, kl = self._all, self._half
 
         def evaluate(u_hat: NDArray, velocity: NDArray, out: NDArray) -> None:
-            kernel(u_hat, velocity, ks, kl, columns, line_hat, lines, out)
+            threads = threads_for(flat[0].size)
+            to_columns(u_hat, ks, kl, columns, threads)
+            if threads == 1:
+                _product_rows(0, lines_all, flat, velocity.reshape(d, lines_all, n), line_hat, lines)
+            else:
+                spread(_product_rows_by_threads, lines_all, flat, velocity.reshape(d, lines_all, n), items=columns.size)
+            to_modes(columns, out, threads)
 
         return evaluate
 
@@ -257,13 +266,15 @@ def _mean_square(u_hat: NDArray) -> float:
 if _HAVE_ROCKET:
 
     @kernel(fastmath={"contract"})
-    def _product_rows(spec: NDArray, velocity: NDArray, line_hat: NDArray, lines: NDArray) -> None:
-        """Last axis: spec (d, R, K+1) to nodes, times velocity (d, R, N), summed, back into spec[0]."""
-        d, num_rows, kept = spec.shape
+    def _product_rows(
+        begin: int, end: int, spec: NDArray, velocity: NDArray, line_hat: NDArray, lines: NDArray
+    ) -> None:
+        """Last axis: rows of spec (d, R, K+1) to nodes, times velocity (d, R, N), summed, back into spec[0]."""
+        d, kept = spec.shape[0], spec.shape[2]
         block, n = lines.shape[1], lines.shape[2]
         axis = np.array([1])
-        for start in range(0, num_rows, block):
-            count = min(block, num_rows - start)
+        for start in range(begin, end, block):
+            count = min(block, end - start)
             for c in range(d):
                 for i in range(count):
                     line_hat[i, :kept] = spec[c, start + i]
@@ -280,18 +291,25 @@ if _HAVE_ROCKET:
                 spec[0, start + i] = line_hat[i, :kept]
 
     @kernel(fastmath={"contract"})
-    def _advect_1d(u: NDArray, f: NDArray, ks: NDArray, kl: NDArray, spec: NDArray, line_hat: NDArray,
-                   lines: NDArray, out: NDArray) -> None:  # fmt: skip
+    def _product_rows_by_threads(begin: int, end: int, spec: NDArray, velocity: NDArray) -> None:
+        d, n, rows = spec.shape[0], velocity.shape[2], min(_ROWS, end - begin)
+        line_hat = np.empty((rows, n // 2 + 1), spec.dtype)
+        _product_rows(begin, end, spec, velocity, line_hat, np.empty((d, rows, n)))
+
+    # modes (..., K+1) to the columns of each derivative, transformed along all axes but the last, and back
+
+    @kernel(fastmath={"contract"})
+    def _to_columns_1d(u: NDArray, ks: NDArray, kl: NDArray, spec: NDArray, threads: int) -> None:
         for j in range(u.shape[0]):
             spec[0, j] = complex(-kl[j] * u[j].imag, kl[j] * u[j].real)
-        n = f.shape[1]
-        _product_rows(spec.reshape(1, 1, -1), f.reshape(1, 1, n), line_hat, lines)
+
+    @kernel()
+    def _to_modes_1d(spec: NDArray, out: NDArray, threads: int) -> None:
         out[:] = spec[0]
 
     @kernel(fastmath={"contract"})
-    def _advect_2d(u: NDArray, f: NDArray, ks: NDArray, kl: NDArray, spec: NDArray, line_hat: NDArray,
-                   lines: NDArray, out: NDArray) -> None:  # fmt: skip
-        n, kept = f.shape[1], u.shape[1]
+    def _to_columns_2d(u: NDArray, ks: NDArray, kl: NDArray, spec: NDArray, threads: int) -> None:
+        n, kept = spec.shape[1], u.shape[1]
         axis = np.array([0])
         for i in range(u.shape[0]):
             row = i if i < kept else n - u.shape[0] + i
@@ -300,18 +318,19 @@ if _HAVE_ROCKET:
                 spec[0, row, j] = complex(ks[i] * re, ks[i] * im)
                 spec[1, row, j] = complex(kl[j] * re, kl[j] * im)
         spec[:, kept : n - kept + 1] = 0.0
-        c2c(spec[0], spec[0], axis, False, 1.0, 1)
-        c2c(spec[1], spec[1], axis, False, 1.0, 1)
-        _product_rows(spec, f, line_hat, lines)
-        c2c(spec[0], spec[0], axis, True, 1.0 / n, 1)
-        for i in range(u.shape[0]):
-            row = i if i < kept else n - u.shape[0] + i
-            out[i] = spec[0, row]
+        c2c(spec[0], spec[0], axis, False, 1.0, threads)
+        c2c(spec[1], spec[1], axis, False, 1.0, threads)
 
     @kernel(fastmath={"contract"})
-    def _advect_3d(u: NDArray, f: NDArray, ks: NDArray, kl: NDArray, spec: NDArray, line_hat: NDArray,
-                   lines: NDArray, out: NDArray) -> None:  # fmt: skip
-        n, kept, m = f.shape[1], u.shape[2], u.shape[0]
+    def _to_modes_2d(spec: NDArray, out: NDArray, threads: int) -> None:
+        n, kept = spec.shape[1], out.shape[1]
+        c2c(spec[0], spec[0], np.array([0]), True, 1.0 / n, threads)
+        for i in range(out.shape[0]):
+            out[i] = spec[0, i if i < kept else n - out.shape[0] + i]
+
+    @kernel(fastmath={"contract"})
+    def _to_columns_3d(u: NDArray, ks: NDArray, kl: NDArray, spec: NDArray, threads: int) -> None:
+        n, kept, m = spec.shape[1], u.shape[2], u.shape[0]
         first, second = np.array([0]), np.array([1])
         spec[:] = 0.0
         for i in range(m):
@@ -324,14 +343,24 @@ if _HAVE_ROCKET:
                     spec[1, row, col, l] = complex(ks[j] * re, ks[j] * im)
                     spec[2, row, col, l] = complex(kl[l] * re, kl[l] * im)
         for c in range(3):  # along the first axis only the kept columns hold anything
-            c2c(spec[c, :, :kept], spec[c, :, :kept], first, False, 1.0, 1)
-            c2c(spec[c, :, n - kept + 1 :], spec[c, :, n - kept + 1 :], first, False, 1.0, 1)
-            c2c(spec[c], spec[c], second, False, 1.0, 1)
-        _product_rows(spec.reshape(3, n * n, kept), f.reshape(3, n * n, n), line_hat, lines)
-        c2c(spec[0], spec[0], second, True, 1.0 / n, 1)
-        c2c(spec[0, :, :kept], spec[0, :, :kept], first, True, 1.0 / n, 1)
-        c2c(spec[0, :, n - kept + 1 :], spec[0, :, n - kept + 1 :], first, True, 1.0 / n, 1)
+            c2c(spec[c, :, :kept], spec[c, :, :kept], first, False, 1.0, threads)
+            c2c(spec[c, :, n - kept + 1 :], spec[c, :, n - kept + 1 :], first, False, 1.0, threads)
+            c2c(spec[c], spec[c], second, False, 1.0, threads)
+
+    @kernel(fastmath={"contract"})
+    def _to_modes_3d(spec: NDArray, out: NDArray, threads: int) -> None:
+        n, kept, m = spec.shape[1], out.shape[2], out.shape[0]
+        first, second = np.array([0]), np.array([1])
+        c2c(spec[0], spec[0], second, True, 1.0 / n, threads)
+        c2c(spec[0, :, :kept], spec[0, :, :kept], first, True, 1.0 / n, threads)
+        c2c(spec[0, :, n - kept + 1 :], spec[0, :, n - kept + 1 :], first, True, 1.0 / n, threads)
         for i in range(m):
             row = i if i < kept else n - m + i
             for j in range(m):
                 out[i, j] = spec[0, row, j if j < kept else n - m + j]
+
+    _PASSES = {
+        1: (_to_columns_1d, _to_modes_1d),
+        2: (_to_columns_2d, _to_modes_2d),
+        3: (_to_columns_3d, _to_modes_3d),
+    }

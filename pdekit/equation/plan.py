@@ -33,12 +33,29 @@ class UnstableError(FloatingPointError):
 
 
 def choose_method(problem: ConvectionDiffusion, num_points: int) -> tuple[str, str]:
-    """The method that "auto" stands for, and why.
+    """The method that "auto" stands for on a grid of `num_points` nodes an axis, and why.
 
-    Spectral where the kept modes hold f, as far as diffusion leaves it, and F, and where either diffusion ends the
-    cascade within them, 2πK >= 1.5 sqrt(γ/ν), or convection is too gentle to start one, γT <= 3; semi-Lagrangian
-    everywhere else. γ is that of Theorem 2: a mode grows finer at the rate γ at most, and diffusion damps it at the
-    rate ν(2πk)². Where the 2/3 of the modes that cost least do not suffice and all of them do, all are kept.
+    With a tolerance `solve` needs no grid, and takes as many modes as that asks for. On a grid it keeps Fourier modes
+    where they hold f, as far as diffusion leaves it, and F, and where either diffusion ends the cascade within them,
+    2πK >= 1.5 sqrt(γ/ν), or convection is too gentle to start one, γT <= 3; semi-Lagrangian everywhere else. γ is that
+    of Theorem 2: a mode grows finer at the rate γ at most, and diffusion damps it at the rate ν(2πk)². Where the 2/3 of
+    the modes that cost least do not suffice and all of them do, all are kept.
+
+    In time a Krylov method is exact where F stands still or jumps, and taken where it needs fewer evaluations of F·∇u
+    than the steps asked for (`krylov_applications`); for an F that changes all the time it is RK4, or Dormand-Prince
+    steps with rtol. Evaluations of F·∇u for a smooth flow (the one of `studies/work_precision.py`, 128², T = 1) until
+    the error in time is
+
+                                                         1e-4    1e-6    1e-8   1e-10   1e-12
+        steady F            Krylov                        268     320     376     408     460
+                            Lawson RK4                    140     280     968    3008    9336
+                            Lawson AB4                    219     219     657    2265       -
+                            Dormand-Prince with rtol      223     439     769    2413    4297
+        F(x, t), 64²,       Lawson RK4                    280     800    3200   12800       -
+        one period in T     Lawson AB4                    219     609    2409    4809       -
+                            Magnus of order 4 + Krylov    320     512    1536       -       -
+
+    so that RK4 is the cheaper one only to few digits, and Magnus never worth its code.
 
     Largest errors for f between -1 and 1, T = 1, dt = 0.005, without padding, against 2πK / sqrt(γ/ν):
 
