@@ -53,6 +53,9 @@ def main(
     ] = "",
     num_points: Annotated[int, typer.Option(help="nodes along an axis, of the velocity and of the solution")] = 128,
     dt: Annotated[float, typer.Option(help="time step")] = 1e-3,
+    finest: Annotated[
+        int, typer.Option(help="how many times finer a rough panel's refined solution is; usual: 4, 3 if redrawn")
+    ] = 0,
     probes: Annotated[int, typer.Option(help="nodes at which paths are compared with the solution")] = 100,
     paths: Annotated[int, typer.Option(help="Feynman-Kac paths a probe")] = 2048,
     seed: Seed = 0,
@@ -65,6 +68,7 @@ def main(
             raise InputError(f"--velocity: expected static or redrawn, got {velocity!r}")
         at_least(1, probes=probes)
         at_least(2, paths=paths)
+        at_least(3, finest=finest or 3)
         if smoke:
             num_points, dt, probes, paths = 32, 1 / 200, min(probes, 64), min(paths, 1024)
         is_static = velocity == "static"
@@ -76,7 +80,7 @@ def main(
             dt=dt,
             # fewer, longer steps interpolate less often; a redrawn field does not allow them
             refined_dt=2 * dt if is_static else dt,
-            finest=4 if is_static else 3,
+            finest=finest or (4 if is_static else 3),
             probes=probes,
             paths=paths,
             seed=seed,
