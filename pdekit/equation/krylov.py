@@ -64,6 +64,7 @@ class Krylov:
         self._left = 0.0  # time that the basis was begun for
         self._origin = np.empty(0)
         self._last = 1e300  # substep
+        self._last_dimension = 0  # of the last basis
         self._crest = 1.0  # max|v| of the vector after the last basis
         self.tolerance, self.estimate, self.applications = 0.0, 0.0, 0
         self._before = self.carried()  # when the basis was begun
@@ -107,7 +108,7 @@ class Krylov:
             if not length >= 0.0:
                 raise FloatingPointError("the Krylov basis is not finite")
             if length > 0.0 and m < most:
-                if m not in (1, 2, 4) and m % 4:
+                if m not in (1, 2, 4, 8, 16) and (m % 4 or m < 0.6 * self._last_dimension):
                     continue
                 # look first without a transform, with the crest that the last basis ended with
                 guess = 0.5 * self._length * self._crest
@@ -119,7 +120,8 @@ class Krylov:
                 break
         if not reached > 0.0:
             raise FloatingPointError("no substep of the Krylov method is short enough")
-        self._dimension, self._last, self._crest = m, reached, crest or self._crest
+        self._dimension = self._last_dimension = m
+        self._last, self._crest = reached, crest or self._crest
         self.until = s + (left if reached >= left * (1.0 - 1e-12) else reached)
         self.estimate += error
 
@@ -147,12 +149,12 @@ class Krylov:
 
     def carried(self) -> tuple[float, ...]:
         """What another propagator needs to go on from here: see `follow`."""
-        return self._last, self.estimate, self._crest, float(self.applications)
+        return self._last, self.estimate, self._crest, float(self.applications), float(self._last_dimension)
 
     def follow(self, carried: tuple[float, ...]) -> None:
         """Go on where another one has come to; carried: what it gave."""
-        self._last, self.estimate, self._crest, taken = carried
-        self.applications = int(taken)
+        self._last, self.estimate, self._crest, taken, dimension = carried
+        self.applications, self._last_dimension = int(taken), int(dimension)
         self._dimension = 0
 
     def _modes(self, j: int) -> NDArray[np.complex128]:
@@ -184,7 +186,7 @@ class Krylov:
     def restore(self, history: dict[str, NDArray]) -> None:
         if not history:
             return
-        since, left, *before = (float(history[f"number_{i}"]) for i in range(6))
+        since, left, *before = (float(history[f"number_{i}"]) for i in range(7))
         self.follow(tuple(before))
         self.begin(history["origin"], since, left)
 
@@ -208,7 +210,8 @@ def _products(begin: int, end: int, chunk: int, row: int, basis: NDArray, j: int
             o1 += v1[p] * w[p] + v1[p + 1] * w[p + 1]
             o2 += v2[p] * w[p] + v2[p + 1] * w[p + 1]
             o3 += v3[p] * w[p] + v3[p + 1] * w[p + 1]
-        sums[piece] = (2.0 * t0 - o0, 2.0 * t1 - o1, 2.0 * t2 - o2, 2.0 * t3 - o3)
+        sums[piece, 0], sums[piece, 1] = 2.0 * t0 - o0, 2.0 * t1 - o1
+        sums[piece, 2], sums[piece, 3] = 2.0 * t2 - o2, 2.0 * t3 - o3
 
 
 @kernel(fastmath={"reassoc", "contract"})
@@ -241,65 +244,55 @@ def _combine(begin: int, end: int, chunk: int, basis: NDArray, weights: NDArray,
                 out[p] += c * v[p]
 
 
-@kernel()
-def _exponential(b: NDArray) -> NDArray:
+def _exponential(b: NDArray[np.float64]) -> NDArray[np.float64]:
     """exp(b) for |b|_1 <= 1: Taylor's series to degree 18 (Paterson and Stockmeyer 1973)."""
-    n = len(b)
-    eye = np.eye(n)
-    b2 = b @ b
-    b3 = b2 @ b
-    c = np.ones(20)
-    for k in range(1, 20):
-        c[k] = c[k - 1] / k
-    out = c[18] * eye
+    powers = [np.eye(len(b)), b, b @ b]
+    cube = powers[2] @ b
+    out = powers[0] / math.factorial(18)
     for k in (15, 12, 9, 6, 3, 0):
-        out = out @ b3 + c[k] * eye + c[k + 1] * b + c[k + 2] * b2
+        out = out @ cube
+        for i, power in enumerate(powers):
+            out += power / math.factorial(k + i)
     return out
 
 
-@kernel()
 def longest_substep(
     hessenberg: NDArray, m: int, limit: float, factor: float, spare: float, rate: float, y: NDArray
 ) -> tuple[float, float]:
     """The longest τ <= limit found for which factor |z(τ)| <= spare + rate τ, with z' = h y_m, y' = H y, y(0) = e_1.
 
-    Returns τ and the largest factor |z| met on the way, and fills y[:m] with y(τ). H and h: rows of hessenberg up to m.
-    exp(2^i δ [[H, 0], [h e_mᵀ, 0]]) for i = 0, 1, ... by squaring, while it is allowed; then back down the powers, at
-    each adding what is still allowed.
+    Returns τ and the largest factor |z| met on the way, and fills y[:m] with y(τ), y[m] with z(τ). H and h: rows of
+    hessenberg up to m. exp(2^i δ [[H, 0], [h e_mᵀ, 0]]) for i = 0, 1, ... by squaring, while it is allowed; then back
+    down the powers, at each adding what is still allowed.
     """
     b = np.zeros((m + 1, m + 1))
     b[:, :m] = hessenberg[: m + 1, :m]
-    norm = 0.0
-    for j in range(m):
-        norm = max(norm, np.abs(b[:, j]).sum())
+    norm = float(np.abs(b).sum(axis=0).max())
     levels = max(0, math.ceil(math.log2(max(limit * norm, 1.0))))
     delta = limit / 2.0**levels
+
+    def allowed(v: NDArray, s: float) -> bool:
+        return bool(factor * abs(v[m]) <= spare + rate * s)
+
     y[:] = 0.0
     for _ in range(10):
-        powers = np.empty((levels + 1, m + 1, m + 1))
-        powers[0] = _exponential(delta * b)
-        top, error = -1, 0.0
-        for i in range(levels + 1):
-            if i > 0:
-                powers[i] = powers[i - 1] @ powers[i - 1]
-            found = factor * abs(powers[i, m, 0])
-            if not found <= spare + rate * delta * 2.0**i:
-                break
-            top, error = i, max(error, found)
+        powers = [_exponential(delta * b)]
+        while len(powers) <= levels and allowed(powers[-1][:, 0], delta * 2.0 ** (len(powers) - 1)):
+            powers.append(powers[-1] @ powers[-1])
+        top = len(powers) - 1 - (not allowed(powers[-1][:, 0], delta * 2.0 ** (len(powers) - 1)))
         if top >= 0:
             break
         delta *= 0.5
     else:
         return 0.0, 0.0
-    v = powers[top][:, 0].copy()
-    s = delta * 2.0**top
+    v, s = powers[top][:, 0], delta * 2.0**top
+    largest = max(abs(float(power[m, 0])) for power in powers[: top + 1])
     for i in range(top - 1, max(top - 6, -1), -1):
         t = s + delta * 2.0**i
         if t > limit * (1.0 + 1e-12):
             continue
         w = powers[i] @ v
-        found = factor * abs(w[m])
-        if found <= spare + rate * t:
-            v, s, error = w, t, max(error, found)
+        if allowed(w, t):
+            v, s, largest = w, t, max(largest, abs(float(w[m])))
     y[: m + 1] = v
-    return s, error
+    return s, factor * largest
