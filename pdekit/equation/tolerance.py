@@ -86,6 +86,7 @@ class ResolvedMethod:
         self._cut = 0.0  # bound of all modes that were dropped from u
         self.space_error = 0.0
         self.largest_cutoff = 0
+        self._applications = self._applications_before = 0  # in all, with those that were in vain; before this basis
 
     # what the march asks for
 
@@ -124,22 +125,26 @@ class ResolvedMethod:
         return state, taken
 
     def facts(self) -> dict[str, float]:
-        propagator = self._level.propagator if self._level else None
-        time, applications = (propagator.estimate, propagator.applications) if propagator else (0.0, 0)
+        time = self._level.propagator.estimate if self._level else 0.0
         error = {"error_estimate": time + self.space_error + self._cut, "error_estimate_time": time}
-        return error | {"applications": applications, "cutoff": self.largest_cutoff, "padded": 1}
+        return error | {"applications": self._applications, "cutoff": self.largest_cutoff, "padded": 1}
 
     def history(self) -> dict[str, NDArray]:
         if self._level is None:
             return {}
-        own = {"cut": self._cut, "space_error": self.space_error, "largest_cutoff": self.largest_cutoff}
+        own = {
+            "cut": self._cut,
+            "space_error": self.space_error,
+            "largest_cutoff": self.largest_cutoff,
+            "applications": self._applications_before,
+        }
         return self._level.propagator.history() | {name: np.array(value) for name, value in own.items()}
 
     def restore(self, history: dict[str, NDArray]) -> None:
         if "origin" not in history:
             return
         self._cut, self.space_error = float(history["cut"]), float(history["space_error"])
-        self.largest_cutoff = int(history["largest_cutoff"])
+        self.largest_cutoff, self._applications = int(history["largest_cutoff"]), int(history["applications"])
         origin = history["origin"]
         self._stand(float(history["number_0"]))
         self._level = self._at(origin.shape[-1] - 1)
@@ -167,6 +172,7 @@ class ResolvedMethod:
             if carried is not None:
                 level.propagator.follow(carried)
             own = state if k == here else _resized(state, k, self._problem.dim)
+            self._applications_before = self._applications
             level.propagator.begin(own, s, left)
             leaked, ended = self._end_of(level, own)
             if leaked <= self._allowed or level.propagator.served(s):
@@ -223,6 +229,7 @@ class ResolvedMethod:
             symbol = (self._problem.diffusivity * advection.laplacian).reshape(-1)
 
             def apply(u_hat: NDArray, out: NDArray) -> None:
+                self._applications += 1
                 level = self._levels[cutoff]
                 if level.piece is not self._piece:
                     level.velocity, level.piece = advection.prepare_velocity(self._nodes), self._piece
