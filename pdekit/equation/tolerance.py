@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,17 +32,34 @@ _CREST = 4.0  # of max|·| over the root mean square
 _LIVES = 2.0  # times the decay time of the first mode that is not kept, for what is taken from u to matter
 _START = 0.3  # of what may leak when a basis begins, so that it can serve for some time
 _HEADROOM = 1.1  # of the modes when a basis begins
+_LEVELS_KEPT = 3
 _NOISE = 9.0  # times its own error in time, below which the energy of a shell is taken for that error
 
 
-@dataclass(eq=False)
 class _Level:
-    """The operator with modes up to one cutoff."""
+    """The operator A with modes up to one cutoff, and its propagator."""
 
-    advection: SpectralAdvection
-    propagator: Krylov
-    velocity: NDArray
-    piece: Velocity
+    def __init__(self, method: ResolvedMethod, cutoff: int) -> None:
+        problem, points = method.problem, next_fast_len(2 * cutoff + 2, real=True)
+        self._method, self._piece = method, method.piece
+        self.advection = SpectralAdvection(
+            points, problem.dim, cutoff=cutoff, velocity_cutoff=method.band, fft=method.fft
+        )
+        self._velocity = self.advection.prepare_velocity(method.nodes)
+        self._symbol = (problem.diffusivity * self.advection.laplacian).reshape(-1)
+        self.propagator = Krylov(self.advection.shape, self._apply, self._largest, method.duration)
+        self.propagator.tolerance = method.in_time
+
+    def _apply(self, u_hat: NDArray, out: NDArray) -> None:
+        method = self._method
+        method.applications += 1
+        if self._piece is not method.piece:
+            self._velocity, self._piece = self.advection.prepare_velocity(method.nodes), method.piece
+        self.advection.evaluate(u_hat, self._velocity, out)
+        add_product(self._symbol, u_hat.reshape(-1), out.reshape(-1))
+
+    def _largest(self, u_hat: NDArray) -> float:
+        return float(np.abs(self.advection.to_grid(u_hat)).max())
 
 
 class ResolvedMethod:
@@ -62,31 +78,31 @@ class ResolvedMethod:
         duration: float,
         fft: str = "auto",
     ) -> None:
-        self._problem, self._num_points, self._duration, self._fft = problem, num_points, duration, fft
+        self.problem, self._num_points, self.duration, self.fft = problem, num_points, duration, fft
         self.speed_met = 0.0
         most = MOST_NODES[problem.dim]
         terminal = _held("terminal f", problem.terminal_nodes, problem, 0.02 * rtol, most)
         self.largest = float(np.abs(terminal).max())
         tolerance = rtol * self.largest
         self._allowed, self._droppable = _LEAKING * tolerance, _DROPPING * tolerance
-        self._in_time = tolerance - self._allowed - self._droppable
+        self.in_time = tolerance - self._allowed - self._droppable
         first = problem.velocity.standing(problem.horizon * (1.0 - 1e-12))
-        self._nodes = _velocity_nodes(first, problem, rtol, most)
-        self._band = bandlimit(self._nodes) if problem.velocity.steady else self._nodes.shape[-1] // 2
-        self._most = self._fast((most - self._band - 1) // 2)
+        self.nodes = _velocity_nodes(first, problem, rtol, most)
+        self.band = bandlimit(self.nodes) if problem.velocity.steady else self.nodes.shape[-1] // 2
+        self._most = self._fast((most - self.band - 1) // 2)
         k = (terminal.shape[-1] - 1) // 2
-        advection = SpectralAdvection(terminal.shape[-1], problem.dim, cutoff=k, velocity_cutoff=self._band, fft=fft)
+        advection = SpectralAdvection(terminal.shape[-1], problem.dim, cutoff=k, velocity_cutoff=self.band, fft=fft)
         self._terminal = advection.to_modes(terminal)
         self._levels: dict[int, _Level] = {}
         self._level: _Level | None = None
-        self._piece = first
+        self.piece = first
         self._shells = self._velocity_shells()
         self._noise = np.zeros(0)
         self._grown = 1.0
         self._cut = 0.0  # bound of all modes that were dropped from u
         self.space_error = 0.0
         self.largest_cutoff = 0
-        self._applications = self._applications_before = 0  # in all, with those that were in vain; before this basis
+        self.applications = self._before = 0  # in all, with those that were in vain; before this basis
 
     # what the march asks for
 
@@ -127,7 +143,7 @@ class ResolvedMethod:
     def facts(self) -> dict[str, float]:
         time = self._level.propagator.estimate if self._level else 0.0
         error = {"error_estimate": time + self.space_error + self._cut, "error_estimate_time": time}
-        return error | {"applications": self._applications, "cutoff": self.largest_cutoff, "padded": 1}
+        return error | {"applications": self.applications, "cutoff": self.largest_cutoff, "padded": 1}
 
     def history(self) -> dict[str, NDArray]:
         if self._level is None:
@@ -136,7 +152,7 @@ class ResolvedMethod:
             "cut": self._cut,
             "space_error": self.space_error,
             "largest_cutoff": self.largest_cutoff,
-            "applications": self._applications_before,
+            "applications": self._before,
         }
         return self._level.propagator.history() | {name: np.array(value) for name, value in own.items()}
 
@@ -144,7 +160,7 @@ class ResolvedMethod:
         if "origin" not in history:
             return
         self._cut, self.space_error = float(history["cut"]), float(history["space_error"])
-        self.largest_cutoff, self._applications = int(history["largest_cutoff"]), int(history["applications"])
+        self.largest_cutoff, self.applications = int(history["largest_cutoff"]), int(history["applications"])
         origin = history["origin"]
         self._stand(float(history["number_0"]))
         self._level = self._at(origin.shape[-1] - 1)
@@ -157,25 +173,25 @@ class ResolvedMethod:
         """Choose modes and build a basis that serves for some time; returns the state with these modes."""
         self._stand(s)
         carried = self._level.propagator.carried() if self._level else None
-        left = min(self._duration - s, self._until_jump(s))
+        left = min(self.duration - s, self._until_jump(s))
         energy = _clean(_shells(state), self._noise)
         here = state.shape[-1] - 1
         wanted = self._wanted(energy)
         while True:
             if wanted > self._most:
                 raise ValueError(
-                    f"rtol: the solution needs modes beyond |k| = {self._most}, of {MOST_NODES[self._problem.dim]} "
+                    f"rtol: the solution needs modes beyond |k| = {self._most}, of {MOST_NODES[self.problem.dim]} "
                     "nodes an axis; use a larger rtol or sigma, or num_points and method='semi_lagrangian'"
                 )
             k = self._fast(wanted)
             level = self._at(k)
             if carried is not None:
                 level.propagator.follow(carried)
-            own = state if k == here else _resized(state, k, self._problem.dim)
-            self._applications_before = self._applications
+            own = state if k == here else _resized(state, k, self.problem.dim)
+            self._before = self.applications
             level.propagator.begin(own, s, left)
             leaked, ended = self._end_of(level, own)
-            if leaked <= self._allowed or level.propagator.served(s):
+            if leaked <= self._allowed:
                 break
             wanted = math.ceil(1.3 * k)  # even a short substep takes too much
         self._cut += _CREST * math.sqrt(energy[k + 1 :].sum())
@@ -212,62 +228,48 @@ class ResolvedMethod:
         k = np.arange(min(len(energy), cutoff + 1))
         beyond = self._shells[np.clip(cutoff - k + 1, 0, len(self._shells) - 1)]
         rms = math.sqrt(float(((2.0 * np.pi * k) ** 2 * energy[: len(k)] * beyond).sum()))
-        decay = self._problem.diffusivity * (2.0 * np.pi * (cutoff + 1)) ** 2
-        return _CREST * rms * _LIVES * min(self._duration, 1.0 / decay if decay > 0.0 else math.inf)
+        decay = self.problem.diffusivity * (2.0 * np.pi * (cutoff + 1)) ** 2
+        return _CREST * rms * _LIVES * min(self.duration, 1.0 / decay if decay > 0.0 else math.inf)
 
     def _fast(self, cutoff: int) -> int:
         """The largest cutoff whose products take as many nodes."""
-        if 2 * cutoff < self._band:
+        if 2 * cutoff < self.band:
             return cutoff
-        nodes = next_fast_len(2 * cutoff + self._band + 1, real=True)
-        return (nodes - self._band - 1) // 2
+        nodes = next_fast_len(2 * cutoff + self.band + 1, real=True)
+        return (nodes - self.band - 1) // 2
 
     def _at(self, cutoff: int) -> _Level:
+        """The operator with modes up to `cutoff`; a few are kept, as each has a basis in memory."""
         if cutoff not in self._levels:
-            dim = self._problem.dim
-            advection = SpectralAdvection(2 * cutoff + 2, dim, cutoff=cutoff, velocity_cutoff=self._band, fft=self._fft)
-            symbol = (self._problem.diffusivity * advection.laplacian).reshape(-1)
-
-            def apply(u_hat: NDArray, out: NDArray) -> None:
-                self._applications += 1
-                level = self._levels[cutoff]
-                if level.piece is not self._piece:
-                    level.velocity, level.piece = advection.prepare_velocity(self._nodes), self._piece
-                advection.evaluate(u_hat, level.velocity, out)
-                add_product(symbol, u_hat.reshape(-1), out.reshape(-1))
-
-            def largest(u_hat: NDArray) -> float:
-                return float(np.abs(advection.to_grid(u_hat, next_fast_len(2 * cutoff + 2, real=True))).max())
-
-            propagator = Krylov(advection.shape, apply, largest, self._duration)
-            propagator.tolerance = self._in_time
-            velocity = advection.prepare_velocity(self._nodes)
-            self._levels[cutoff] = _Level(advection, propagator, velocity, self._piece)
-        return self._levels[cutoff]
+            if len(self._levels) == _LEVELS_KEPT:
+                del self._levels[next(iter(self._levels))]
+            self._levels[cutoff] = _Level(self, cutoff)
+        self._levels[cutoff] = level = self._levels.pop(cutoff)  # the latest comes last
+        return level
 
     # pieces of a velocity that jumps
 
     def _until_jump(self, s: float) -> float:
-        velocity = self._problem.velocity
+        velocity = self.problem.velocity
         if not velocity.jumps:
             return math.inf
-        t = self._problem.horizon - s
+        t = self.problem.horizon - s
         return t - (math.ceil(t / velocity.interval - 1e-9) - 1) * velocity.interval
 
     def _stand(self, s: float) -> None:
         """Take the piece of F that stands before t = T - s."""
-        velocity = self._problem.velocity
+        velocity = self.problem.velocity
         if velocity.jumps:
-            piece = velocity.standing(self._problem.horizon - s - 0.5 * self._until_jump(s))
-            if piece is not self._piece:
-                self._piece, self._nodes = piece, piece.nodes(self._nodes.shape[-1], 0.0)
+            piece = velocity.standing(self.problem.horizon - s - 0.5 * self._until_jump(s))
+            if piece is not self.piece:
+                self.piece, self.nodes = piece, piece.nodes(self.nodes.shape[-1], 0.0)
                 self._shells = self._velocity_shells()
 
     def _velocity_shells(self) -> NDArray:
         """Σ_{i >= j} |F|²_i for j = 0, 1, ..., one beyond the last."""
-        n, dim = self._nodes.shape[-1], self._problem.dim
+        n, dim = self.nodes.shape[-1], self.problem.dim
         modes = SpectralAdvection(max(n, 4), dim, cutoff=(n - 1) // 2, velocity_cutoff=0)
-        energy = np.asarray(sum(_shells(modes.to_modes(component)) for component in self._nodes))
+        energy = np.asarray(sum(_shells(modes.to_modes(component)) for component in self.nodes))
         return np.append(energy[::-1].cumsum()[::-1], 0.0)
 
 
