@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -88,6 +89,7 @@ class _FFTW:
         return target
 
 
+@cache
 def available_backends() -> tuple[str, ...]:
     """FFT libraries that can be used here, the default first."""
     present = {"rocket": _HAVE_ROCKET, "scipy": True, "fftw": find_spec("pyfftw") is not None}
@@ -116,6 +118,18 @@ def cutoffs(num_points: int, *, padded: bool) -> tuple[int, int]:
         return (num_points - 1) // 2, num_points // 2
     cutoff = (num_points - 1) // 3
     return cutoff, num_points - 1 - 2 * cutoff
+
+
+def _compact_index(num_points: int, dim: int, cutoff: int) -> tuple[NDArray, ...]:
+    """Where the modes up to the cutoff stand in a real transform of N nodes an axis."""
+    full = np.r_[0 : cutoff + 1, num_points - cutoff : num_points]
+    return np.ix_(*[full] * (dim - 1), np.arange(cutoff + 1))
+
+
+def compact(field: NDArray, cutoff: int) -> NDArray[np.complex128]:
+    """Modes of a field (N,)*d up to the cutoff, in the order of this module."""
+    hat = fft.rfftn(field, norm="forward")
+    return np.ascontiguousarray(hat[_compact_index(field.shape[-1], field.ndim, cutoff)])
 
 
 class SpectralAdvection:
@@ -170,14 +184,11 @@ class SpectralAdvection:
     # compact modes <-> grids
 
     def _compact_index(self, num_points: int) -> tuple:
-        k = self.cutoff
-        full = np.r_[0 : k + 1, num_points - k : num_points]
-        return (..., *np.ix_(*[full] * (self.dim - 1), np.arange(k + 1)))
+        return (..., *_compact_index(num_points, self.dim, self.cutoff))
 
     def to_modes(self, field: NDArray) -> NDArray[np.complex128]:
         """Kept modes of a field (N,)*d."""
-        hat = fft.rfftn(field, norm="forward")
-        return np.ascontiguousarray(hat[self._compact_index(field.shape[-1])[1:]])
+        return compact(field, self.cutoff)
 
     def to_grid(self, u_hat: NDArray, num_points: int | None = None) -> NDArray[np.float64]:
         """The field of compact modes on a grid of N (or another number of at least 2K + 1) nodes."""

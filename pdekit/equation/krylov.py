@@ -57,14 +57,13 @@ class Krylov:
         rows = max(1, _CHUNK // (2 * shape[-1]))
         self._chunk = rows * 2 * shape[-1]
         self._sums = np.empty((-(-size // self._chunk), WINDOW))
-        self._y = np.zeros(most + 1)
+        self._y = np.zeros(most + 1)  # at `until`
         self._length = 0.0  # of the state that the basis starts from
         self._dimension = 0
         self._since = self.until = 0.0  # reversed times between which the basis serves
         self._left = 0.0  # time that the basis was begun for
         self._origin = np.empty(0)
         self._last = 1e300  # substep
-        self._last_dimension = 0  # of the last basis
         self._crest = 1.0  # max|v| of the vector after the last basis
         self.tolerance, self.estimate, self.applications = 0.0, 0.0, 0
         self._before = self.carried()  # when the basis was begun
@@ -99,6 +98,7 @@ class Krylov:
         if self._length == 0.0:
             self._dimension, self.until = 1, s + left
             return
+        look_at = 1
         for j in range(most):
             m = j + 1
             self._apply(self._modes(j), self._modes(m))
@@ -108,39 +108,45 @@ class Krylov:
             if not length >= 0.0:
                 raise FloatingPointError("the Krylov basis is not finite")
             if length > 0.0 and m < most:
-                if m not in (1, 2, 4, 8, 16) and (m % 4 or m < 0.6 * self._last_dimension):
+                if m < look_at:
                     continue
                 # look first without a transform, with the crest that the last basis ended with
                 guess = 0.5 * self._length * self._crest
-                if longest_substep(hessenberg, m, goal, guess, spare, rate, self._y)[0] < goal * (1.0 - 1e-12):
+                reached, _ = longest_substep(hessenberg, m, goal, guess, spare, rate, self._y, coarsely=True)
+                if reached < goal * (1.0 - 1e-12):
+                    # what is reached grows faster than m, and may be twice what the coarse look has found
+                    look_at = m + max(1, m // 4, min(m, math.floor(0.2 * m * goal / max(reached, 1e-3 * goal))))
                     continue
             crest = self._largest(self._modes(m)) if length else 0.0
             reached, error = longest_substep(hessenberg, m, goal, self._length * crest, spare, rate, self._y)
             if reached >= goal * (1.0 - 1e-12) or length == 0.0:
                 break
+            look_at = m + max(1, m // 8)
         if not reached > 0.0:
             raise FloatingPointError("no substep of the Krylov method is short enough")
-        self._dimension = self._last_dimension = m
-        self._last, self._crest = reached, crest or self._crest
+        self._dimension, self._last, self._crest = m, reached, crest or self._crest
         self.until = s + (left if reached >= left * (1.0 - 1e-12) else reached)
         self.estimate += error
 
     def shorten(self, factor: float) -> None:
         """Let the basis serve for less time, with the smaller error of that."""
-        self.until = self._since + factor * (self.until - self._since)
-        error = self._length * self._crest * abs(float(self._coefficients(self.until)[self._dimension]))
-        self.estimate = self._before[1] + error
+        until = self._since + factor * (self.until - self._since)
+        self._y = self._coefficients(until)
+        self.until = until
+        self.estimate = self._before[1] + self._length * self._crest * abs(float(self._y[self._dimension]))
 
     def _coefficients(self, s: float) -> NDArray[np.float64]:
-        """y at a time that the basis serves, and the integral of its error after it."""
+        """y at a time that the basis serves, and after it the integral of its defect."""
+        if s == self.until:
+            return self._y
         y = np.zeros_like(self._y)
         longest_substep(self._hessenberg, self._dimension, s - self._since, 0.0, math.inf, 0.0, y)
         return y
 
     def state(self, s: float, out: NDArray) -> None:
         """u at a time that the basis serves, into out."""
-        self._y, m, flat = self._coefficients(s), self._dimension, out.reshape(-1).view(np.float64)
-        args = (self._chunk, self._basis, self._length * self._y[:m], flat)
+        m, flat = self._dimension, out.reshape(-1).view(np.float64)
+        args = (self._chunk, self._basis, self._length * self._coefficients(s)[:m], flat)
         spread(_combine, len(self._sums), *args, items=m * flat.size // 16)
 
     def last_vector(self) -> NDArray[np.complex128]:
@@ -149,12 +155,12 @@ class Krylov:
 
     def carried(self) -> tuple[float, ...]:
         """What another propagator needs to go on from here: see `follow`."""
-        return self._last, self.estimate, self._crest, float(self.applications), float(self._last_dimension)
+        return self._last, self.estimate, self._crest, float(self.applications)
 
     def follow(self, carried: tuple[float, ...]) -> None:
         """Go on where another one has come to; carried: what it gave."""
-        self._last, self.estimate, self._crest, taken, dimension = carried
-        self.applications, self._last_dimension = int(taken), int(dimension)
+        self._last, self.estimate, self._crest, taken = carried
+        self.applications = int(taken)
         self._dimension = 0
 
     def _modes(self, j: int) -> NDArray[np.complex128]:
@@ -186,7 +192,7 @@ class Krylov:
     def restore(self, history: dict[str, NDArray]) -> None:
         if not history:
             return
-        since, left, *before = (float(history[f"number_{i}"]) for i in range(7))
+        since, left, *before = (float(history[f"number_{i}"]) for i in range(6))
         self.follow(tuple(before))
         self.begin(history["origin"], since, left)
 
@@ -246,24 +252,33 @@ def _combine(begin: int, end: int, chunk: int, basis: NDArray, weights: NDArray,
 
 def _exponential(b: NDArray[np.float64]) -> NDArray[np.float64]:
     """exp(b) for |b|_1 <= 1: Taylor's series to degree 18 (Paterson and Stockmeyer 1973)."""
-    powers = [np.eye(len(b)), b, b @ b]
-    cube = powers[2] @ b
-    out = powers[0] / math.factorial(18)
+    square = b @ b
+    cube = square @ b
+    out = cube / math.factorial(18)
     for k in (15, 12, 9, 6, 3, 0):
-        out = out @ cube
-        for i, power in enumerate(powers):
-            out += power / math.factorial(k + i)
+        out += b / math.factorial(k + 1) + square / math.factorial(k + 2)
+        out.flat[:: len(b) + 1] += 1.0 / math.factorial(k)
+        if k:
+            out = out @ cube
     return out
 
 
 def longest_substep(
-    hessenberg: NDArray, m: int, limit: float, factor: float, spare: float, rate: float, y: NDArray
+    hessenberg: NDArray,
+    m: int,
+    limit: float,
+    factor: float,
+    spare: float,
+    rate: float,
+    y: NDArray,
+    *,
+    coarsely: bool = False,
 ) -> tuple[float, float]:
     """The longest τ <= limit found for which factor |z(τ)| <= spare + rate τ, with z' = h y_m, y' = H y, y(0) = e_1.
 
     Returns τ and the largest factor |z| met on the way, and fills y[:m] with y(τ), y[m] with z(τ). H and h: rows of
     hessenberg up to m. exp(2^i δ [[H, 0], [h e_mᵀ, 0]]) for i = 0, 1, ... by squaring, while it is allowed; then back
-    down the powers, at each adding what is still allowed.
+    down the powers, at each adding what is still allowed; coarsely: without that, to a factor of two.
     """
     b = np.zeros((m + 1, m + 1))
     b[:, :m] = hessenberg[: m + 1, :m]
@@ -280,14 +295,14 @@ def longest_substep(
         while len(powers) <= levels and allowed(powers[-1][:, 0], delta * 2.0 ** (len(powers) - 1)):
             powers.append(powers[-1] @ powers[-1])
         top = len(powers) - 1 - (not allowed(powers[-1][:, 0], delta * 2.0 ** (len(powers) - 1)))
-        if top >= 0:
+        if top >= 0 or coarsely:
             break
         delta *= 0.5
-    else:
+    if top < 0:
         return 0.0, 0.0
     v, s = powers[top][:, 0], delta * 2.0**top
     largest = max(abs(float(power[m, 0])) for power in powers[: top + 1])
-    for i in range(top - 1, max(top - 6, -1), -1):
+    for i in range(top - 1, top if coarsely else max(top - 6, -1), -1):
         t = s + delta * 2.0**i
         if t > limit * (1.0 + 1e-12):
             continue

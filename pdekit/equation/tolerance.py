@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 
-from pdekit.equation.advection import SpectralAdvection, bandlimit
+from pdekit.equation.advection import SpectralAdvection, bandlimit, compact
 from pdekit.equation.krylov import Krylov
 from pdekit.equation.spectral_method import add_product
 from pdekit.problem import ConvectionDiffusion
@@ -90,9 +90,7 @@ class ResolvedMethod:
         self.nodes = _velocity_nodes(first, problem, rtol, most)
         self.band = bandlimit(self.nodes) if problem.velocity.steady else self.nodes.shape[-1] // 2
         self._most = self._fast((most - self.band - 1) // 2)
-        k = (terminal.shape[-1] - 1) // 2
-        advection = SpectralAdvection(terminal.shape[-1], problem.dim, cutoff=k, velocity_cutoff=self.band, fft=fft)
-        self._terminal = advection.to_modes(terminal)
+        self._terminal = compact(terminal, (terminal.shape[-1] - 1) // 2)
         self._levels: dict[int, _Level] = {}
         self._level: _Level | None = None
         self.piece = first
@@ -267,9 +265,8 @@ class ResolvedMethod:
 
     def _velocity_shells(self) -> NDArray:
         """Σ_{i >= j} |F|²_i for j = 0, 1, ..., one beyond the last."""
-        n, dim = self.nodes.shape[-1], self.problem.dim
-        modes = SpectralAdvection(max(n, 4), dim, cutoff=(n - 1) // 2, velocity_cutoff=0)
-        energy = np.asarray(sum(_shells(modes.to_modes(component)) for component in self.nodes))
+        n = self.nodes.shape[-1]
+        energy = np.asarray(sum(_shells(compact(component, (n - 1) // 2)) for component in self.nodes))
         return np.append(energy[::-1].cumsum()[::-1], 0.0)
 
 
@@ -282,8 +279,7 @@ def _held(
         values = sample(n)
         dim = problem.dim
         fields = values if values.ndim > dim else values[None]
-        modes = SpectralAdvection(n, dim, cutoff=(n - 1) // 2, velocity_cutoff=0)
-        energy = np.asarray(sum(_shells(modes.to_modes(field)) for field in fields))
+        energy = np.asarray(sum(_shells(compact(field, (n - 1) // 2)) for field in fields))
         if _CREST * math.sqrt(energy[n // 3 :].sum()) <= share * np.abs(values).max():
             return values
         if 2 * n > most:
