@@ -118,7 +118,15 @@ class Velocity:
 
     def reversed(self, horizon: float) -> Velocity:
         """-F(x, horizon - t), the velocity of the initial-value problem (Remark 1). Raises ValueError if F jumps."""
-        return FunctionVelocity(lambda x, t: -np.asarray(self(x, horizon - t)), self.dim)
+        return FunctionVelocity(lambda x, t: -np.asarray(self(x, horizon - t)), self.dim, self.interval)
+
+
+def check_interval(interval: float) -> None:
+    """Raise ValueError unless it is that of a function: 0, or inf."""
+    if interval not in (0.0, math.inf):
+        raise ValueError(
+            f"interval: expected 0, or math.inf for a function that does not depend on t, got {interval!r}"
+        )
 
 
 def as_velocity(value: Velocity | Function | ArrayLike, dim: int | None) -> Velocity:
@@ -146,6 +154,9 @@ class FunctionVelocity(Velocity):
     function: Function
     dim: int
     interval: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_interval(self.interval)
 
     def __call__(self, x: ArrayLike, t: float) -> NDArray[np.float64]:
         return self.function(x, t)  # type: ignore[arg-type,return-value]
@@ -305,6 +316,9 @@ class CompiledVelocity(Velocity):
     kernel: Any
     dim: int
     interval: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_interval(self.interval)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CompiledVelocity, (self.kernel, self.dim, self.interval)

@@ -148,9 +148,13 @@ class Cut(Exception):
 
 @pytest.mark.parametrize("steps", [1, 3, 6])
 @pytest.mark.parametrize("method", ["auto", "spectral_krylov"])
-def test_a_restart_has_the_bits_of_a_solve_that_was_not_cut(tmp_path, monkeypatch, method, steps):
+@pytest.mark.parametrize("flow", ["steady", "redrawn"])
+def test_a_restart_has_the_bits_of_a_solve_that_was_not_cut(tmp_path, monkeypatch, method, steps, flow):
     options = {"num_points": 64, "rtol": 1e-9, "times": [0.0, 0.35, 0.7, 1.0], "method": method}
-    expected = solve(PROBLEMS["P1"], **options)
+    problem = PROBLEMS["P1"]
+    if flow == "redrawn":
+        problem = ConvectionDiffusion(RedrawnVelocity(8, 0.25, seed=3), bump, 0.3)
+    expected = solve(problem, **options)
     save, count = March._save, iter(range(100))
 
     def cut(self, *args):
@@ -162,8 +166,8 @@ def test_a_restart_has_the_bits_of_a_solve_that_was_not_cut(tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(March, "_save", cut)
         with pytest.raises(Cut):
-            solve(PROBLEMS["P1"], **options, **files)
-    resumed = solve(PROBLEMS["P1"], **options, **files)
+            solve(problem, **options, **files)
+    resumed = solve(problem, **options, **files)
     np.testing.assert_array_equal(resumed.u, expected.u)
     for name in ("num_steps", "applications", "error_estimate_time"):
         assert resumed.attrs[name] == expected.attrs[name]

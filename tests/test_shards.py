@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -95,14 +95,14 @@ def test_a_function_that_cannot_travel_is_told(processes, monkeypatch):
 class Failing(Executor):
     """Runs jobs at once; the third is lost."""
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, error: Exception) -> None:
+        self.count, self.error = 0, error
 
     def submit(self, function, /, *args, **kwargs):
         self.count += 1
         future: Future = Future()
         if self.count == 3:
-            future.set_exception(RuntimeError("a worker died"))
+            future.set_exception(self.error)
         else:
             future.set_result(function(*args, **kwargs))
         return future
@@ -114,7 +114,11 @@ def plus(shared: int, shard: int) -> int:
 
 def test_results_come_in_order_and_a_failure_is_not_lost():
     assert list(in_order(None, plus, 1, range(5))) == [1, 2, 3, 4, 5]
-    found = in_order(Failing(), plus, 1, range(10), each=2)
-    assert [next(found) for _ in range(4)] == [1, 2, 3, 4]
-    with pytest.raises(RuntimeError, match="a worker died"):
-        next(found)
+    for error, message in (
+        (ValueError("no such number"), "no such number"),
+        (BrokenExecutor(), "executor: expected workers that live on"),
+    ):
+        found = in_order(Failing(error), plus, 1, range(10), each=2)
+        assert [next(found) for _ in range(4)] == [1, 2, 3, 4]
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            next(found)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from pdekit import ConvectionDiffusion, FunctionVelocity, GridVelocity, RedrawnVelocity, compiled, solve
+from pdekit import ConvectionDiffusion, FunctionVelocity, GridVelocity, RedrawnVelocity, compiled, solve, verify
 from pdekit.equation.tolerance import MOST_NODES
 from pdekit.fastmath import cos2pi, sin2pi
 from pdekit.velocity import node_points
@@ -126,3 +126,60 @@ def test_a_function_that_is_said_to_stand_still_is_solved_as_its_nodes_are():
 def test_functions_of_time_keep_the_adaptive_step():
     moving = ConvectionDiffusion(lambda x, t: 0.1 * np.sin(TAU * (x + t)), bump, 0.1, dim=2)
     assert solve(moving, num_points=48, rtol=1e-4).attrs["method"] == "spectral_adaptive"
+
+
+@pytest.mark.parametrize("k", [8, 15, 16, 17, 32, 33, 64])
+def test_no_mode_of_f_hides_between_the_nodes(k):
+    """Whatever grid f is first looked at on, some mode is nought there, or looks like a slower one."""
+    problem = ConvectionDiffusion(np.full((1, 8), 0.3), lambda x: np.cos(TAU * k * x[..., 0]), 0.01)
+    solution = solve(problem, num_points=200, rtol=1e-5)
+    x = np.arange(200) / 200
+    exact = np.exp(-0.5 * 0.01**2 * (TAU * k) ** 2) * np.cos(TAU * k * (x + 0.3))
+    assert np.abs(solution.u[0].values - exact).max() <= 1e-5
+
+
+@pytest.mark.parametrize("points", [16, 17, 64])
+def test_all_modes_of_given_nodes_count(points):
+    """Among them the unpaired one of an even grid, of f and of F."""
+    nodes = np.arange(points) / points
+    alternating = np.cos(np.pi * np.arange(points)) if points % 2 == 0 else np.cos(TAU * (points // 2) * nodes)
+    for velocity, terminal in (
+        (np.full((1, 8), 0.3), 1.0 + alternating),
+        (0.5 * alternating[None], np.cos(TAU * 2 * nodes)),
+    ):
+        problem = ConvectionDiffusion(velocity, terminal, 0.1)
+        fine = solve(problem, num_points=1024, rtol=1e-11, method="spectral_krylov").u[0].values
+        solution = solve(problem, num_points=1024, rtol=1e-6)
+        assert np.abs(solution.u[0].values - fine).max() <= 1e-6 * np.abs(terminal).max()
+
+
+@pytest.mark.parametrize(("speed", "sigma"), [(20.0, 1.0), (3.0, 0.5)])
+def test_a_cascade_that_rises_and_falls_within_a_substep_is_seen(speed, sigma):
+    problem = ConvectionDiffusion(
+        speed * np.sin(TAU * np.arange(8) / 8)[None], lambda x: np.cos(TAU * x[..., 0]), sigma
+    )
+    times = [0.0, 0.9, 0.99]
+    fine = solve(problem, num_points=1024, rtol=1e-11, method="spectral_krylov", times=times).u.values
+    solution = solve(problem, num_points=1024, rtol=1e-6, times=times)
+    assert np.abs(solution.u.values - fine).max() <= 1e-6
+
+
+def test_verify_sees_a_solution_by_a_tolerance_as_sharply_on_any_picture():
+    problem = PROBLEMS["P1"]
+    points = np.random.default_rng(0).random((20, 2))
+    for n in (48, 96):
+        solution = solve(problem, num_points=n, rtol=1e-5, times=np.linspace(0, 1, 17))
+        found = verify(problem, solution, points, num_paths=4096, num_steps=64, rng=0)
+        assert found.verdict == "agrees", found
+        assert found.solution_error.max() < 1e-3
+        wrong = solution.assign(u=1.03 * solution.u)
+        assert verify(problem, wrong, points, num_paths=4096, num_steps=64, rng=0).verdict == "disagrees"
+
+
+def test_bad_numbers_are_met_with_one_line():
+    with pytest.raises(ValueError, match="rtol: expected at least 1e-13 in double precision"):
+        solve(PROBLEMS["P1"], rtol=1e-15)
+    with pytest.raises(ValueError, match=r"interval: expected 0, or math\.inf"):
+        FunctionVelocity(lambda x, t: x, 1, interval=0.125)
+    with pytest.raises(ValueError, match=r"velocity: expected one that substeps of .* follow"):
+        solve(ConvectionDiffusion(1e100 * swirl(), bump, 0.1), rtol=1e-4)

@@ -171,7 +171,7 @@ class SpectralAdvection:
         self._half = self._all[: k + 1].copy()
         axes = np.meshgrid(*[self._all] * (dim - 1), self._half, indexing="ij", sparse=True)
         self.laplacian = np.asarray(-sum(a**2 for a in axes), dtype=np.float64)
-        self._wavenumbers = axes
+        self.wavenumbers = axes
         highest = np.max(np.broadcast_arrays(*[np.abs(a) for a in axes]), axis=0)
         self._upper_third = highest > 2.0 * np.pi * (2.0 * k / 3.0)
         # a mode of the half-plane stands for itself and its conjugate, unless its last frequency is 0
@@ -230,7 +230,7 @@ class SpectralAdvection:
         full = np.zeros((d,) + (n,) * (d - 1) + (n // 2 + 1,), dtype=complex)
         index = self._compact_index(n)
         back = index[1:]
-        symbols = [1j * k for k in self._wavenumbers]
+        symbols = [1j * k for k in self.wavenumbers]
 
         def evaluate(u_hat: NDArray, velocity: NDArray, out: NDArray) -> None:
             for c in range(d):

@@ -44,15 +44,13 @@ class Krylov:
     applications: of A so far.
     """
 
-    order = math.inf  # in time
-
     def __init__(
         self, shape: tuple[int, ...], apply: Apply, largest: Callable[[NDArray], float], duration: float
     ) -> None:
         self._shape, self._apply, self._largest, self._duration = shape, apply, largest, duration
         size = 2 * math.prod(shape)
         most = int(np.clip(_MOST_BYTES // (8 * size) - 1, SMALLEST_BASIS, LARGEST_BASIS))
-        self._basis = np.empty((most + 1, size))
+        self._basis = np.zeros((most + 1, size))
         self._hessenberg = np.zeros((most + 1, most))
         rows = max(1, _CHUNK // (2 * shape[-1]))
         self._chunk = rows * 2 * shape[-1]
@@ -60,7 +58,7 @@ class Krylov:
         self._y = np.zeros(most + 1)  # at `until`
         self._length = 0.0  # of the state that the basis starts from
         self._dimension = 0
-        self._since = self.until = 0.0  # reversed times between which the basis serves
+        self.since = self.until = 0.0  # reversed times between which the basis serves
         self._left = 0.0  # time that the basis was begun for
         self._origin = np.empty(0)
         self._last = 1e300  # substep
@@ -87,7 +85,7 @@ class Krylov:
         """Build a basis from u at s, and find for how long it serves, `left` at most."""
         basis, hessenberg = self._basis, self._hessenberg
         most = hessenberg.shape[1]
-        self._before, self._since, self._left = self.carried(), s, left
+        self._before, self.since, self._left = self.carried(), s, left
         self._origin = u.copy()
         basis[0] = u.reshape(-1).view(np.float64)
         self._length = self._orthogonalise(0)
@@ -122,15 +120,18 @@ class Krylov:
             if reached >= goal * (1.0 - 1e-12) or length == 0.0:
                 break
             look_at = m + max(1, m // 8)
-        if not reached > 0.0:
-            raise FloatingPointError("no substep of the Krylov method is short enough")
+        if not reached > 1e-9 * min(self._duration, left):
+            raise ValueError(
+                f"velocity: expected one that substeps of {1e-9 * self._duration:.1g} follow, got an |F| too large for "
+                "them; rescale the time or the box"
+            )
         self._dimension, self._last, self._crest = m, reached, crest or self._crest
         self.until = s + (left if reached >= left * (1.0 - 1e-12) else reached)
         self.estimate += error
 
     def shorten(self, factor: float) -> None:
         """Let the basis serve for less time, with the smaller error of that."""
-        until = self._since + factor * (self.until - self._since)
+        until = self.since + factor * (self.until - self.since)
         self._y = self._coefficients(until)
         self.until = until
         self.estimate = self._before[1] + self._length * self._crest * abs(float(self._y[self._dimension]))
@@ -140,7 +141,7 @@ class Krylov:
         if s == self.until:
             return self._y
         y = np.zeros_like(self._y)
-        longest_substep(self._hessenberg, self._dimension, s - self._since, 0.0, math.inf, 0.0, y)
+        longest_substep(self._hessenberg, self._dimension, s - self.since, 0.0, math.inf, 0.0, y)
         return y
 
     def state(self, s: float, out: NDArray) -> None:
@@ -149,9 +150,9 @@ class Krylov:
         args = (self._chunk, self._basis, self._length * self._coefficients(s)[:m], flat)
         spread(_combine, len(self._sums), *args, items=m * flat.size // 16)
 
-    def last_vector(self) -> NDArray[np.complex128]:
-        """What the last error estimate is made of: the part of the state along the vector after the basis."""
-        return self._length * self._y[self._dimension] * self._modes(self._dimension)
+    def defect(self, s: float) -> NDArray[np.complex128]:
+        """What the error estimate at a time is made of: its part along the vector after the basis."""
+        return self._length * self._coefficients(s)[self._dimension] * self._modes(self._dimension)
 
     def carried(self) -> tuple[float, ...]:
         """What another propagator needs to go on from here: see `follow`."""
@@ -186,7 +187,7 @@ class Krylov:
         """The state that the basis starts from: a restart builds the same basis again."""
         if self._dimension == 0:
             return {}
-        numbers = (self._since, self._left, *self._before)
+        numbers = (self.since, self._left, *self._before)
         return {"origin": self._origin} | {f"number_{i}": np.array(value) for i, value in enumerate(numbers)}
 
     def restore(self, history: dict[str, NDArray]) -> None:

@@ -198,6 +198,8 @@ def _by_tolerance(
     problem: ConvectionDiffusion, num_points: int | None, rtol: float, wanted: list[float], fft: str
 ) -> Setup:
     """Modes and substeps by the tolerance; num_points: nodes handed out, None for those that the modes need."""
+    if rtol < 1e-13:
+        raise ValueError(f"rtol: expected at least 1e-13 in double precision, got {rtol:g}")
     stops = _stops(wanted, problem.horizon, None)
     method = ResolvedMethod(problem, num_points=num_points, rtol=rtol, duration=stops[-1][0], fft=fft)
     terminal = method.field(method.start())

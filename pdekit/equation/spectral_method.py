@@ -120,7 +120,12 @@ class KrylovMethod(_Modes):
         super().__init__(problem, num_points, padded=padded, fft=fft)
         self._rtol = rtol
         self.propagator = Krylov(self.advection.shape, self._apply, self._largest, duration)
-        self.history, self.restore = self.propagator.history, self.propagator.restore
+        self.history = self.propagator.history
+
+    def restore(self, history: dict[str, NDArray]) -> None:
+        if history:
+            self._stand(float(history["number_0"]))
+            self.propagator.restore(history)
 
     def start(self, field: NDArray) -> NDArray:
         self.propagator.tolerance = self._rtol * float(np.abs(field).max())
@@ -138,13 +143,17 @@ class KrylovMethod(_Modes):
         return float(np.abs(self.advection.to_grid(u_hat)).max())
 
     def step(self, u_hat: NDArray, s: float, limit: float = math.inf) -> tuple[NDArray, float]:
-        velocity, left = self.problem.velocity, math.inf
-        if velocity.jumps:
-            t = self.problem.horizon - s
-            intervals = math.ceil(t / velocity.interval - 1e-9)  # the last one begun before t
-            left = t - (intervals - 1) * velocity.interval
-            self._standing = velocity.standing((intervals - 1) * velocity.interval)
-        return u_hat, self.propagator.step(u_hat, s, limit, standing=left)
+        return u_hat, self.propagator.step(u_hat, s, limit, standing=self._stand(s))
+
+    def _stand(self, s: float) -> float:
+        """Take the piece of F that stands before t = T - s, and return for how long it does."""
+        velocity = self.problem.velocity
+        if not velocity.jumps:
+            return math.inf
+        t = self.problem.horizon - s
+        begun = (math.ceil(t / velocity.interval - 1e-9) - 1) * velocity.interval
+        self._standing = velocity.standing(begun)
+        return t - begun
 
 
 @kernel(fastmath={"contract"})

@@ -22,15 +22,18 @@ from scipy.fft import next_fast_len
 from pdekit.equation.advection import SpectralAdvection, bandlimit, compact
 from pdekit.equation.krylov import Krylov
 from pdekit.equation.spectral_method import add_product
+from pdekit.numerics.spectral import resample
 from pdekit.problem import ConvectionDiffusion
 from pdekit.runtime.kernels import kernel
-from pdekit.velocity import Velocity
+from pdekit.velocity import Velocity, node_points
 
 MOST_NODES = {1: 8192, 2: 2048, 3: 256}  # an axis, in products
+_GOLDEN = 0.5 * (3.0 - math.sqrt(5.0))  # of a spacing: no multiple of it is near a whole number
 _LEAKING, _DROPPING = 0.4, 0.1  # parts of the tolerance; the error in time has the rest
 _CREST = 4.0  # of max|·| over the root mean square
 _LIVES = 2.0  # times the decay time of the first mode that is not kept, for what is taken from u to matter
 _START = 0.3  # of what may leak when a basis begins, so that it can serve for some time
+_LOOKED_AT = (0.0, 1 / 256, 1 / 64, 1 / 16, 1 / 4, 1.0)  # parts of a substep: a cascade may rise and fall within it
 _HEADROOM = 1.1  # of the modes when a basis begins
 _LEVELS_KEPT = 3
 _NOISE = 9.0  # times its own error in time, below which the energy of a shell is taken for that error
@@ -81,16 +84,17 @@ class ResolvedMethod:
         self.problem, self._num_points, self.duration, self.fft = problem, num_points, duration, fft
         self.speed_met = 0.0
         most = MOST_NODES[problem.dim]
-        terminal = _held("terminal f", problem.terminal_nodes, problem, 0.02 * rtol, most)
-        self.largest = float(np.abs(terminal).max())
+        terminal, self._lost = _terminal_nodes(problem, rtol, most)
+        n = terminal.shape[-1]
+        self._terminal = compact(terminal, n // 2)
+        self.largest = float(np.abs(resample(terminal, 4 * n if 4 * n <= most else n)).max())
         tolerance = rtol * self.largest
         self._allowed, self._droppable = _LEAKING * tolerance, _DROPPING * tolerance
         self.in_time = tolerance - self._allowed - self._droppable
-        first = problem.velocity.standing(problem.horizon * (1.0 - 1e-12))
+        first = problem.velocity.standing(problem.horizon - 0.5 * min(self._until_jump(0.0), problem.horizon))
         self.nodes = _velocity_nodes(first, problem, rtol, most)
         self.band = bandlimit(self.nodes) if problem.velocity.steady else self.nodes.shape[-1] // 2
         self._most = self._fast((most - self.band - 1) // 2)
-        self._terminal = compact(terminal, (terminal.shape[-1] - 1) // 2)
         self._levels: dict[int, _Level] = {}
         self._level: _Level | None = None
         self.piece = first
@@ -115,7 +119,7 @@ class ResolvedMethod:
 
     def field(self, state: NDArray) -> NDArray[np.float64]:
         k = state.shape[-1] - 1
-        n = self._num_points or next_fast_len(2 * k + 2, real=True)
+        n = self._num_points or max(8, next_fast_len(2 * k + 2, real=True))
         every = math.ceil((2 * k + 2) / n)  # values at the nodes, where the nodes cannot hold the modes
         grid = self._at(k).advection.to_grid(state, every * n)
         return np.ascontiguousarray(grid[(slice(None, None, every),) * grid.ndim])
@@ -140,7 +144,7 @@ class ResolvedMethod:
 
     def facts(self) -> dict[str, float]:
         time = self._level.propagator.estimate if self._level else 0.0
-        error = {"error_estimate": time + self.space_error + self._cut, "error_estimate_time": time}
+        error = {"error_estimate": time + self.space_error + self._cut + self._lost, "error_estimate_time": time}
         return error | {"applications": self.applications, "cutoff": self.largest_cutoff, "padded": 1}
 
     def history(self) -> dict[str, NDArray]:
@@ -200,12 +204,15 @@ class ResolvedMethod:
 
     def _end_of(self, level: _Level, state: NDArray) -> tuple[float, float]:
         """Shorten the substep until what its end would lose is allowed; that, and the room the next needs for more."""
-        propagator, end = level.propagator, np.empty_like(state)
+        propagator, there = level.propagator, np.empty_like(state)
         k, room = state.shape[-1] - 1, 1.0
         for _ in range(8):
-            propagator.state(propagator.until, end)
-            self._noise = _shells(propagator.last_vector())
-            leaked = self._leak(_clean(_shells(end), self._noise), k)
+            leaked = 0.0
+            for part in _LOOKED_AT:
+                s = propagator.since + part * (propagator.until - propagator.since) if part < 1.0 else propagator.until
+                propagator.state(s, there)
+                self._noise = _shells(propagator.defect(s))
+                leaked = max(leaked, self._leak(_clean(_shells(there), self._noise), k))
             if leaked <= self._allowed:
                 break
             propagator.shorten(0.6)
@@ -215,11 +222,11 @@ class ResolvedMethod:
     def _wanted(self, energy: NDArray) -> int:
         """The least cutoff that starts well within what truncation may take."""
         allowed, spare = _START * self._allowed, self._droppable - self._cut
-        dropped = _CREST * np.sqrt(np.append(energy[::-1].cumsum()[::-1][1:], 0.0))
-        for k in range(1, len(energy)):
+        dropped = _CREST * np.sqrt(np.append(energy[::-1].cumsum()[::-1][1:], np.zeros(self._most + 1)))
+        for k in range(1, self._most + 1):
             if dropped[k] <= spare and self._leak(energy, k) <= allowed:
-                return min(math.ceil(_HEADROOM * self._grown * k) + 1, max(self._most, k))
-        return math.ceil(1.3 * len(energy))
+                return min(math.ceil(_HEADROOM * self._grown * k) + 1, self._most)
+        return self._most + 1
 
     def _leak(self, energy: NDArray, cutoff: int) -> float:
         """Bound of what truncation at the cutoff moves u by, were the energies by shells these all the time."""
@@ -265,36 +272,58 @@ class ResolvedMethod:
 
     def _velocity_shells(self) -> NDArray:
         """Σ_{i >= j} |F|²_i for j = 0, 1, ..., one beyond the last."""
-        n = self.nodes.shape[-1]
-        energy = np.asarray(sum(_shells(compact(component, (n - 1) // 2)) for component in self.nodes))
+        n = max(self.nodes.shape[-1] | 1, 5)  # odd: no mode is unpaired
+        nodes = resample(self.nodes, n, axes=tuple(range(1, self.problem.dim + 1)))
+        energy = np.asarray(sum(_shells(compact(component, n // 2)) for component in nodes))
         return np.append(energy[::-1].cumsum()[::-1], 0.0)
 
 
 def _held(
-    name: str, sample: Callable[[int], NDArray], problem: ConvectionDiffusion, share: float, most: int
-) -> NDArray[np.float64]:
-    """Values on the coarsest grid whose upper third of the modes holds at most `share` of max|value|."""
-    n = 16
-    while True:
-        values = sample(n)
-        dim = problem.dim
-        fields = values if values.ndim > dim else values[None]
-        energy = np.asarray(sum(_shells(compact(field, (n - 1) // 2)) for field in fields))
-        if _CREST * math.sqrt(energy[n // 3 :].sum()) <= share * np.abs(values).max():
-            return values
-        if 2 * n > most:
-            raise ValueError(
-                f"rtol: expected a {name} whose modes fall below the tolerance within {most} nodes an axis; "
-                "use a larger rtol, or num_points with dt"
-            )
-        n *= 2
+    name: str, sample: Callable[[NDArray], NDArray], problem: ConvectionDiffusion, share: float, most: int
+) -> tuple[NDArray[np.float64], float]:
+    """Node values (..., N, ..., N) on the coarsest grid that holds what `sample` gives at points (N, ..., N, d).
+
+    At most `share` of max|value| is in the upper third of its modes, and in the difference to the modes of a grid
+    shifted by an irrational part of its spacing: a mode that the nodes take for a slower one shows there. Returns that
+    bound of what is lost, too.
+    """
+    n, dim = 17, problem.dim  # odd, so that no mode is left unpaired
+    while n <= most + 1:
+        shift = _GOLDEN / n
+        values, moved = sample(node_points(n, dim)), sample(node_points(n, dim) + shift)
+        k = 2.0 * np.pi * np.concatenate([np.arange(n // 2 + 1.0), np.arange(-(n // 2), 0.0)])
+        axes = np.meshgrid(*[k] * (dim - 1), k[: n // 2 + 1], indexing="ij", sparse=True)
+        back = np.exp(np.asarray(sum(-1j * shift * axis for axis in axes)))
+        fields = [a.reshape(-1, *[n] * dim) for a in (values, moved)]
+        pairs = [(compact(a, n // 2), back * compact(b, n // 2)) for a, b in zip(*fields, strict=True)]
+        upper = np.asarray(sum(_shells(a) for a, _ in pairs))[n // 3 :].sum()
+        folded = sum(_shells(a - b).sum() for a, b in pairs)
+        lost = _CREST * math.sqrt(upper + folded)
+        if lost <= max(share, 1e-14) * np.abs(values).max():  # rounding of the function itself
+            return values, lost
+        n = 2 * n - 1
+    raise ValueError(
+        f"rtol: expected a {name} whose modes fall below the tolerance within {most} nodes an axis; "
+        "use a larger rtol, or num_points with dt"
+    )
+
+
+def _terminal_nodes(problem: ConvectionDiffusion, rtol: float, most: int) -> tuple[NDArray[np.float64], float]:
+    """Node values that hold f: all of its own modes where it has nodes, on an odd grid, which has no unpaired one."""
+    if not callable(problem.terminal):
+        return problem.terminal_nodes(max(17, problem.terminal.shape[0] | 1)), 0.0
+    return _held("terminal f", problem.evaluate_terminal, problem, 0.02 * rtol, most)
 
 
 def _velocity_nodes(velocity: Velocity, problem: ConvectionDiffusion, rtol: float, most: int) -> NDArray[np.float64]:
     """Node values that hold F: its own where it has them, or of a grid fine enough."""
     if velocity.own_nodes is not None and velocity.continuation == "trigonometric":
         return velocity.own_nodes
-    return _held("velocity F", lambda n: velocity.nodes(n, 0.0), problem, 1e-3 * rtol, most)
+
+    def sample(x: NDArray) -> NDArray:
+        return np.moveaxis(velocity.at(x, 0.0), -1, 0)
+
+    return _held("velocity F", sample, problem, 1e-3 * rtol, most)[0]
 
 
 def _resized(modes: NDArray, cutoff: int, dim: int) -> NDArray[np.complex128]:

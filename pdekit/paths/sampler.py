@@ -26,7 +26,7 @@ from pdekit.runtime.checks import check_whole
 from pdekit.runtime.progress import Progress
 from pdekit.runtime.shards import in_order
 
-Rng = int | np.random.Generator | np.random.SeedSequence | None
+Rng = int | np.random.Generator | np.random.BitGenerator | np.random.SeedSequence | None
 
 _PILOT = 16 * LANES  # samples before the first look at the variance
 _BIAS_SHARE = 4  # one path in four is also walked with doubled steps: enough, as the two differ little
@@ -122,6 +122,7 @@ def feynman_kac(
     """
     start = perf_counter()
     x = check_points(points, problem)
+    first_point = check_whole("first_point", first_point, 0)
     _check(problem, num_paths, num_steps, scheme, sampling, t0, bias)
     if problem.sigma == 0.0:
         return _without_noise(problem, x, num_steps, t0, start)
@@ -220,6 +221,8 @@ def repeatable(rng: Rng) -> Rng:
     """`rng` as something that gives the same numbers each time: what a generator draws, fresh entropy for None."""
     if rng is None:
         return np.random.SeedSequence().entropy  # type: ignore[return-value]
+    if isinstance(rng, np.random.BitGenerator):
+        rng = np.random.Generator(rng)
     if isinstance(rng, np.random.Generator):
         return int(rng.integers(2**63))
     return rng

@@ -113,6 +113,6 @@ def normals32(word0, word1, z0, z1) -> None:
         z0[i], z1[i] = box_muller32(word0[i], word1[i])
 
 
-def seed_of(rng: int | np.random.Generator | np.random.SeedSequence | None) -> np.uint64:
+def seed_of(rng: int | np.random.Generator | np.random.BitGenerator | np.random.SeedSequence | None) -> np.uint64:
     """A 64-bit key from anything `numpy.random.default_rng` takes (SPEC 7); a Generator is advanced by one draw."""
     return np.random.default_rng(rng).integers(0, 2**64, dtype=np.uint64)

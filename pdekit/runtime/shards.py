@@ -10,7 +10,7 @@ import itertools
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -52,6 +52,10 @@ def in_order(
             if not waiting:
                 return
             yield from waiting.popleft().result()
+    except BrokenExecutor as error:
+        raise RuntimeError(
+            "executor: expected workers that live on, got one that ended; start another executor"
+        ) from error
     finally:
         for future in waiting:
             future.cancel()
