@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +30,16 @@ def styled(changes: Mapping[str, Any] | None = None) -> Iterator[None]:
 
 
 def save(figure: Any, path: Path, *, dpi: int = 200) -> None:
-    """Save `figure` as a PNG and a PDF, `path` with these suffixes; equal figures leave equal files."""
-    figure.savefig(path.with_suffix(".png"), dpi=dpi)
+    """Save `figure` as a PNG and a PDF, `path` with these suffixes; equal figures leave equal files.
+
+    The PNG has a palette of 256 colours, which to the eye is the same and takes a third of the space.
+    """
+    from PIL import Image
+
+    pixels = io.BytesIO()
+    figure.savefig(pixels, format="png", dpi=dpi)
+    image = Image.open(pixels).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image.save(path.with_suffix(".png"), optimize=True)
     figure.savefig(path.with_suffix(".pdf"), dpi=dpi, metadata={"CreationDate": None})
 
 
