@@ -144,15 +144,17 @@ class Krylov:
         longest_substep(self._hessenberg, self._dimension, s - self.since, 0.0, math.inf, 0.0, y)
         return y
 
-    def state(self, s: float, out: NDArray) -> None:
-        """u at a time that the basis serves, into out."""
-        m, flat = self._dimension, out.reshape(-1).view(np.float64)
-        args = (self._chunk, self._basis, self._length * self._coefficients(s)[:m], flat)
+    def state(self, s: float, out: NDArray) -> float:
+        """u at a time that the basis serves, into out; returns what its error is of the vector after the basis."""
+        m, flat, y = self._dimension, out.reshape(-1).view(np.float64), self._coefficients(s)
+        args = (self._chunk, self._basis, self._length * y[:m], flat)
         spread(_combine, len(self._sums), *args, items=m * flat.size // 16)
+        return self._length * float(y[m])
 
-    def defect(self, s: float) -> NDArray[np.complex128]:
-        """What the error estimate at a time is made of: its part along the vector after the basis."""
-        return self._length * self._coefficients(s)[self._dimension] * self._modes(self._dimension)
+    @property
+    def vector_after(self) -> NDArray[np.complex128]:
+        """The vector after the basis."""
+        return self._modes(self._dimension)
 
     def carried(self) -> tuple[float, ...]:
         """What another propagator needs to go on from here: see `follow`."""

@@ -33,7 +33,7 @@ _LEAKING, _DROPPING = 0.4, 0.1  # parts of the tolerance; the error in time has 
 _CREST = 4.0  # of max|·| over the root mean square
 _LIVES = 2.0  # times the decay time of the first mode that is not kept, for what is taken from u to matter
 _START = 0.3  # of what may leak when a basis begins, so that it can serve for some time
-_LOOKED_AT = (0.0, 1 / 256, 1 / 64, 1 / 16, 1 / 4, 1.0)  # parts of a substep: a cascade may rise and fall within it
+_LOOKED_AT = (1.0, 1 / 4, 1 / 16, 1 / 64, 1 / 256, 0.0)  # parts of a substep: a cascade may rise and fall within it
 _HEADROOM = 1.1  # of the modes when a basis begins
 _LEVELS_KEPT = 3
 _NOISE = 9.0  # times its own error in time, below which the energy of a shell is taken for that error
@@ -206,13 +206,17 @@ class ResolvedMethod:
         """Shorten the substep until what its end would lose is allowed; that, and the room the next needs for more."""
         propagator, there = level.propagator, np.empty_like(state)
         k, room = state.shape[-1] - 1, 1.0
+        after = _shells(propagator.vector_after)
         for _ in range(8):
             leaked = 0.0
             for part in _LOOKED_AT:
-                s = propagator.since + part * (propagator.until - propagator.since) if part < 1.0 else propagator.until
-                propagator.state(s, there)
-                self._noise = _shells(propagator.defect(s))
-                leaked = max(leaked, self._leak(_clean(_shells(there), self._noise), k))
+                s = propagator.until if part == 1.0 else propagator.since + part * (propagator.until - propagator.since)
+                noise = propagator.state(s, there) ** 2 * after
+                leaked = max(leaked, self._leak(_clean(_shells(there), noise), k))
+                if part == 1.0:
+                    self._noise = noise
+                if leaked > self._allowed:
+                    break
             if leaked <= self._allowed:
                 break
             propagator.shorten(0.6)
