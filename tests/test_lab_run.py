@@ -80,7 +80,7 @@ def on_processes(folder: Path) -> engines.Processes:
 def on_dask(folder: Path) -> Iterator[Executor]:
     import distributed
 
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "local_directory": folder / "dask"}
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "local_directory": folder / "dask"}
     with distributed.LocalCluster(**options) as cluster, engines.dask(cluster.scheduler_address) as executor:
         yield executor
 

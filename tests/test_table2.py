@@ -168,7 +168,7 @@ def test_an_interrupted_and_killed_study_ends_as_an_undisturbed_one(smoke: Path,
 def a_scheduler(folder: Path) -> Iterator[list[str]]:
     import distributed
 
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "local_directory": folder}
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "local_directory": folder}
     with distributed.LocalCluster(**options) as cluster:
         yield ["--scheduler", cluster.scheduler_address]
 
