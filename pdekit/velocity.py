@@ -98,6 +98,13 @@ class Velocity:
         """F as it stands from time t until its next jump; a time within rounding of a jump comes after it."""
         return self
 
+    def before(self, t: float) -> tuple[Velocity, float]:
+        """F as it stands up to time t, and for how long it has; inf where it never jumped."""
+        if not self.jumps:
+            return self, math.inf
+        began = (math.ceil(t / self.interval - 1e-9) - 1) * self.interval
+        return self.standing(began), t - began
+
     def pieces(self, t0: float, dt: float, num_steps: int) -> Iterator[tuple[int, int, Velocity]]:
         """(first step, last step, velocity) of the pieces of steps between two jumps.
 

@@ -147,13 +147,8 @@ class KrylovMethod(_Modes):
 
     def _stand(self, s: float) -> float:
         """Take the piece of F that stands before t = T - s, and return for how long it does."""
-        velocity = self.problem.velocity
-        if not velocity.jumps:
-            return math.inf
-        t = self.problem.horizon - s
-        begun = (math.ceil(t / velocity.interval - 1e-9) - 1) * velocity.interval
-        self._standing = velocity.standing(begun)
-        return t - begun
+        self._standing, duration = self.problem.velocity.before(self.problem.horizon - s)
+        return duration
 
 
 @kernel(fastmath={"contract"})

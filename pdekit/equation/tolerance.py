@@ -91,7 +91,7 @@ class ResolvedMethod:
         tolerance = rtol * self.largest
         self._allowed, self._droppable = _LEAKING * tolerance, _DROPPING * tolerance
         self.in_time = tolerance - self._allowed - self._droppable
-        first = problem.velocity.standing(problem.horizon - 0.5 * min(self._until_jump(0.0), problem.horizon))
+        first, _ = problem.velocity.before(problem.horizon)
         self.nodes = _velocity_nodes(first, problem, rtol, most)
         self.band = bandlimit(self.nodes) if problem.velocity.steady else self.nodes.shape[-1] // 2
         self._most = self._fast((most - self.band - 1) // 2)
@@ -173,9 +173,8 @@ class ResolvedMethod:
 
     def _begin(self, state: NDArray, s: float) -> NDArray:
         """Choose modes and build a basis that serves for some time; returns the state with these modes."""
-        self._stand(s)
+        left = min(self.duration - s, self._stand(s))
         carried = self._level.propagator.carried() if self._level else None
-        left = min(self.duration - s, self._until_jump(s))
         energy = _clean(_shells(state), self._noise)
         here = state.shape[-1] - 1
         wanted = self._wanted(energy)
@@ -256,23 +255,13 @@ class ResolvedMethod:
         self._levels[cutoff] = level = self._levels.pop(cutoff)  # the latest comes last
         return level
 
-    # pieces of a velocity that jumps
-
-    def _until_jump(self, s: float) -> float:
-        velocity = self.problem.velocity
-        if not velocity.jumps:
-            return math.inf
-        t = self.problem.horizon - s
-        return t - (math.ceil(t / velocity.interval - 1e-9) - 1) * velocity.interval
-
-    def _stand(self, s: float) -> None:
-        """Take the piece of F that stands before t = T - s."""
-        velocity = self.problem.velocity
-        if velocity.jumps:
-            piece = velocity.standing(self.problem.horizon - s - 0.5 * self._until_jump(s))
-            if piece is not self.piece:
-                self.piece, self.nodes = piece, piece.nodes(self.nodes.shape[-1], 0.0)
-                self._shells = self._velocity_shells()
+    def _stand(self, s: float) -> float:
+        """Take the piece of F that stands before t = T - s, and return for how long it does."""
+        piece, duration = self.problem.velocity.before(self.problem.horizon - s)
+        if piece is not self.piece:
+            self.piece, self.nodes = piece, piece.nodes(self.nodes.shape[-1], 0.0)
+            self._shells = self._velocity_shells()
+        return duration
 
     def _velocity_shells(self) -> NDArray:
         """Σ_{i >= j} |F|²_i for j = 0, 1, ..., one beyond the last."""
