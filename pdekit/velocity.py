@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -48,7 +49,7 @@ def digest(values: NDArray) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
 
 
-class Velocity:
+class Velocity(ABC):
     """F(x, t) in dim space dimensions; `velocity(x, t)` takes points x (..., d) and returns (..., d).
 
     interval: how long F stands still in time, from each multiple of it: inf for a steady F, 0 for one that changes at
@@ -75,8 +76,9 @@ class Velocity:
         """The node values (d, N, ..., N) that F is given by, None for a function."""
         return None
 
+    @abstractmethod
     def __call__(self, x: ArrayLike, t: float) -> NDArray[np.float64]:
-        raise NotImplementedError
+        """F at points x (..., d) and a time, of the shape of x."""
 
     def at(self, x: NDArray, t: float) -> NDArray[np.float64]:
         """F at points (..., d), checked for shape, finiteness and real values.

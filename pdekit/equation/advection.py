@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,6 +130,15 @@ def compact(field: NDArray, cutoff: int) -> NDArray[np.complex128]:
     """Modes of a field (N,)*d up to the cutoff, in the order of this module."""
     hat = fft.rfftn(field, norm="forward")
     return np.ascontiguousarray(hat[_compact_index(field.shape[-1], field.ndim, cutoff)])
+
+
+def resized(modes: NDArray, cutoff: int, dim: int) -> NDArray[np.complex128]:
+    """Compact modes (..., K+1), `dim` axes of them last, up to another cutoff: cut off or filled up with zeros."""
+    lead, keep = modes.shape[: modes.ndim - dim], min(modes.shape[-1] - 1, cutoff)
+    out = np.zeros((*lead, *(2 * cutoff + 1,) * (dim - 1), cutoff + 1), dtype=complex)
+    index: tuple[Any, ...] = (..., *np.ix_(*[np.r_[0 : keep + 1, -keep:0]] * (dim - 1), np.arange(keep + 1)))
+    out[index] = modes[index]
+    return out
 
 
 class SpectralAdvection:

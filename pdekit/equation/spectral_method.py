@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pdekit.equation.advection import SpectralAdvection, bandlimit
+from pdekit.equation.advection import SpectralAdvection, bandlimit, resized
 from pdekit.equation.krylov import Krylov
 from pdekit.equation.steppers import Stepper, StepperAB4, StepperDP5, StepperRK4
 from pdekit.numerics.diagnostics import max_speed
@@ -57,16 +56,8 @@ class _Modes:
 
     def convert(self, modes: NDArray) -> NDArray:
         """Modes kept on another grid (trailing axes), as modes of this one: cut off or filled up with zeros."""
-        lead = modes.ndim - len(self.advection.shape)
-        other, here = modes.shape[-1] - 1, self.advection.cutoff
-        if other == here:
-            return modes
-        keep = min(other, here)
-        out = np.zeros((*modes.shape[:lead], *self.advection.shape), dtype=complex)
-        both = [np.r_[0 : keep + 1, -keep:0]] * (len(self.advection.shape) - 1) + [np.arange(keep + 1)]
-        index: Any = (..., *np.ix_(*both))
-        out[index] = modes[index]
-        return out
+        here = self.advection.cutoff
+        return modes if modes.shape[-1] - 1 == here else resized(modes, here, self.problem.dim)
 
 
 class LawsonMethod(_Modes):

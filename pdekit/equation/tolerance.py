@@ -6,8 +6,9 @@ from the energies of u and F by shells max|k_i| = k, phases taken for random,
 
     sup = 4 rms,    rms² = Σ_k (2πk)² |u|²_k Σ_{j > K-k} |F|²_j,
 
-and K is the least for which that stays below its part of the tolerance, looked at when a basis begins and when it ends.
-The modes that u no longer needs are dropped, and the error in time (`pdekit.equation.krylov`) has the rest.
+and K is the least for which that stays below its part of the tolerance, looked at before a basis is built and on the
+way through its substep. The modes that u no longer needs are dropped, and the error in time (`pdekit.equation.krylov`)
+has the rest.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 
-from pdekit.equation.advection import SpectralAdvection, bandlimit, compact
+from pdekit.equation.advection import SpectralAdvection, bandlimit, compact, resized
 from pdekit.equation.krylov import Krylov
 from pdekit.equation.spectral_method import add_product
 from pdekit.numerics.spectral import resample
@@ -188,7 +189,7 @@ class ResolvedMethod:
             level = self._at(k)
             if carried is not None:
                 level.propagator.follow(carried)
-            own = state if k == here else _resized(state, k, self.problem.dim)
+            own = state if k == here else resized(state, k, self.problem.dim)
             self._before = self.applications
             level.propagator.begin(own, s, left)
             leaked, ended = self._end_of(level, own)
@@ -202,7 +203,7 @@ class ResolvedMethod:
         return own
 
     def _end_of(self, level: _Level, state: NDArray) -> tuple[float, float]:
-        """Shorten the substep until what its end would lose is allowed; that, and the room the next needs for more."""
+        """Shorten the substep until what it would lose is allowed; that, and the room the next one needs for more."""
         propagator, there = level.propagator, np.empty_like(state)
         k, room = state.shape[-1] - 1, 1.0
         after = _shells(propagator.vector_after)
@@ -317,15 +318,6 @@ def _velocity_nodes(velocity: Velocity, problem: ConvectionDiffusion, rtol: floa
         return np.moveaxis(velocity.at(x, 0.0), -1, 0)
 
     return _held("velocity F", sample, problem, 1e-3 * rtol, most)[0]
-
-
-def _resized(modes: NDArray, cutoff: int, dim: int) -> NDArray[np.complex128]:
-    """Modes up to another cutoff: cut off or filled up with zeros."""
-    keep = min(modes.shape[-1] - 1, cutoff)
-    out = np.zeros((2 * cutoff + 1,) * (dim - 1) + (cutoff + 1,), dtype=complex)
-    index = np.ix_(*[np.r_[0 : keep + 1, -keep:0]] * (dim - 1), np.arange(keep + 1))
-    out[index] = modes[index]
-    return out
 
 
 def _clean(energy: NDArray, noise: NDArray) -> NDArray:
