@@ -26,6 +26,7 @@ from pdekit.runtime.threads import spread
 LARGEST_BASIS = 60
 SMALLEST_BASIS = 20  # where memory is short
 WINDOW = 4
+HALVINGS = 8  # of a substep, up to which states are cheap
 _CHUNK = 4096  # numbers summed in one go: the same sums for any number of threads
 _MOST_BYTES = 2**28  # of a basis
 _STRETCH = 1.1  # of the last substep, up to which a longer one is hoped for
@@ -56,12 +57,13 @@ class Krylov:
         self._chunk = rows * 2 * shape[-1]
         self._sums = np.empty((-(-size // self._chunk), WINDOW))
         self._y = np.zeros(most + 1)  # at `until`
+        self._powers: list[NDArray] = []  # of the small exponential, for `early`
         self._length = 0.0  # of the state that the basis starts from
         self._dimension = 0
         self.since = self.until = 0.0  # reversed times between which the basis serves
         self._left = 0.0  # time that the basis was begun for
         self._origin = np.empty(0)
-        self._last = 1e300  # substep
+        self._last, self._taken = 1e300, 0  # the last substep, and its vectors
         self._crest = 1.0  # max|v| of the vector after the last basis
         self.tolerance, self.estimate, self.applications = 0.0, 0.0, 0
         self._before = self.carried()  # when the basis was begun
@@ -96,7 +98,8 @@ class Krylov:
         if self._length == 0.0:
             self._dimension, self.until = 1, s + left
             return
-        look_at = 1
+        # the last basis says how many vectors a substep as long takes: no need to look much before
+        look_at = max(1, math.floor(0.7 * self._taken * min(goal / self._last, 1.0)))
         for j in range(most):
             m = j + 1
             self._apply(self._modes(j), self._modes(m))
@@ -125,16 +128,16 @@ class Krylov:
                 f"velocity: expected one that substeps of {1e-9 * self._duration:.1g} follow, got an |F| too large for "
                 "them; rescale the time or the box"
             )
-        self._dimension, self._last, self._crest = m, reached, crest or self._crest
-        self.until = s + (left if reached >= left * (1.0 - 1e-12) else reached)
+        self._dimension, self._crest = m, crest or self._crest
+        self._last, self._taken = reached, m
+        self.until, self._powers = s + (left if reached >= left * (1.0 - 1e-12) else reached), []
         self.estimate += error
 
     def shorten(self, factor: float) -> None:
         """Let the basis serve for less time, with the smaller error of that."""
-        until = self.since + factor * (self.until - self.since)
-        self._y = self._coefficients(until)
-        self.until = until
-        self.estimate = self._before[1] + self._length * self._crest * abs(float(self._y[self._dimension]))
+        self.until, self._powers = self.since + factor * (self.until - self.since), []
+        self._y = self._early(0)
+        self.estimate = self._before[2] + self._length * self._crest * abs(float(self._y[self._dimension]))
 
     def _coefficients(self, s: float) -> NDArray[np.float64]:
         """y at a time that the basis serves, and after it the integral of its defect."""
@@ -144,9 +147,29 @@ class Krylov:
         longest_substep(self._hessenberg, self._dimension, s - self.since, 0.0, math.inf, 0.0, y)
         return y
 
+    def _early(self, halvings: int) -> NDArray[np.float64]:
+        """`_coefficients` after the time that the basis serves halved so often, for a few of them by one squaring."""
+        m = self._dimension
+        if not self._powers:
+            b = _augmented(self._hessenberg, m) * (self.until - self.since)
+            levels = max(HALVINGS, math.ceil(math.log2(max(float(np.abs(b).sum(axis=0).max()), 1.0))))
+            self._powers = [_exponential(b / 2.0**levels)]
+            while len(self._powers) <= levels:
+                self._powers.append(self._powers[-1] @ self._powers[-1])
+        y = np.zeros_like(self._y)
+        y[: m + 1] = self._powers[-1 - halvings][:, 0]
+        return y
+
     def state(self, s: float, out: NDArray) -> float:
         """u at a time that the basis serves, into out; returns what its error is of the vector after the basis."""
-        m, flat, y = self._dimension, out.reshape(-1).view(np.float64), self._coefficients(s)
+        return self._put(self._coefficients(s), out)
+
+    def early_state(self, halvings: int, out: NDArray) -> float:
+        """`state` at since + (until - since) / 2^halvings, cheap for 0 to `HALVINGS` of them."""
+        return self._put(self._early(halvings), out)
+
+    def _put(self, y: NDArray, out: NDArray) -> float:
+        m, flat = self._dimension, out.reshape(-1).view(np.float64)
         args = (self._chunk, self._basis, self._length * y[:m], flat)
         spread(_combine, len(self._sums), *args, items=m * flat.size // 16)
         return self._length * float(y[m])
@@ -158,12 +181,12 @@ class Krylov:
 
     def carried(self) -> tuple[float, ...]:
         """What another propagator needs to go on from here: see `follow`."""
-        return self._last, self.estimate, self._crest, float(self.applications)
+        return self._last, float(self._taken), self.estimate, self._crest, float(self.applications)
 
     def follow(self, carried: tuple[float, ...]) -> None:
         """Go on where another one has come to; carried: what it gave."""
-        self._last, self.estimate, self._crest, taken = carried
-        self.applications = int(taken)
+        self._last, vectors, self.estimate, self._crest, applications = carried
+        self._taken, self.applications = int(vectors), int(applications)
         self._dimension = 0
 
     def _modes(self, j: int) -> NDArray[np.complex128]:
@@ -195,7 +218,7 @@ class Krylov:
     def restore(self, history: dict[str, NDArray]) -> None:
         if not history:
             return
-        since, left, *before = (float(history[f"number_{i}"]) for i in range(6))
+        since, left, *before = (float(history[f"number_{i}"]) for i in range(7))
         self.follow(tuple(before))
         self.begin(history["origin"], since, left)
 
@@ -266,6 +289,13 @@ def _exponential(b: NDArray[np.float64]) -> NDArray[np.float64]:
     return out
 
 
+def _augmented(hessenberg: NDArray, m: int) -> NDArray[np.float64]:
+    """[[H, 0], [h e_mᵀ, 0]]."""
+    b = np.zeros((m + 1, m + 1))
+    b[:, :m] = hessenberg[: m + 1, :m]
+    return b
+
+
 def longest_substep(
     hessenberg: NDArray,
     m: int,
@@ -283,8 +313,7 @@ def longest_substep(
     hessenberg up to m. exp(2^i δ [[H, 0], [h e_mᵀ, 0]]) for i = 0, 1, ... by squaring, while it is allowed; then back
     down the powers, at each adding what is still allowed; coarsely: without that, to a factor of two.
     """
-    b = np.zeros((m + 1, m + 1))
-    b[:, :m] = hessenberg[: m + 1, :m]
+    b = _augmented(hessenberg, m)
     norm = float(np.abs(b).sum(axis=0).max())
     levels = max(0, math.ceil(math.log2(max(limit * norm, 1.0))))
     delta = limit / 2.0**levels

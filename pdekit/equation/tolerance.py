@@ -34,7 +34,7 @@ _LEAKING, _DROPPING = 0.4, 0.1  # parts of the tolerance; the error in time has 
 _CREST = 4.0  # of max|·| over the root mean square
 _LIVES = 2.0  # times the decay time of the first mode that is not kept, for what is taken from u to matter
 _START = 0.3  # of what may leak when a basis begins, so that it can serve for some time
-_LOOKED_AT = (1.0, 1 / 4, 1 / 16, 1 / 64, 1 / 256, 0.0)  # parts of a substep: a cascade may rise and fall within it
+_LOOKED_AT = (0, 2, 4, 6, 8)  # halvings of a substep: a cascade may rise and fall within it
 _HEADROOM = 1.1  # of the modes when a basis begins
 _LEVELS_KEPT = 3
 _NOISE = 9.0  # times its own error in time, below which the energy of a shell is taken for that error
@@ -207,13 +207,13 @@ class ResolvedMethod:
         propagator, there = level.propagator, np.empty_like(state)
         k, room = state.shape[-1] - 1, 1.0
         after = _shells(propagator.vector_after)
+        at_once = self._leak(_clean(_shells(state), np.zeros(0)), k)
         for _ in range(8):
-            leaked = 0.0
-            for part in _LOOKED_AT:
-                s = propagator.until if part == 1.0 else propagator.since + part * (propagator.until - propagator.since)
-                noise = propagator.state(s, there) ** 2 * after
+            leaked = at_once
+            for halvings in _LOOKED_AT:
+                noise = propagator.early_state(halvings, there) ** 2 * after
                 leaked = max(leaked, self._leak(_clean(_shells(there), noise), k))
-                if part == 1.0:
+                if halvings == 0:
                     self._noise = noise
                 if leaked > self._allowed:
                     break
