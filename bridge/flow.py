@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from bridge.box import Box
 from netkit.noise import Noise, NoiseStream, NoisyModel, ResidualNoise
+from pdekit.field import node_points
 from pdekit.problem import ConvectionDiffusion
-from pdekit.velocity import node_points
 
 UNCUT = Box(1e6, 2e6)  # where a velocity needs no cut-off
 

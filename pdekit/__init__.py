@@ -4,13 +4,14 @@ from pdekit.characteristics import characteristics
 from pdekit.equation.plan import UnstableError, choose_method
 from pdekit.equation.resolution import ResolutionWarning
 from pdekit.equation.solver import solve
+from pdekit.field import compiled
 from pdekit.paths.control import Control
 from pdekit.paths.estimate import BiasWarning, Estimate
 from pdekit.paths.multilevel import MultilevelEstimate, multilevel
 from pdekit.paths.sampler import Tolerance, feynman_kac
 from pdekit.paths.samples import Sampling
 from pdekit.problem import ConvectionDiffusion
-from pdekit.velocity import CompiledVelocity, FunctionVelocity, GridVelocity, RedrawnVelocity, compiled
+from pdekit.velocity import CompiledVelocity, FunctionVelocity, GridVelocity, RedrawnVelocity
 from pdekit.verify import Verification, verify
 
 __all__ = [

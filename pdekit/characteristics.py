@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pdekit.field import Field
 from pdekit.numerics.lanes import LANES, add_scaled, velocity_on_lanes
 from pdekit.problem import ConvectionDiffusion
 from pdekit.runtime.checks import check_whole, real_values
 from pdekit.runtime.kernels import kernel
 from pdekit.runtime.threads import spread
-from pdekit.velocity import Velocity
 
 
 def characteristics(
@@ -26,18 +26,19 @@ def characteristics(
     Raises ValueError for points of a wrong shape, num_steps < 1, or steps that straddle the intervals of a redrawn
     velocity.
     """
-    x = check_points(points, problem)
+    x = problem.to_unit(check_points(points, problem))
+    given, problem = problem, problem.on_unit_box
     num_steps = check_whole("num_steps", num_steps, 1)
     if not np.isfinite([t0, problem.horizon if t1 is None else t1]).all():
         raise ValueError(f"t0, t1: expected finite times, got {t0} and {t1}")
     dt = ((problem.horizon if t1 is None else t1) - t0) / num_steps
     for first, last, velocity in problem.velocity.pieces(t0, dt, num_steps):
         x = _carried(velocity, x, t0, dt, first, last)
-    return x
+    return given.from_unit(x)
 
 
 def _carried(
-    velocity: Velocity, x: NDArray[np.float64], t0: float, dt: float, first: int, last: int
+    velocity: Field, x: NDArray[np.float64], t0: float, dt: float, first: int, last: int
 ) -> NDArray[np.float64]:
     """Points (P, d) after the steps first .. last - 1 with one velocity."""
     argument = velocity.for_lanes("float64")

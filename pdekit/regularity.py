@@ -43,7 +43,7 @@ def modulus_of_continuity(u: ArrayLike, shifts: ArrayLike) -> Array:
     if delta.ndim == 0 or delta.shape[-1] != field.ndim:
         raise ValueError(f"shifts: expected shape (..., {field.ndim}) for a field {field.shape}, got {delta.shape}")
     u_hat = fft.rfftn(field)
-    ks = derivative_wavenumbers(field.shape[-1], field.ndim)
+    ks = derivative_wavenumbers(field.shape)
     out = np.empty(delta.shape[:-1])
     for index in np.ndindex(out.shape):
         moved = u_hat

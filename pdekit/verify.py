@@ -172,7 +172,7 @@ def verify(
     Raises ValueError where the solution has no frame at t = 0, lacks what `solve` records and no `solution_error` is
     given, does not lie on the nodes, or sigma is 0 (compare with method "characteristics" there).
     """
-    if problem.sigma == 0.0:
+    if problem.noise.none:
         raise ValueError("verify: expected sigma > 0; at sigma = 0 compare with solve(..., method='characteristics')")
     for name, value in (("level", level), ("resolves", resolves)):
         if not 0.0 < value < 1.0:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from pdekit import ConvectionDiffusion, feynman_kac, multilevel, solve
 from pdekit.fastmath import cos2pi, sin2pi
+from pdekit.field import compiled
 from pdekit.paths.estimate import BiasWarning
 from pdekit.paths.multilevel import MultilevelEstimate
-from pdekit.velocity import compiled
 from studies.draw.multilevel import draw, report
 from studies.lab.reporting import ROOT, Out, Seed, Smoke, at_least, console, one_line_errors, store, tracked
 

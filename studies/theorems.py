@@ -28,10 +28,10 @@ from scipy.special import j1
 from scipy.stats import chi, norm
 
 from pdekit import ConvectionDiffusion, GridVelocity, solve
+from pdekit.field import node_points
 from pdekit.numerics.diagnostics import max_gradient, max_speed, steepening_rate
 from pdekit.numerics.spectral import gradient, resample
 from pdekit.regularity import modulus_of_continuity
-from pdekit.velocity import node_points
 from studies.draw.theorems import draw, report
 from studies.lab import engines
 from studies.lab.reporting import ROOT, Out, Seed, Smoke, at_least, console, one_line_errors, store, write_json

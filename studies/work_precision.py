@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from pdekit import ConvectionDiffusion, solve
-from pdekit.equation.advection import bandlimit
+from pdekit.equation.operator import bandlimit
+from pdekit.field import node_points
 from pdekit.numerics.spectral import derivative_wavenumbers, laplacian_symbol, resample
-from pdekit.velocity import node_points
 from studies.draw.work_precision import draw, report
 from studies.lab.reporting import ROOT, Out, Smoke, console, one_line_errors, store, tracked
 
@@ -125,7 +125,7 @@ class Symbols:
 
     @classmethod
     def of(cls, problem: ConvectionDiffusion, n: int) -> Symbols:
-        ks = derivative_wavenumbers(n, problem.dim)
+        ks = derivative_wavenumbers((n,) * problem.dim)
         cut = TAU * ((n - 1) // 3) + 1.0
         mask = np.logical_and.reduce(np.broadcast_arrays(*[np.abs(k) < cut for k in ks]))
         diffusion = problem.diffusivity * laplacian_symbol(n, problem.dim)
@@ -300,7 +300,7 @@ def race(case: Case, repeats: int) -> Iterator[dict[str, Any]]:
 
     for rtol in case.tolerances:
         yield row("pdekit", *timed(partial(to_tolerance, case, rtol), repeats + 2), rtol=rtol)
-    band = bandlimit(case.problem.velocity.nodes(max(case.grids), 0.0))
+    band = max(bandlimit(case.problem.velocity.nodes(max(case.grids), 0.0)))
     for name, make in peers().items():
         for n in case.grids:
             if n <= 2 * band:

@@ -8,10 +8,11 @@ from scipy import stats
 
 from pdekit import multilevel as multilevel_estimate
 from pdekit.fastmath import cos2pi, sin2pi
+from pdekit.field import compiled
 from pdekit.paths.multilevel import ProblemLevels
 from pdekit.paths.sampler import feynman_kac
 from pdekit.problem import ConvectionDiffusion
-from pdekit.velocity import GridVelocity, RedrawnVelocity, compiled
+from pdekit.velocity import GridVelocity, RedrawnVelocity
 
 multilevel = partial(multilevel_estimate, rng=0)
 

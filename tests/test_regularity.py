@@ -7,6 +7,7 @@ import pytest
 from scipy.special import erf
 
 from pdekit import ConvectionDiffusion, solve
+from pdekit.field import node_points
 from pdekit.numerics.diagnostics import max_gradient, steepening_rate
 from pdekit.numerics.spectral import resample
 from pdekit.regularity import (
@@ -18,7 +19,6 @@ from pdekit.regularity import (
     modulus_of_continuity,
     printed_bound,
 )
-from pdekit.velocity import node_points
 
 TAU = 2.0 * np.pi
 LENGTH = 48.0  # of the box that stands for the line, in units of the ramp

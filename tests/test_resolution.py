@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from pdekit import ConvectionDiffusion, GridVelocity, ResolutionWarning, UnstableError, choose_method, solve
-from pdekit.equation.resolution import Flow, terminal_spectrum, velocity_spectra
+from pdekit.equation.resolution import Flow, terminal_spectra, velocity_spectra
 from pdekit.equation.steppers import StepperAB4, StepperRK4
+from pdekit.field import node_points
 from pdekit.numerics.diagnostics import strain_rates
 from pdekit.numerics.spectral import resample
-from pdekit.velocity import node_points
 
 TAU = 2.0 * np.pi
 STILL = np.zeros((2, 8, 8))
@@ -98,7 +98,7 @@ def test_a_step_of_the_terminal_condition_is_not_left_to_ring():
         solution = solve(problem, num_points=128, dt=0.01)
     assert solution.attrs["method"] == "semi_lagrangian"
     assert solution.attrs["overshoot"] <= 1e-12
-    with pytest.warns(ResolutionWarning, match=r"max\|u\| = .* exceeds max\|f\| = 1"):
+    with pytest.warns(ResolutionWarning, match=r"max\|u\| = .* exceeds its bound 1"):
         solve(problem, num_points=128, dt=0.001, method="spectral_rk4")
 
 
@@ -149,7 +149,7 @@ def test_a_pulsed_velocity_shows_its_scales_whenever_it_starts(shift):
     def pulsed(x, t):
         return 2.0 * np.sin(5 * np.pi * (t + shift)) * np.sin(TAU * x[..., ::-1])
 
-    flow = Flow.of(ConvectionDiffusion(pulsed, waves, 0.01, dim=2), 32, with_strain=True)
+    flow = Flow.of(ConvectionDiffusion(pulsed, waves, 0.01, dim=2), (32, 32), with_strain=True)
     strongest = strain_rates(np.moveaxis(pulsed(node_points(32, 2), 0.1 - shift), -1, 0))[1]
     assert flow.speed == pytest.approx(2.0 * np.sqrt(2.0), rel=0.01)
     assert flow.steepening == pytest.approx(strongest, rel=0.01)
@@ -169,12 +169,14 @@ def test_spectra_of_callables_and_of_nodes_agree():
     field = GridVelocity(nodes)
     called = ConvectionDiffusion(lambda x, t: field(x), lambda x: field(x)[..., 0], 0.1, dim=2)
     for cutoff in (3, 4):
-        lines = velocity_spectra(called, 32, [0.0])[0].beyond(cutoff)
-        assert lines == pytest.approx(velocity_spectra(grid, 32, [0.0])[0].beyond(cutoff), rel=0.3, abs=1e-4)
-        assert terminal_spectrum(called, 32).beyond(cutoff) == pytest.approx(
-            terminal_spectrum(grid, 32).beyond(cutoff), rel=0.3, abs=1e-4
+        lines = velocity_spectra(called, (32, 32), [0.0])[0].beyond((cutoff, cutoff))
+        assert lines == pytest.approx(
+            velocity_spectra(grid, (32, 32), [0.0])[0].beyond((cutoff, cutoff)), rel=0.3, abs=1e-4
         )
-    assert terminal_spectrum(grid, 32).cutoff_for(1e-9) == 4
+        assert terminal_spectra(called, (32, 32))[0].beyond((cutoff, cutoff)) == pytest.approx(
+            terminal_spectra(grid, (32, 32))[0].beyond((cutoff, cutoff)), rel=0.3, abs=1e-4
+        )
+    assert terminal_spectra(grid, (32, 32))[0].cutoff_for(1e-9) == 4
 
 
 def test_auto_takes_fourier_modes_wherever_diffusion_ends_the_cascade():

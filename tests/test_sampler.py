@@ -15,10 +15,11 @@ import xarray as xr
 from pdekit import Control, Sampling, Tolerance, solve
 from pdekit.characteristics import characteristics
 from pdekit.fastmath import sin2pi
+from pdekit.field import compiled
 from pdekit.paths import sampler
 from pdekit.paths.estimate import BiasWarning, Estimate, Moments, bias_from_doublings, block_moments
 from pdekit.problem import ConvectionDiffusion
-from pdekit.velocity import GridVelocity, RedrawnVelocity, compiled
+from pdekit.velocity import GridVelocity, RedrawnVelocity
 
 TAU = 2 * np.pi
 feynman_kac = partial(sampler.feynman_kac, rng=0)

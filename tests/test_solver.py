@@ -14,7 +14,7 @@ from pdekit import (
     choose_method,
     solve,
 )
-from pdekit.velocity import node_points
+from pdekit.field import node_points
 
 TAU = 2.0 * np.pi
 
@@ -284,7 +284,7 @@ NAN = np.where(np.arange(128).reshape(2, 8, 8) == 77, np.nan, 0.0)
             r"velocity: expected finite values, got nan at index \(1, 1, 5\)",
         ),
         (lambda: ConvectionDiffusion(np.zeros((3, 8, 8)), TERMINAL, 0.1), r"shape \(d, N, ..., N\).*got \(3, 8, 8\)"),
-        (lambda: ConvectionDiffusion(NODES, np.ones((8, 9)), 0.1), r"terminal: expected .*got \(8, 9\)"),
+        (lambda: ConvectionDiffusion(NODES, np.ones((8, 1)), 0.1), r"terminal: expected .*got \(8, 1\)"),
         (
             lambda: ConvectionDiffusion(NODES, np.ones(8), 0.1),
             "dimensions do not agree: velocity has 2, terminal has 1",

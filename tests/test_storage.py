@@ -229,7 +229,7 @@ def test_a_damaged_restart_file_is_refused_or_what_it_was(tmp_path):
 
 
 def test_a_frame_that_changed_on_disk_is_refused(tmp_path):
-    frames = FileFrames(tmp_path / "u.nc", 2, (8, 8))
+    frames = FileFrames(tmp_path / "u.nc", 2, (8, 8), 2)
     field = np.random.default_rng(0).random((2, 8, 8))
     for number in range(2):
         frames.put(number, field[number])
@@ -239,6 +239,6 @@ def test_a_frame_that_changed_on_disk_is_refused(tmp_path):
     for damaged in (content[:place] + b"\0" + content[place + 1 :], content[: len(content) // 2], b"no HDF5"):
         partial.write_bytes(damaged)
         with pytest.raises(CheckpointError, match="expected the frames so far, got a file that does not read"):
-            FileFrames(tmp_path / "u.nc", 2, (8, 8)).restore({})
+            FileFrames(tmp_path / "u.nc", 2, (8, 8), 2).restore({})
     partial.write_bytes(content)
-    FileFrames(tmp_path / "u.nc", 2, (8, 8)).restore({})
+    FileFrames(tmp_path / "u.nc", 2, (8, 8), 2).restore({})

@@ -10,7 +10,7 @@ import pytest
 from pdekit import ConvectionDiffusion, FunctionVelocity, GridVelocity, RedrawnVelocity, compiled, solve, verify
 from pdekit.equation.tolerance import MOST_NODES
 from pdekit.fastmath import cos2pi, sin2pi
-from pdekit.velocity import node_points
+from pdekit.field import node_points
 
 TAU = 2 * np.pi
 

@@ -40,17 +40,22 @@ class Krylov:
     Modes with last frequency 0 stand for themselves, all others also for their conjugates; inner products are those of
     the fields, so that the basis is real.
 
-    apply: (u_hat, out): out = A u_hat; largest: u_hat -> max|u| over the nodes.
+    apply: (u_hat, out): out = A u_hat; largest: u_hat -> max|u| over the nodes; beside: propagators that share memory.
     tolerance: of max|error| over all of `duration`, set before the first step; estimate: the errors so far, added up;
     applications: of A so far.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], apply: Apply, largest: Callable[[NDArray], float], duration: float
+        self,
+        shape: tuple[int, ...],
+        apply: Apply,
+        largest: Callable[[NDArray], float],
+        duration: float,
+        beside: int = 1,
     ) -> None:
         self._shape, self._apply, self._largest, self._duration = shape, apply, largest, duration
         size = 2 * math.prod(shape)
-        most = int(np.clip(_MOST_BYTES // (8 * size) - 1, SMALLEST_BASIS, LARGEST_BASIS))
+        most = int(np.clip(_MOST_BYTES // (8 * size * beside) - 1, SMALLEST_BASIS, LARGEST_BASIS))
         self._basis = np.zeros((most + 1, size))
         self._hessenberg = np.zeros((most + 1, most))
         rows = max(1, _CHUNK // (2 * shape[-1]))
@@ -68,16 +73,14 @@ class Krylov:
         self.tolerance, self.estimate, self.applications = 0.0, 0.0, 0
         self._before = self.carried()  # when the basis was begun
 
-    def step(self, u: NDArray, s: float, limit: float = math.inf, *, standing: float = math.inf) -> float:
-        """Advance u from s on by at most `limit`, and return by how much.
+    def serve(self, u: NDArray, s: float, *, standing: float = math.inf) -> float:
+        """How long from s on the basis serves; another one is begun from u where it has served.
 
-        A basis serves several such steps without another application. standing: the time for which A stays as it is.
+        standing: the time for which A stays as it is.
         """
         if self.served(s):
             self.begin(u, s, min(self._duration - s, standing))
-        taken = min(limit, self.until - s)
-        self.state(s + taken, u)
-        return taken
+        return self.until - s
 
     def served(self, s: float) -> bool:
         """Whether the basis has served, and another one has to begin at s."""

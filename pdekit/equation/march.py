@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdekit.equation.method import Method
+from pdekit.equation.operator import Grid
 from pdekit.equation.plan import Plan, UnstableError
 from pdekit.equation.resolution import LARGEST_OVERSHOOT, LARGEST_SMOOTHED_TAIL, LARGEST_TAIL, Flow
 from pdekit.equation.storage import Checkpoint, CheckpointError, FileFrames, MemoryFrames
@@ -41,9 +42,9 @@ class Setup:
     """What a march starts from.
 
     method: None where no state is marched; stops: (s, t) of the frames, in the order of s = T - t; num_steps: of a
-    fixed length; terminal: f on the nodes handed out; bound: max|f|, which the equation obeys; growth: exponent of the
+    fixed length; terminal: f on the nodes handed out; bound: of |u|, which the equation obeys; growth: exponent of the
     worst mode over the march; messages: what is known to be unresolved beforehand; watched: (first stop, root mean
-    square of f about its mean) where the tail of u is to be watched.
+    squares (K,) of f about its means) where the tail of u is to be watched.
     """
 
     plan: Plan
@@ -56,11 +57,11 @@ class Setup:
     rtol: float | None
     growth: float | None = None
     messages: Sequence[str] = ()
-    watched: tuple[float, float] | None = None
+    watched: tuple[float, NDArray] | None = None
 
-    @property
-    def num_points(self) -> int:
-        return self.terminal.shape[0]
+    def grid(self, dim: int) -> Grid:
+        """Nodes handed out."""
+        return self.terminal.shape[:dim]
 
 
 class March:
@@ -71,11 +72,12 @@ class March:
         self._problem, self._setup, self._method, self._kind = problem, setup, setup.method, setup.plan.kind
         self._dt = problem.horizon / setup.num_steps
         self._record = Record()
-        self._watched_from, self._least_variation = math.inf, 0.0
+        self._grid = setup.grid(problem.dim)
+        self._watched_from, self._least_variation = math.inf, np.zeros(1)
         if setup.watched is not None:
             # from when diffusion alone would have damped f's own tail to a hundredth: what is left is convection's
             first_stop, variation = setup.watched
-            rate = problem.diffusivity * (2.0 * np.pi * 2.0 * setup.num_points / 9.0) ** 2
+            rate = setup.flow.diffusivity * (2.0 * np.pi * 2.0 * min(self._grid) / 9.0) ** 2
             damped = math.log(1.0 / LARGEST_TAIL) / rate if rate > 0.0 else math.inf
             self._watched_from, self._least_variation = min(damped, first_stop), (0.1 * variation) ** 2
 
@@ -95,7 +97,8 @@ class March:
         record = self._record
         began -= record.seconds
         saved = time.monotonic()
-        label = f"{self._setup.plan.method}, σ = {self._problem.sigma:g}"
+        number = self._problem.noise.number
+        label = self._setup.plan.method + ("" if number is None else f", σ = {number:g}")
         with Progress(label, total=max(stops[-1][0], 1e-300), enabled=progress) as bar:
             for index in range(record.next_frame, len(stops)):
                 stop = stops[index][0]
@@ -122,9 +125,9 @@ class March:
     def _watch(self, state: NDArray) -> None:
         """Note the share of the upper third of the modes in the variation of u, itself 1/10 of f's at least."""
         tail, variation = self._method.energies(state)
-        variation = max(variation, self._least_variation)
-        if variation > 0.0:
-            self._record.tail = max(self._record.tail, math.sqrt(tail / variation))
+        variation = np.maximum(variation, self._least_variation)
+        shares = tail[variation > 0.0] / variation[variation > 0.0]
+        self._record.tail = max(self._record.tail, math.sqrt(shares.max(initial=0.0)))
 
     def _step(self, state: NDArray, stop: float) -> NDArray:
         record = self._record
@@ -150,20 +153,23 @@ class March:
     def _save(self, restart: Checkpoint, state: NDArray, frames: MemoryFrames | FileFrames) -> None:
         self._record.speed_met = max(self._record.speed_met, self._method.speed_met)
         history = {f"history_{name}": array for name, array in self._method.history().items()}
-        numbers = asdict(self._record) | {"dt": self._dt, "num_points": self._setup.num_points}
-        restart.save({"state": state} | history | frames.arrays(), **numbers)
+        numbers = asdict(self._record) | {"dt": self._dt}
+        grid = {"grid": np.array(self._grid)}
+        restart.save({"state": state} | grid | history | frames.arrays(), **numbers)
 
     def _restore(
         self, arrays: dict[str, NDArray], numbers: dict[str, float], frames: MemoryFrames | FileFrames
     ) -> NDArray:
-        n, dt = int(numbers.pop("num_points")), numbers.pop("dt")
+        dt = numbers.pop("dt")
+        grid = tuple(int(n) for n in arrays.pop("grid"))
         record = self._record = Record(**numbers)  # type: ignore[arg-type]
         steps = record.s / self._dt
         if not self._kind.adaptive and abs(steps - round(steps)) > 1e-6:
             raise CheckpointError(f"expected a dt that divides the time s = {record.s:g} reached, got {self._dt:g}")
-        if n != self._setup.num_points and any(name.startswith("frame_") for name in arrays):
+        if grid != self._grid:
+            over_space = tuple(range(self._problem.dim))
             arrays = {
-                k: resample(v, self._setup.num_points) if k.startswith("frame_") else v for k, v in arrays.items()
+                k: resample(v, self._grid, axes=over_space) if k.startswith("frame_") else v for k, v in arrays.items()
             }
         if record.next_frame > 0:
             frames.restore(arrays)
@@ -178,18 +184,18 @@ class March:
 
     def _unstable(self, s: float, size: float) -> UnstableError:
         speed, problem = self._setup.flow.speed, self._problem
-        t = problem.horizon - s
+        t, n = problem.horizon - s, max(self._grid)
         return UnstableError(
-            f"the solution left its bound max|f| = {self._setup.bound:.3g} at t = {t:.4g} (size {size:.3g}): "
-            f"cell Péclet number {cell_peclet(speed, self._setup.num_points, problem.diffusivity):.3g}, Courant number "
-            f"{courant(speed, self._setup.num_points, self._dt):.3g}; use method='semi_lagrangian', "
+            f"the solution left its bound {self._setup.bound:.3g} at t = {t:.4g} (size {size:.3g}): "
+            f"cell Péclet number {cell_peclet(speed, n, self._setup.flow.diffusivity):.3g}, Courant number "
+            f"{courant(speed, n, self._dt):.3g}; use method='semi_lagrangian', "
             "or a finer grid and a smaller dt, or a larger sigma"
         )
 
 
-def unresolved(setup: Setup, record: Record) -> Iterator[str]:
+def unresolved(setup: Setup, record: Record, dim: int) -> Iterator[str]:
     """One line for each way in which the march showed u to be unresolved."""
-    plan, flow, num_points = setup.plan, setup.flow, setup.num_points
+    plan, flow, num_points = setup.plan, setup.flow, max(setup.grid(dim))
     limit = LARGEST_TAIL if plan.kind.spectral else LARGEST_SMOOTHED_TAIL
     finer = f"use num_points = {2 * num_points} and compare"
     if record.tail > limit:
@@ -199,7 +205,7 @@ def unresolved(setup: Setup, record: Record) -> Iterator[str]:
         )
     if record.largest > (1.0 + LARGEST_OVERSHOOT) * setup.bound:
         yield (
-            f"max|u| = {record.largest:.3g} exceeds max|f| = {setup.bound:.3g}, which the equation does not allow; "
+            f"max|u| = {record.largest:.3g} exceeds its bound {setup.bound:.3g}, which the equation does not allow; "
             f"{finer}, or method='semi_lagrangian'"
         )
     if record.speed_met > SPEED_MARGIN * flow.speed:

@@ -13,15 +13,14 @@ from pdekit.equation.steppers import StepperAB4, StepperRK4
 
 
 class Method(Protocol):
-    """Advances a state, of whatever form, in reversed time s = T - t.
+    """Advances a state of K fields, of whatever form, in reversed time s = T - t."""
 
-    speed_met: the largest |F| that was used, for an F that changes; 0 otherwise.
-    """
-
-    speed_met: float
+    @property
+    def speed_met(self) -> float:
+        """The largest |F| that was used, for an F that changes; 0 otherwise."""
 
     def start(self, field: NDArray) -> NDArray:
-        """The state of a field (N,)*d at s = 0."""
+        """The state of fields (N₁, ..., N_d) or (N₁, ..., N_d, K) at s = 0."""
 
     def step(self, state: NDArray, s: float, limit: float = math.inf) -> tuple[NDArray, float]:
         """Advance the state from s on, and return it with the time taken: a fixed step, or at most `limit`.
@@ -32,13 +31,13 @@ class Method(Protocol):
         """
 
     def field(self, state: NDArray) -> NDArray:
-        """The field (N,)*d of a state."""
+        """The fields of a state, of that shape."""
 
     def norm(self, state: NDArray) -> float:
-        """The root mean square of the field."""
+        """The largest root mean square of a field."""
 
-    def energies(self, state: NDArray) -> tuple[float, float]:
-        """∫u² of the upper third of the modes, and of all but the mean."""
+    def energies(self, state: NDArray) -> tuple[NDArray, NDArray]:
+        """∫u² (K,) of the upper third of the modes, and of all but the mean."""
 
     def convert(self, state: NDArray) -> NDArray:
         """A state of another grid as one of this grid."""

@@ -9,17 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pdekit.equation.advection import cutoffs
+from pdekit.equation.coefficients import Coefficients
 from pdekit.equation.method import METHODS, Kind
+from pdekit.equation.operator import Grid, cutoffs
 from pdekit.equation.resolution import (
     LARGEST_LOSS,
     LARGEST_VELOCITY_LOSS,
     Flow,
     Spectrum,
     growth,
-    terminal_spectrum,
+    terminal_spectra,
     velocity_spectra,
 )
+from pdekit.field import as_grid
 from pdekit.numerics.diagnostics import cell_peclet, courant
 from pdekit.problem import ConvectionDiffusion
 
@@ -32,7 +34,7 @@ class UnstableError(FloatingPointError):
     """A solve left the bound max|u| <= max|f| that the equation itself obeys, or is known to leave it."""
 
 
-def choose_method(problem: ConvectionDiffusion, num_points: int) -> tuple[str, str]:
+def choose_method(problem: ConvectionDiffusion, num_points: int | Grid) -> tuple[str, str]:
     """The method that "auto" stands for on a grid of `num_points` nodes an axis, and why.
 
     With a tolerance `solve` needs no grid, and takes as many modes as that asks for. On a grid it keeps Fourier modes
@@ -79,8 +81,9 @@ def choose_method(problem: ConvectionDiffusion, num_points: int) -> tuple[str, s
 
     A flow that goes to and fro undoes what it does: there the criterion, which sees rates alone, is too careful.
     """
-    flow = Flow.of(problem, num_points, with_strain=True)
-    plan = Planner(problem, num_points, flow, problem.horizon).plan("auto")
+    problem, grid = problem.on_unit_box, as_grid(num_points, problem.dim)
+    flow = Flow.of(problem, grid, with_strain=True)
+    plan = Planner(problem, grid, flow, problem.horizon).plan("auto")
     return plan.method, plan.reason
 
 
@@ -106,17 +109,20 @@ class Plan:
 class Planner:
     """Weigh which modes a method would keep. duration: from T back to the first frame, in which diffusion acts on f."""
 
-    def __init__(self, problem: ConvectionDiffusion, num_points: int, flow: Flow, duration: float) -> None:
-        self._problem, self._num_points, self._flow = problem, num_points, flow
-        self.damping = problem.diffusivity * duration
-        self.terminal: Spectrum = terminal_spectrum(problem, num_points)
-        self.velocity = velocity_spectra(problem, num_points, flow.times)
-        self.coupled = any(v.beyond(0) > 1e-12 for v in self.velocity)  # F varies in space: modes feed others
+    def __init__(self, problem: ConvectionDiffusion, grid: Grid, flow: Flow, duration: float) -> None:
+        self._problem, self._grid, self._flow = problem, grid, flow
+        self.damping = flow.diffusivity * duration
+        self.terminal: list[Spectrum] = terminal_spectra(problem, grid)
+        self.velocity = velocity_spectra(problem, grid, flow.times)
+        varies = any(v.beyond((0,) * problem.dim) > 1e-12 for v in self.velocity)
+        # what varies in space makes modes feed others
+        self.coupled = varies or problem.potential is not None or problem.noise.field is not None
 
     def lost(self, padded: bool) -> tuple[float, float]:
         """Shares of f and F above what is kept."""
-        cutoff, velocity_cutoff = cutoffs(self._num_points, padded=padded)
-        return self.terminal.beyond(cutoff, self.damping), max(v.beyond(velocity_cutoff) for v in self.velocity)
+        kept, of_velocity = zip(*(cutoffs(n, padded=padded) for n in self._grid), strict=True)
+        terminal = max(f.beyond(kept, self.damping) for f in self.terminal)
+        return terminal, max(v.beyond(of_velocity) for v in self.velocity)
 
     def holds(self, padded: bool) -> bool:
         terminal, velocity = self.lost(padded)
@@ -130,14 +136,14 @@ class Planner:
         if method != "auto":
             padded = not (METHODS[method].spectral and self.holds(False))
             return Plan(method, "requested", padded, *self.lost(padded))
-        gamma, nu = self._flow.steepening, self._problem.diffusivity
+        gamma, nu = self._flow.steepening, self._flow.diffusivity
         steepening = gamma * self._problem.horizon
         diffused = 0.0 if gamma <= 0.0 else math.sqrt(gamma / nu) if nu > 0.0 else math.inf
-        peclet = f"cell Péclet number {cell_peclet(self._flow.speed, self._num_points, nu):.3g}"
+        peclet = f"cell Péclet number {cell_peclet(self._flow.speed, min(self._grid), nu):.3g}"
         for padded in (False, True):
             if not self.holds(padded):
                 continue
-            kept = 2.0 * math.pi * cutoffs(self._num_points, padded=padded)[0]
+            kept = 2.0 * math.pi * cutoffs(min(self._grid), padded=padded)[0]
             cascade = f"2πK = {kept:.3g}, sqrt(γ/ν) = {diffused:.3g}, γT = {steepening:.3g}, {peclet}"
             if kept >= DIFFUSION_REACH * diffused:
                 reason = f"diffusion ends the cascade within the grid: {cascade}"
@@ -152,16 +158,21 @@ class Planner:
             reason = f"the modes of the grid lack {terminal:.2g} of f and {velocity:.2g} of F, {peclet}"
         if rtol is not None:
             raise ValueError(f"rtol: expected a problem for Fourier modes, but {reason}; give dt alone")
+        covariance = self._problem.noise.constant
+        if covariance is None or np.count_nonzero(covariance @ covariance.T) > self._problem.dim:
+            reason += "; semi-Lagrangian steps would need a sigma that is a number or a vector"
+            return Plan(self._spectral(dt, rtol, True), reason, True, terminal, velocity)
         return Plan("semi_lagrangian", reason, True, terminal, velocity)
 
     def _spectral(self, dt: float | None, rtol: float | None, padded: bool) -> str:
         """The way through time of a problem that the modes resolve: the one that takes fewest evaluations of F·∇u."""
-        if not self._problem.velocity.interval > 0.0:
+        if not stands(self._problem):
             return "spectral_rk4" if rtol is None else "spectral_adaptive"
         if dt is None or rtol is not None:
             return "spectral_krylov"
-        cutoff, horizon = cutoffs(self._num_points, padded=padded)[0], self._problem.horizon
-        krylov = krylov_applications(self._flow, cutoff, self._problem.dim, self._problem.diffusivity, horizon, 1e-8)
+        cutoff, horizon = cutoffs(max(self._grid), padded=padded)[0], self._problem.horizon
+        largest = Coefficients(self._problem, self._grid).largest_diffusivity
+        krylov = krylov_applications(self._flow, cutoff, self._problem.dim, largest, horizon, 1e-8)
         krylov = max(krylov, 12.0 * horizon / self._problem.velocity.interval)  # each piece begins a basis
         return "spectral_krylov" if krylov < 4.0 * horizon / dt else "spectral_rk4"
 
@@ -179,24 +190,31 @@ def krylov_applications(flow: Flow, cutoff: int, dim: int, diffusivity: float, h
     return 1.4 * max(0.36 * 40.0 * omega / reach, rho * math.log(10.0 / rtol) / 160.0) * horizon
 
 
-def lost_modes(planner: Planner, plan: Plan, num_points: int) -> Iterator[str]:
+def stands(problem: ConvectionDiffusion) -> bool:
+    """Whether all of the equation stands still in time, or jumps."""
+    others = (problem.noise.field, problem.potential, problem.source)
+    return problem.velocity.interval > 0.0 and all(field is None or field.steady for field in others)
+
+
+def lost_modes(planner: Planner, plan: Plan, grid: Grid) -> Iterator[str]:
     """One line for each of f and F whose modes the grid cannot hold."""
+    nodes = " x ".join(str(n) for n in sorted(set(grid)))
     if plan.terminal_lost > LARGEST_LOSS:
-        needed = 2 * planner.terminal.cutoff_for(LARGEST_LOSS, planner.damping) + 2
+        needed = 2 * max(f.cutoff_for(LARGEST_LOSS, planner.damping) for f in planner.terminal) + 2
         yield (
-            f"terminal: the grid of {num_points} nodes cannot hold {plan.terminal_lost:.2g} of f (root mean square); "
+            f"terminal: the grid of {nodes} nodes cannot hold {plan.terminal_lost:.2g} of f (root mean square); "
             f"use num_points >= {needed}"
         )
     if plan.velocity_lost > LARGEST_VELOCITY_LOSS and plan.kind.spectral:
         needed = 2 * max(v.cutoff_for(LARGEST_VELOCITY_LOSS) for v in planner.velocity) + 2
         yield (
-            f"velocity: the grid of {num_points} nodes cannot hold {plan.velocity_lost:.2g} of F (root mean square); "
+            f"velocity: the grid of {nodes} nodes cannot hold {plan.velocity_lost:.2g} of F (root mean square); "
             f"use num_points >= {needed}"
         )
 
 
 def growth_exponent(
-    problem: ConvectionDiffusion, flow: Flow, plan: Plan, num_points: int, num_steps: int
+    problem: ConvectionDiffusion, flow: Flow, plan: Plan, grid: Grid, num_steps: int
 ) -> tuple[float | None, list[str]]:
     """Growth exponent of the worst kept mode, for a fixed step with a stability region, and the warning it deserves.
 
@@ -207,15 +225,19 @@ def growth_exponent(
     if amplification is None:
         return None, []
 
+    coefficients = Coefficients(problem, grid)
+    explicit = coefficients.largest_diffusivity - coefficients.mean_diffusivity
+
     def exponent(rates: NDArray, steps: int) -> float:
         return growth(
             amplification,
             rates,
             flow,
-            cutoff=cutoffs(num_points, padded=plan.padded)[0],
-            diffusivity=problem.diffusivity,
+            cutoff=tuple(cutoffs(n, padded=plan.padded)[0] for n in grid),
+            diffusion=coefficients.diffusion,
             dt=problem.horizon / steps,
             num_steps=steps,
+            explicit=explicit,
         )
 
     largest = exponent(flow.fastest, num_steps)
@@ -225,10 +247,10 @@ def growth_exponent(
     while exponent(flow.fastest, steps) > LARGEST_GROWTH:
         steps = math.ceil(1.02 * steps)
     dt = problem.horizon / num_steps
-    number = courant(flow.speed, num_points, dt)
+    number = courant(flow.speed, max(grid), dt)
     message = (
         f"dt: {dt:.4g} lies outside the stability region of '{plan.method}' for the modes of "
-        f"{num_points} nodes and |F| up to {flow.speed:.3g} (Courant number {number:.3g}); "
+        f"{max(grid)} nodes and |F| up to {flow.speed:.3g} (Courant number {number:.3g}); "
         f"use a smaller dt, at most {problem.horizon / steps:.4g}"
     )
     if exponent(flow.typical, num_steps) > LARGEST_GROWTH:

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pdekit.equation.operator import Grid
 from pdekit.equation.plan import UnstableError
 from pdekit.equation.solver import solve
 from pdekit.numerics.spectral import resample
@@ -18,7 +19,7 @@ def change(
     problem: ConvectionDiffusion,
     solution: xr.Dataset,
     *,
-    num_points: int,
+    num_points: int | Grid,
     dt: float,
     rtol: float | None = None,
     progress: bool | None = None,
@@ -37,4 +38,4 @@ def change(
     except UnstableError:
         return None
     here = solution.u.sel(time=0.0).values
-    return resample(other.u.sel(time=0.0).values, here.shape[0]) - here
+    return resample(other.u.sel(time=0.0).values, here.shape[: problem.dim], axes=tuple(range(problem.dim))) - here

@@ -14,6 +14,8 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from pdekit.equation.coefficients import least_diffusivity
+from pdekit.equation.operator import Grid
 from pdekit.numerics.diagnostics import max_speed, strain_rates
 from pdekit.problem import ConvectionDiffusion
 
@@ -36,25 +38,29 @@ class ResolutionWarning(UserWarning):
 class Spectrum:
     """Energy of a field by frequency along each axis.
 
-    energy: (d, M), energy[a, k] of the modes of frequency ±k along axis a; size: the root mean square that shares
-    relate to; largest: max|value|, also between the nodes of a grid.
+    energy: for each axis (M,), energy[a][k] of the modes of frequency ±k along axis a; size: the root mean square that
+    shares relate to; largest: max|value|, also between the nodes of a grid.
     """
 
-    energy: NDArray[np.float64]
+    energy: list[NDArray[np.float64]]
     size: float
     largest: float
 
-    def beyond(self, cutoff: int, damping: float = 0.0) -> float:
-        """Share of the modes above `cutoff`, each times exp(-damping (2πk)²); ν times the time is diffusion's."""
+    def beyond(self, cutoff: Sequence[int], damping: float = 0.0) -> float:
+        """Share of the modes above the cutoff of an axis, each times exp(-damping (2πk)²); ν times the time is
+        diffusion's."""
         if self.size == 0.0:
             return 0.0
-        k = np.arange(cutoff + 1, self.energy.shape[1])
-        lost = self.energy[:, cutoff + 1 :] * np.exp(-2.0 * damping * (2.0 * np.pi * k) ** 2)
-        return min(math.sqrt(float(lost.sum())) / self.size, 1.0)
+        lost = 0.0
+        for energy, highest in zip(self.energy, cutoff, strict=True):
+            k = np.arange(highest + 1, len(energy))
+            lost += float((energy[highest + 1 :] * np.exp(-2.0 * damping * (2.0 * np.pi * k) ** 2)).sum())
+        return min(math.sqrt(lost) / self.size, 1.0)
 
     def cutoff_for(self, share: float, damping: float = 0.0) -> int:
-        """The lowest cutoff beyond which at most `share` lies."""
-        return next(k for k in range(self.energy.shape[1] + 1) if self.beyond(k, damping) <= share)
+        """The lowest cutoff, the same along each axis, beyond which at most `share` lies."""
+        most = max(len(energy) for energy in self.energy)
+        return next(k for k in range(most + 1) if self.beyond([k] * len(self.energy), damping) <= share)
 
 
 def _spectrum(along: Sequence[NDArray], *, components: int = 1, centred: bool = False) -> Spectrum:
@@ -71,39 +77,43 @@ def _spectrum(along: Sequence[NDArray], *, components: int = 1, centred: bool = 
     square = float(np.mean([np.mean(values**2) for values in along]))
     mean = float(np.mean([values.mean() for values in along])) if centred else 0.0
     largest = max(float(np.abs(values).max()) for values in along)
-    return Spectrum(np.stack(rows), math.sqrt(max(square - mean**2, 0.0) * components), largest)
+    return Spectrum(rows, math.sqrt(max(square - mean**2, 0.0) * components), largest)
 
 
-def _lines(num_points: int, dim: int) -> list[NDArray[np.float64]]:
+def _lines(grid: Grid) -> list[NDArray[np.float64]]:
     """Points (lines, M, d) along each axis, finer than the grid, which takes fast modes for slow ones."""
-    fine = np.arange(4 * num_points + 1) / (4 * num_points + 1)
+    dim = len(grid)
     offsets = np.random.default_rng(0).random((1 if dim == 1 else _LINES, 1, dim))
     lines = []
     for axis in range(dim):
+        fine = np.arange(4 * grid[axis] + 1) / (4 * grid[axis] + 1)
         points = np.repeat(offsets, len(fine), axis=1)
         points[..., axis] = fine
         lines.append(points)
     return lines
 
 
-def terminal_spectrum(problem: ConvectionDiffusion, num_points: int) -> Spectrum:
-    """Of f, from its own nodes, or along lines finer than a grid of `num_points` nodes."""
+def terminal_spectra(problem: ConvectionDiffusion, grid: Grid) -> list[Spectrum]:
+    """Of each f, from its own nodes, or along lines finer than a grid."""
+    dim = problem.dim
     if callable(problem.terminal):
-        along = [problem.evaluate_terminal(points) for points in _lines(num_points, problem.dim)]
-    else:
-        along = [np.moveaxis(np.asarray(problem.terminal), axis, -1) for axis in range(problem.dim)]
-    return _spectrum(along, centred=True)
+        along = [problem.evaluate_terminal(points) for points in _lines(grid)]
+        if problem.num_fields is None:
+            return [_spectrum(along, centred=True)]
+        return [_spectrum([a[..., k] for a in along], centred=True) for k in range(problem.num_fields)]
+    fields = np.moveaxis(problem.terminal, -1, 0) if problem.num_fields else np.asarray(problem.terminal)[None]
+    return [_spectrum([np.moveaxis(f, axis, -1) for axis in range(dim)], centred=True) for f in fields]
 
 
-def velocity_spectra(problem: ConvectionDiffusion, num_points: int, times: Sequence[float]) -> list[Spectrum]:
-    """Of F at some times, from its own nodes, or along lines finer than a grid of `num_points` nodes."""
+def velocity_spectra(problem: ConvectionDiffusion, grid: Grid, times: Sequence[float]) -> list[Spectrum]:
+    """Of F at some times, from its own nodes, or along lines finer than a grid."""
     dim, spectra = problem.dim, []
     for t in times:
         velocity = problem.velocity.standing(t)
         if (values := velocity.own_nodes) is not None:
             along = [np.moveaxis(values, axis + 1, -1) for axis in range(dim)]
         else:
-            along = [np.moveaxis(velocity.at(points, t), -1, 0) for points in _lines(num_points, dim)]
+            along = [np.moveaxis(velocity.at(points, t), -1, 0) for points in _lines(grid)]
         spectra.append(_spectrum(along, components=dim))
     return spectra
 
@@ -112,14 +122,16 @@ def velocity_spectra(problem: ConvectionDiffusion, num_points: int, times: Seque
 class Flow:
     """Scales of F, each the largest that was met over the horizon.
 
-    times: the instants looked at; speed: max|F|; steepening: the rate at which gradients of u grow; strain: the same in
-    either direction of time. Rates nobody asked for are NaN: they cost as much as some time steps.
+    times: the instants looked at; speed: max|F|; diffusivity: the least eigenvalue of ½σσᵀ; steepening: the rate at
+    which gradients of u grow; strain: the same in either direction of time. Rates nobody asked for are NaN: they cost
+    as much as some time steps.
     directions: (D, d), of wave vectors with max|k_i| = 1; fastest, typical: (D,), Σ|F_i k_i| for each, at its largest
     and in the root mean square over nodes and instants.
     """
 
     times: tuple[float, ...]
     speed: float
+    diffusivity: float
     steepening: float
     strain: float
     directions: NDArray[np.float64]
@@ -127,14 +139,14 @@ class Flow:
     typical: NDArray[np.float64]
 
     @classmethod
-    def of(cls, problem: ConvectionDiffusion, num_points: int, *, with_strain: bool) -> Flow:
-        grid = np.array(list(product(np.linspace(0.0, 1.0, 5 if problem.dim < 3 else 3), repeat=problem.dim)))
-        directions = grid[grid.max(axis=1) == 1.0]
-        nodes = problem.velocity.nodes(num_points, 0.0)  # first, so that a wrong F is met in the shape of the grid
+    def of(cls, problem: ConvectionDiffusion, grid: Grid, *, with_strain: bool) -> Flow:
+        parts = np.array(list(product(np.linspace(0.0, 1.0, 5 if problem.dim < 3 else 3), repeat=problem.dim)))
+        directions = parts[parts.max(axis=1) == 1.0]
+        nodes = problem.velocity.nodes(grid, 0.0)  # first, so that a wrong F is met in the shape of the grid
         times = _instants(problem)
         scales, fastest, squares = [], [], []
         for t in times:
-            nodes = nodes if t == 0.0 else problem.velocity.nodes(num_points, t)
+            nodes = nodes if t == 0.0 else problem.velocity.nodes(grid, t)
             # Eq. 10 runs from T back to 0, so what steepens gradients is -F (Remark 1)
             low, high = strain_rates(nodes) if with_strain else (math.nan, math.nan)
             scales.append((max_speed(nodes), high, max(high, -low)))
@@ -143,7 +155,8 @@ class Flow:
             squares.append((rates**2).mean(axis=1))
         speed, steepening, strain = (max(column) for column in zip(*scales, strict=True))
         typical = np.sqrt(np.mean(squares, axis=0))
-        return cls(times, speed, steepening, strain, directions, np.max(fastest, axis=0), typical)
+        diffusivity = least_diffusivity(problem, grid, times)
+        return cls(times, speed, diffusivity, steepening, strain, directions, np.max(fastest, axis=0), typical)
 
 
 def _instants(problem: ConvectionDiffusion) -> tuple[float, ...]:
@@ -171,18 +184,23 @@ def growth(
     rates: NDArray,
     flow: Flow,
     *,
-    cutoff: int,
-    diffusivity: float,
+    cutoff: Grid,
+    diffusion: NDArray,
     dt: float,
     num_steps: int,
+    explicit: float = 0.0,
 ) -> float:
     """log of the factor by which the step lets the worst mode grow over the whole march; <= 0 for a stable one.
 
     A mode of wave vector 2πr k turns at the rate 2πr Σ|F_i k_i|, `rates` (D,) times 2πr, and diffusion, exact in the
-    step, damps it. F is frozen at a point here, which is exact for a constant F.
+    step, damps it: diffusion (d, d) is ½σσᵀ in the mean, and explicit the largest that is left to the step. F is frozen
+    at a point here, which is exact for a constant F.
     """
-    r = 2.0 * np.pi * np.linspace(0.0, cutoff, 65)[1:]
-    turned = amplification(1j * dt * rates[:, None] * r)
-    damped = diffusivity * dt * (flow.directions**2).sum(axis=1)[:, None] * r**2
+    highest = float(max(cutoff))
+    r = 2.0 * np.pi * np.linspace(0.0, highest, 65)[1:]
+    k = flow.directions * (np.array(cutoff) / highest)
+    size = (k**2).sum(axis=1)[:, None] * r**2
+    turned = amplification(dt * (1j * rates[:, None] * r - explicit * size))
+    damped = dt * np.einsum("ki,ij,kj->k", k, diffusion, k)[:, None] * r**2
     with np.errstate(divide="ignore"):
         return float((np.log(turned) - damped).max() * num_steps)

@@ -2,8 +2,9 @@
 
     u(·, s + dt) = D½ C D½ u(·, s)
 
-D½ = exp(½ν dt Δ_h) with the second-difference Laplacian is a non-negative matrix; (C u)(x) is the cubic B-spline
-through the nodes at the departure point X(x; dt), clamped to the values at the nodes around that point.
+D½ = exp(½ dt Σ ν_i δ_i²) with second differences along the axes is a non-negative matrix; (C u)(x) is the cubic
+B-spline through the nodes at the departure point X(x; dt), clamped to the values at the nodes around that point, times
+exp(-∫V) <= 1 for V >= 0 and plus ∫g along the way there, both by the trapezoidal rule.
 
 Departure points X(x; dt) of the nodes follow the velocity by RK4 within the step; a steady velocity needs them
 once. The diffusion of two neighbouring steps and the spline's prefilter are one product in Fourier space, so a
@@ -12,26 +13,33 @@ step costs two real transforms and one gather. Second order in dt (Strang splitt
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
 from pdekit.characteristics import characteristics
-from pdekit.numerics.spectral import five_point_symbol, resample, wavenumbers
+from pdekit.equation.operator import Grid
+from pdekit.equation.spectral_method import fields_first, fields_last
+from pdekit.field import node_points
+from pdekit.numerics.spectral import resample, second_difference_symbol, wavenumbers
 from pdekit.numerics.splines import cubic_symbol, cubic_weights, locate
 from pdekit.problem import ConvectionDiffusion
 from pdekit.runtime.kernels import kernel
 from pdekit.runtime.threads import spread, threads_for
-from pdekit.velocity import node_points
 
 
 class SemiLagrangian:
-    """A stepper on nodal fields (N,)*d, in reversed time s = T - t; `step(u, s)` advances u in place by dt.
+    """A stepper on nodal fields (K, N₁, ..., N_d), in reversed time s = T - t; `step(u, s)` advances u in place by dt.
 
     Between steps u lacks the last half of the diffusion, which the next step applies together with its first
     half; `field(u)` completes it.
 
     substeps: RK4 steps for a departure point.
+
+    Raises ValueError for a noise that is not constant, or does not act on each axis by itself: its diffusion has no
+    non-negative matrix here.
     """
 
     order = 2
@@ -40,45 +48,45 @@ class SemiLagrangian:
         self,
         problem: ConvectionDiffusion,
         *,
-        num_points: int,
+        grid: Grid,
         dt: float,
         substeps: int,
     ) -> None:
-        dim, diffusivity = problem.dim, problem.diffusivity
         self.dt, self._problem, self._substeps = dt, problem, substeps
-        self._shape, self._dim = (num_points,) * dim, dim
-        self._half = np.exp(0.5 * diffusivity * dt * five_point_symbol(num_points, dim)) if diffusivity else None
-        prefilter = np.ones(())
-        for axis in range(dim):
-            k = np.arange(num_points // 2 + 1.0) if axis == dim - 1 else fft.fftfreq(num_points, 1.0 / num_points)
-            shape = [1] * dim
-            shape[axis] = -1
-            prefilter = prefilter / cubic_symbol(num_points, k).reshape(shape)
-        self._prefilter = prefilter
-        self._full = prefilter if self._half is None else prefilter * self._half**2
-        highest = np.max(np.broadcast_arrays(*[np.abs(k) for k in wavenumbers(num_points, dim)]), axis=0)
-        self._upper_third = highest > 2.0 * np.pi * (2.0 * num_points / 9.0)
-        self._nodes = node_points(num_points, dim).reshape(-1, dim)
+        self._shape, self._dim = grid, problem.dim
+        rates = axis_diffusivities(problem)
+        self._half = np.exp(0.5 * dt * second_difference_symbol(grid, rates)) if rates.any() else None
+        axes = list(zip(wavenumbers(grid), grid, strict=True))
+        self._prefilter = 1.0 / np.asarray(math.prod(cubic_symbol(n, k / (2.0 * np.pi)) for k, n in axes))
+        self._full = self._prefilter if self._half is None else self._prefilter * self._half**2
+        beyond = [9 * np.abs(np.rint(k / (2.0 * np.pi))) > 2 * n for k, n in axes]
+        self._upper_third = np.any(np.broadcast_arrays(*beyond), axis=0)
+        self._nodes = node_points(grid, problem.dim).reshape(-1, problem.dim)
         self._departure: NDArray | None = None
         self.speed_met = 0.0  # the largest mean speed on the way of a node, for an F that changes
         self._started = False
 
     def start(self, field: NDArray) -> NDArray:
         self._started = False
-        return np.array(field, dtype=np.float64, order="C")
+        return np.array(fields_first(field, self._dim), dtype=np.float64, order="C")
 
     def field(self, u: NDArray) -> NDArray[np.float64]:
-        return u.copy() if self._half is None or not self._started else self._filter(u, self._half)
+        half = self._half if self._started else None
+        return fields_last(np.stack([v if half is None else self._filter(v, half) for v in u]), self._problem)
+
+    @property
+    def _over_space(self) -> tuple[int, ...]:
+        return tuple(range(1, self._dim + 1))
 
     def norm(self, u: NDArray) -> float:
-        return float(np.sqrt(np.mean(u**2)))
+        return float(np.sqrt(np.mean(u**2, axis=self._over_space).max()))
 
-    def energies(self, u: NDArray) -> tuple[float, float]:
-        """∫u² of the modes max|k_i| > 2N/9, of which a step damps the highest by itself, and of all but the mean."""
-        energy = np.abs(fft.rfftn(u, norm="forward")) ** 2
+    def energies(self, u: NDArray) -> tuple[NDArray, NDArray]:
+        """∫u² of the modes |k_i| > 2N_i/9, of which a step damps the highest by itself, and of all but the mean."""
+        energy = np.abs(fft.rfftn(u, axes=self._over_space, norm="forward")) ** 2
         energy[..., 1 : (u.shape[-1] + 1) // 2] *= 2.0
-        total = float(energy.sum() - energy[(0,) * self._dim])
-        return float(energy[self._upper_third].sum()), total
+        total = energy.sum(axis=self._over_space) - energy[(..., *(0,) * self._dim)]
+        return energy[:, self._upper_third].sum(axis=-1), total
 
     def step(self, u: NDArray, s: float, limit: float = np.inf) -> tuple[NDArray, float]:
         if self._departure is None or not self._problem.velocity.steady:
@@ -90,10 +98,24 @@ class SemiLagrangian:
             ways = np.sqrt(((self._departure - self._nodes) ** 2).sum(axis=1))
             self.speed_met = max(self.speed_met, float(ways.max()) / self.dt)
         first = self._prefilter if self._half is None else self._prefilter * self._half
-        coefficients = self._filter(u, self._full if self._started else first)
-        spread(_GATHER[self._dim], u.size, coefficients, self._departure, u.reshape(-1))
+        for field in u:
+            coefficients = self._filter(field, self._full if self._started else first)
+            spread(_GATHER[self._dim], field.size, coefficients, self._departure, field.reshape(-1))
+            self._react(field.reshape(-1), self._problem.horizon - s)
         self._started = True
         return u, self.dt
+
+    def _react(self, u: NDArray, t: float) -> None:
+        """Killing and source on the way from the node at t - dt to the departure point at t."""
+        potential, source, dt = self._problem.potential, self._problem.source, self.dt
+        here, there = self._nodes, self._departure
+        assert there is not None
+        weight: NDArray | float = 1.0
+        if potential is not None:
+            weight = np.exp(-0.5 * dt * (potential.at(here, t - dt) + potential.at(there, t)))
+            u *= weight
+        if source is not None:
+            u += 0.5 * dt * (source.at(here, t - dt) + weight * source.at(there, t))
 
     def _filter(self, u: NDArray, symbol: NDArray) -> NDArray[np.float64]:
         workers = threads_for(u.size)
@@ -103,9 +125,9 @@ class SemiLagrangian:
 
     def convert(self, field: NDArray) -> NDArray:
         """A field from another grid, kept within its own bounds."""
-        if field.shape == self._shape:
+        if field.shape[1:] == self._shape:
             return field
-        return resample(field, self._shape[0]).clip(field.min(), field.max())
+        return resample(field, self._shape, axes=self._over_space).clip(field.min(), field.max())
 
     def facts(self) -> dict[str, float]:
         return {}
@@ -115,6 +137,18 @@ class SemiLagrangian:
 
     def restore(self, history: dict[str, NDArray]) -> None:
         self._started = bool(history["started"])
+
+
+def axis_diffusivities(problem: ConvectionDiffusion) -> NDArray[np.float64]:
+    """½a_ii (d,) of a constant noise that acts on each axis by itself. Raises ValueError for any other."""
+    noise = problem.noise
+    covariance = None if noise.constant is None else noise.constant @ noise.constant.T
+    if covariance is None or (covariance != np.diag(np.diag(covariance))).any():
+        raise ValueError(
+            "sigma: expected a number or a vector with method 'semi_lagrangian', which cannot keep its bound with "
+            f"{'a function' if covariance is None else 'a matrix'}; use a method of Fourier modes"
+        )
+    return 0.5 * np.diag(covariance)
 
 
 # Gather kernels: spline value at each departure point, clamped to the nodal values around it. Nodal values come

@@ -17,19 +17,20 @@ import numpy as np
 import xarray as xr
 
 from pdekit.characteristics import characteristics
-from pdekit.equation.advection import fft_library
+from pdekit.equation.coefficients import bound
 from pdekit.equation.march import March, Record, Setup, unresolved
 from pdekit.equation.method import METHODS, Method
-from pdekit.equation.plan import Plan, Planner, growth_exponent, lost_modes
+from pdekit.equation.operator import Grid, fft_library
+from pdekit.equation.plan import Plan, Planner, growth_exponent, lost_modes, stands
 from pdekit.equation.resolution import Flow, ResolutionWarning
 from pdekit.equation.semilagrangian import SemiLagrangian
 from pdekit.equation.spectral_method import KrylovMethod, LawsonMethod
 from pdekit.equation.storage import Checkpoint, FileFrames, MemoryFrames, fingerprint
 from pdekit.equation.tolerance import ResolvedMethod
+from pdekit.field import as_grid, node_points
 from pdekit.numerics.diagnostics import cell_peclet, courant
 from pdekit.problem import ConvectionDiffusion
 from pdekit.runtime.checks import check_real, check_whole, real_values
-from pdekit.velocity import node_points
 
 DEFAULT_NUM_POINTS = 128
 DEFAULT_DT = 1e-3
@@ -39,7 +40,7 @@ DEFAULT_RTOL = 1e-8  # of the methods that choose their steps by it
 def solve(
     problem: ConvectionDiffusion,
     *,
-    num_points: int | None = None,
+    num_points: int | tuple[int, ...] | None = None,
     dt: float | None = None,
     method: str = "auto",
     times: Sequence[float] | None = None,
@@ -53,20 +54,21 @@ def solve(
 ) -> xr.Dataset:
     """Solve the problem from its terminal condition back to t = 0 on a uniform grid.
 
-    num_points: nodes along each axis of what is handed out. With `rtol` they restrict nothing: the solution is computed
-        with the modes that it needs, and without num_points handed out on the nodes of these. Otherwise it is also the
-        grid of the computation, 128 by default.
+    num_points: nodes along each axis of what is handed out, one number or (N₁, ..., N_d). With `rtol` they restrict
+        nothing: the solution is computed with the modes that it needs, and without num_points handed out on the nodes
+        of these. Otherwise it is also the grid of the computation, 128 by default.
     dt: step size, 1e-3 by default; shortened a little where it does not divide the horizon. Methods that choose their
         steps do without.
     method: "auto", see `choose_method`; "spectral_krylov" (exact in time up to rtol, for an F that stands still or is
         redrawn), "spectral_rk4", "spectral_ab4" (one evaluation a step), "spectral_adaptive" (Dormand-Prince steps by
-        rtol), "semi_lagrangian" (keeps max|u| <= max|f|), "characteristics" (sigma = 0: every node is carried along the
-        flow, the reference there).
+        rtol), "semi_lagrangian" (keeps max|u| <= max|f|; sigma a number or a vector), "characteristics" (sigma = 0:
+        every node is carried along the flow, the reference there).
     times: problem times t in [0, T] to keep, default (0, T); rounded to the nearest step, but for methods that choose
         their steps, which meet them exactly.
-    rtol: tolerance. With "auto", for an F that stands still or is redrawn, of max|error| / max|f| in space and time
-        together; with "spectral_krylov" of the same on the grid asked for, so in time alone; with "spectral_adaptive"
-        of the local error a unit of time. 1e-8 where a method needs one and none is given.
+    rtol: tolerance. With "auto", where the equation stands still but for an F that is redrawn, of max|error| relative
+        to max|f| + T max|g|, in space and time together; with "spectral_krylov" of the same on the grid asked for, so
+        in time alone; with "spectral_adaptive" of the local error a unit of time. 1e-8 where a method needs one and
+        none is given.
     fft: "auto", "rocket", "scipy" or "fftw".
     progress: show a progress bar; default: on a terminal only.
     seed: recorded in the attributes, for problems drawn at random.
@@ -76,8 +78,8 @@ def solve(
     frames_to: NetCDF file that takes the frames as they are computed, so that memory holds one; the Dataset
         returned then reads from it.
 
-    Returns a Dataset with `u` over (time, x[, y[, z]]), time increasing, and how it was made in `attrs`: sigma,
-    horizon, dt (the mean one where it changed on the way), num_steps taken, method and method_reason, continuation,
+    Returns a Dataset with `u` over (time, x[, y[, z]][, field]), time increasing, and how it was made in `attrs`:
+    sigma, box, horizon, dt (the mean one where it changed), num_steps taken, method and method_reason, continuation,
     peclet, courant, overshoot (of max|f| by a frame), seconds (of all calls that took part), versions, rtol, seed, and
 
     - warnings: all that was warned about, or "none";
@@ -103,10 +105,14 @@ def solve(
     is known that a mode would grow, and as soon as the solution leaves the bound max|u| <= max|f| beyond what an
     under-resolved grid explains.
     """
-    if num_points is not None:
-        num_points = check_whole("num_points", num_points, 8)
     if problem.dim not in (1, 2, 3):
         raise ValueError(f"solve: expected 1, 2 or 3 space dimensions, got {problem.dim}; feynman_kac takes any")
+    if problem.domain == "space":
+        raise ValueError(
+            "solve: expected a box, got domain='space', which no grid holds; choose box=((a, b), ...) wide enough that "
+            "few paths leave it (`bridge.box.Box` bounds how many), with coefficients that are periodic there"
+        )
+    grid = None if num_points is None else _checked_grid(num_points, problem.dim)
     dt = None if dt is None else check_real("dt", dt, "a positive step")
     rtol = None if rtol is None else check_real("rtol", rtol, "a positive number")
     checkpoint_seconds = check_real("checkpoint_seconds", checkpoint_seconds, "a number >= 0", positive=False)
@@ -114,6 +120,7 @@ def solve(
         raise ValueError(f"method: expected 'auto' or one of {', '.join(METHODS)}, got {method!r}")
     library = fft_library(fft)
     wanted = _wanted(times, problem.horizon)
+    given, problem = problem, problem.on_unit_box
     findings: list[str] = []
 
     def say(messages: Iterable[str]) -> None:
@@ -121,21 +128,22 @@ def solve(
             findings.append(message)
             warnings.warn(message, ResolutionWarning, stacklevel=3)
 
-    if rtol is not None and method == "auto" and problem.velocity.interval > 0.0:
-        setup = _by_tolerance(problem, num_points, rtol, wanted, library)
+    if rtol is not None and method == "auto" and stands(problem):
+        setup = _by_tolerance(problem, grid, rtol, wanted, library)
     else:
-        setup = _on_grid(problem, num_points or DEFAULT_NUM_POINTS, method, dt, rtol, wanted, library)
+        grid = grid or as_grid(DEFAULT_NUM_POINTS, problem.dim)
+        setup = _on_grid(problem, grid, method, dt, rtol, wanted, library)
     plan = setup.plan
     if plan.method == "characteristics" and checkpoint is not None:
         raise ValueError("checkpoint: expected a method that steps through time, got 'characteristics'")
     if frames_to is None:
         frames: MemoryFrames | FileFrames = MemoryFrames(len(setup.stops))
-    elif num_points is None and plan.resolved:
+    elif grid is None and plan.resolved:
         raise ValueError("frames_to: expected num_points with it, the nodes along an axis of the file")
     else:
-        frames = FileFrames(frames_to, len(setup.stops), setup.terminal.shape)
+        frames = FileFrames(frames_to, len(setup.stops), setup.terminal.shape, problem.dim)
     if plan.method != "characteristics":
-        say(problem.check_periodic())
+        say(given.check_periodic())
     say(setup.messages)
 
     restart = None
@@ -144,6 +152,7 @@ def solve(
     else:
         if checkpoint is not None:
             description = fingerprint(problem) | {
+                "box": given.box and [list(ends) for ends in given.box],
                 "method": plan.method,
                 "resolved": plan.resolved,
                 "rtol": setup.rtol,
@@ -153,24 +162,25 @@ def solve(
             restart = Checkpoint(checkpoint, description)
         march = March(problem, setup)
         record = march.run(frames, restart, checkpoint_seconds, progress)
-        say(unresolved(setup, record))
+        say(unresolved(setup, record, problem.dim))
 
-    num_points = frames.num_points
+    grid = frames.grid(problem.dim)
     dt = problem.horizon / setup.num_steps
     steady = record.taken == 0 or math.isclose(record.s, record.taken * dt, rel_tol=1e-9)
     dt = dt if steady else record.s / record.taken  # the mean one where it changed on the way
     speed = max(setup.flow.speed, record.speed_met)
     attrs: dict[str, Any] = {
-        "equation": "du/dt + F.grad u + sigma^2/2 lap u = 0, u(x, T) = f(x)",
-        "sigma": problem.sigma,
+        "equation": "du/dt + F.grad u + tr(sigma sigma^T hess u)/2 - V u + g = 0, u(x, T) = f(x)",
+        "sigma": _described(given),
+        "box": np.ravel(given.box) if given.box else "unit",
         "horizon": problem.horizon,
         "dt": dt,
         "num_steps": record.taken,
         "method": plan.method,
         "method_reason": plan.reason,
         "continuation": problem.velocity.continuation,
-        "peclet": cell_peclet(speed, num_points, problem.diffusivity),
-        "courant": courant(speed, num_points, dt),
+        "peclet": cell_peclet(speed, min(grid), setup.flow.diffusivity),
+        "courant": courant(speed, max(grid), dt),
         "overshoot": max(record.largest / setup.bound - 1.0, 0.0) if setup.bound > 0 else 0.0,
         "warnings": "; ".join(findings) or "none",
         "seconds": record.seconds,
@@ -183,58 +193,73 @@ def solve(
         if not plan.resolved:
             attrs |= {"tail": record.tail, "terminal_lost": plan.terminal_lost, "velocity_lost": plan.velocity_lost}
     attrs |= {k: v for k, v in {"growth": setup.growth, "rtol": setup.rtol, "seed": seed}.items() if v is not None}
-    grid = np.arange(num_points) / num_points
     stored = np.array([t for _, t in reversed(setup.stops)])
     coords: dict[str, Any] = {"time": ("time", stored, {"long_name": "problem time t"})}
-    axes = ("x", "y", "z")[: problem.dim]
-    coords |= {a: (a, grid, {"long_name": a, "units": "box lengths"}) for a in axes}
+    for name, n, a, length in zip("xyz", grid, given.origin, given.lengths, strict=False):
+        described = {"long_name": name} | ({} if given.box else {"units": "box lengths"})
+        coords[name] = (name, a + length * np.arange(n) / n, described)
     solution = frames.finish(coords, attrs)
     if restart is not None:
         restart.discard()
     return solution
 
 
-def _by_tolerance(
-    problem: ConvectionDiffusion, num_points: int | None, rtol: float, wanted: list[float], fft: str
-) -> Setup:
-    """Modes and substeps by the tolerance; num_points: nodes handed out, None for those that the modes need."""
+def _checked_grid(num_points: int | tuple[int, ...], dim: int) -> Grid:
+    """Nodes along each axis, or a ValueError."""
+    counts = num_points if isinstance(num_points, tuple | list | np.ndarray) else (num_points,) * dim
+    if len(counts) != dim:
+        raise ValueError(f"num_points: expected one number or one for each of {dim} axes, got {num_points}")
+    return tuple(check_whole("num_points", n, 8) for n in counts)
+
+
+def _described(problem: ConvectionDiffusion) -> Any:
+    """σ for the record: the number or the elements that it is, or that it is a function."""
+    if isinstance(problem.sigma, float):
+        return problem.sigma
+    constant = problem.noise.constant
+    return "a function" if constant is None else np.ravel(constant)
+
+
+def _by_tolerance(problem: ConvectionDiffusion, grid: Grid | None, rtol: float, wanted: list[float], fft: str) -> Setup:
+    """Modes and substeps by the tolerance; grid: nodes handed out, None for those that the modes need."""
     if rtol < 1e-13:
         raise ValueError(f"rtol: expected at least 1e-13 in double precision, got {rtol:g}")
     stops = _stops(wanted, problem.horizon, None)
-    method = ResolvedMethod(problem, num_points=num_points, rtol=rtol, duration=stops[-1][0], fft=fft)
+    method = ResolvedMethod(problem, grid=grid, rtol=rtol, duration=stops[-1][0], fft=fft)
     terminal = method.field(method.start())
     return Setup(
         plan=Plan("spectral_krylov", f"as many modes and substeps as rtol = {rtol:g} takes", resolved=True),
         method=method,
-        flow=Flow.of(problem, method.start_points, with_strain=False),
+        flow=Flow.of(problem, as_grid(method.start_points, problem.dim), with_strain=False),
         stops=stops,
         num_steps=1,
         terminal=terminal,
-        bound=method.largest,
+        bound=method.bound,
         rtol=rtol,
     )
 
 
 def _on_grid(
     problem: ConvectionDiffusion,
-    num_points: int,
+    grid: Grid,
     method: str,
     dt: float | None,
     rtol: float | None,
     wanted: list[float],
     fft: str,
 ) -> Setup:
-    """A grid of `num_points` nodes an axis, and a method for it."""
+    """A grid, and a method for it."""
     first_stop = min((problem.horizon - t for t in wanted if t < problem.horizon), default=0.0)
-    flow = Flow.of(problem, num_points, with_strain=method in ("auto", "semi_lagrangian"))
-    planner = Planner(problem, num_points, flow, first_stop)
+    flow = Flow.of(problem, grid, with_strain=method in ("auto", "semi_lagrangian"))
+    planner = Planner(problem, grid, flow, first_stop)
     plan = planner.plan(method, dt=dt, rtol=rtol)
     if plan.kind.adaptive and rtol is None:
         rtol = DEFAULT_RTOL
     num_steps = max(1, math.ceil(problem.horizon / (dt or DEFAULT_DT) - 1e-9))
     _check_options(problem, plan.method, dt or DEFAULT_DT, rtol)
     stops = _stops(wanted, problem.horizon, None if plan.kind.adaptive else num_steps)
-    terminal = problem.terminal_nodes(num_points)
+    terminal = problem.terminal_nodes(grid)
+    largest = max(float(np.abs(terminal).max()), *(f.largest for f in planner.terminal))
     setup = Setup(
         plan=plan,
         method=None,
@@ -242,25 +267,26 @@ def _on_grid(
         stops=stops,
         num_steps=num_steps,
         terminal=terminal,
-        bound=max(float(np.abs(terminal).max()), planner.terminal.largest),
+        bound=bound(problem, largest, grid),
         rtol=rtol,
     )
     if plan.method == "characteristics":
         return setup
-    growth, unstable = growth_exponent(problem, flow, plan, num_points, num_steps)
-    size: dict[str, Any] = {"num_points": num_points, "padded": plan.padded, "fft": fft}
+    growth, unstable = growth_exponent(problem, flow, plan, grid, num_steps)
+    size: dict[str, Any] = {"grid": grid, "padded": plan.padded, "fft": fft}
     how: Method
     if plan.method == "semi_lagrangian":
         # an RK4 substep on which F strains by at most a half misses the departure point by < 1/2000 of the way
         substeps = max(1, math.ceil(2.0 * flow.strain * problem.horizon / num_steps))
-        how = SemiLagrangian(problem, num_points=num_points, dt=problem.horizon / num_steps, substeps=substeps)
+        how = SemiLagrangian(problem, grid=grid, dt=problem.horizon / num_steps, substeps=substeps)
     elif plan.kind.standing:
         assert rtol is not None
         how = KrylovMethod(problem, rtol=rtol, duration=stops[-1][0], **size)
     else:
         how = LawsonMethod(problem, dt=problem.horizon / num_steps, kind=plan.method, rtol=rtol, **size)
-    watched = (first_stop, float(terminal.std())) if not plan.kind.spectral or planner.coupled else None
-    messages = [*lost_modes(planner, plan, num_points), *unstable]
+    variation = np.atleast_1d(terminal.std(axis=tuple(range(problem.dim))))
+    watched = (first_stop, variation) if not plan.kind.spectral or planner.coupled else None
+    messages = [*lost_modes(planner, plan, grid), *unstable]
     return replace(setup, method=how, growth=growth, messages=messages, watched=watched)
 
 
@@ -269,10 +295,16 @@ def _check_options(problem: ConvectionDiffusion, method: str, dt: float, rtol: f
     if not kind.adaptive and rtol is not None:
         adaptive = ", ".join(name for name, other in METHODS.items() if other.adaptive)
         raise ValueError(f"rtol: expected one of the methods that it drives, {adaptive}, got {method!r}")
-    if kind.standing and not problem.velocity.interval > 0.0:
-        raise ValueError(f"method {method!r}: expected a velocity that stands still in time, or jumps, got a function")
-    if method == "characteristics" and problem.sigma > 0:
-        raise ValueError(f"method 'characteristics': expected sigma = 0, got {problem.sigma:g}")
+    if kind.standing and not stands(problem):
+        raise ValueError(
+            f"method {method!r}: expected a velocity that stands still in time, or jumps, and steady coefficients, "
+            "got a function of t"
+        )
+    if method == "characteristics":
+        if not problem.noise.none:
+            raise ValueError(f"method 'characteristics': expected sigma = 0, got {_described(problem)}")
+        if problem.potential is not None or problem.source is not None:
+            raise ValueError("method 'characteristics': expected neither potential nor source; use 'semi_lagrangian'")
     if problem.velocity.jumps:
         if not kind.one_step:
             raise ValueError(f"a velocity that jumps in time needs a one-step method with fixed dt, got {method!r}")
@@ -302,7 +334,7 @@ def _stops(wanted: list[float], horizon: float, num_steps: int | None) -> list[t
 def _carry(problem: ConvectionDiffusion, setup: Setup, frames: MemoryFrames | FileFrames) -> Record:
     """u(x, t) = f(X_T) along dX = F dt from every node."""
     began = time.perf_counter()
-    nodes = node_points(setup.terminal.shape[0], problem.dim)
+    nodes = node_points(setup.grid(problem.dim), problem.dim)
     record = Record()
     for index, (s, t) in enumerate(setup.stops):
         steps = round(s / problem.horizon * setup.num_steps)

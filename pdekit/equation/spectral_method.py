@@ -1,63 +1,115 @@
-"""The convection-diffusion equation on kept Fourier modes: the advection term joined to a way through time."""
+"""The convection-diffusion equation on kept Fourier modes: its products joined to a way through time.
+
+The state is modes (K, 2K₁+1, ..., K_d+1) of K fields, 1 for a single one.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pdekit.equation.advection import SpectralAdvection, bandlimit, resized
+from pdekit.equation.coefficients import Coefficients, growth
 from pdekit.equation.krylov import Krylov
+from pdekit.equation.operator import Grid, SpectralOperator, cutoff_of, resized
 from pdekit.equation.steppers import Stepper, StepperAB4, StepperDP5, StepperRK4
-from pdekit.numerics.diagnostics import max_speed
+from pdekit.field import Field
 from pdekit.problem import ConvectionDiffusion
 from pdekit.runtime.kernels import kernel
-from pdekit.velocity import Velocity
 
 
 class _Modes:
-    """The state and the operators of a problem on kept Fourier modes."""
+    """The state and the operators of a problem of the unit box on kept Fourier modes.
 
-    def __init__(self, problem: ConvectionDiffusion, num_points: int, *, padded: bool, fft: str) -> None:
-        self.problem, self._padded = problem, padded
-        cutoff = bandlimit(problem.velocity.nodes(num_points, 0.0)) if problem.velocity.steady else None
-        self.advection = SpectralAdvection(num_points, problem.dim, velocity_cutoff=cutoff, padded=padded, fft=fft)
-        self.symbol = problem.diffusivity * self.advection.laplacian
-        self._standing: Velocity = problem.velocity
+    transposed: solve ∂ρ/∂t = Aᵀρ forward in time in place of u' = A u backward.
+    """
+
+    def __init__(
+        self, problem: ConvectionDiffusion, grid: Grid, *, padded: bool, fft: str, transposed: bool = False
+    ) -> None:
+        self.problem, self._padded, self._transposed = problem, padded, transposed
+        self.coefficients = Coefficients(problem, grid)
+        terms, bands = self.coefficients.terms, self.coefficients.bands
+        self.operator = SpectralOperator(grid, terms=terms, bands=bands, padded=padded, fft=fft)
+        self.symbol = self.coefficients.symbol(self.operator)
+        self._standing: Field = problem.velocity
         self._prepared = np.empty(0)
-        self._prepared_for: tuple[Velocity, float | None] | None = None
-        self.speed_met = 0.0  # the largest |F| that was used, for an F that changes
+        self._prepared_for: tuple[Field, float | None] | None = None
+        self._source: NDArray | None = None
+        self._source_at: float | None = None
 
-    def _velocity_at(self, t: float) -> NDArray:
-        """F of the step on the product grid; `_standing` serves until the step's end, where the next may begin."""
-        key = self._standing, None if self._standing.steady else t
+    @property
+    def speed_met(self) -> float:
+        return self.coefficients.speed_met
+
+    def _time(self, s: float) -> float:
+        """The problem time of a march's own time."""
+        return s if self._transposed else self.problem.horizon - s
+
+    def _prepared_at(self, t: float) -> NDArray:
+        """Coefficients on the product grid; `_standing` serves until the step's end, where the next may begin."""
+        key = self._standing, None if self.coefficients.steady or self._standing_alone() else t
         if key != self._prepared_for:
-            nodes = self._standing.nodes(self.advection.num_points, t)
-            if not self.problem.velocity.steady:
-                self.speed_met = max(self.speed_met, max_speed(nodes))
-            self._prepared, self._prepared_for = self.advection.prepare_velocity(nodes), key
+            self._prepared = self.operator.prepare(self.coefficients.nodes(t, self._standing))
+            self._prepared_for = key
         return self._prepared
 
+    def _standing_alone(self) -> bool:
+        """Whether the standing velocity is all that changes."""
+        others = (self.problem.potential, self.problem.noise.field)
+        return self._standing.steady and all(field is None or field.steady for field in others)
+
+    def _source_modes(self, t: float) -> NDArray | None:
+        """ĝ at a time, None without a source."""
+        source = self.problem.source
+        if source is None or self._transposed:
+            return None
+        at = 0.0 if source.steady else t
+        if at != self._source_at:
+            self._source, self._source_at = self.operator.to_modes(source.nodes(self.operator.grid, at)[0]), at
+        return self._source
+
+    def _products(self, u: NDArray, t: float, out: NDArray) -> None:
+        """out = Σ_c a_c D^c u, or its transpose, for each field."""
+        apply = self.operator.transpose if self._transposed else self.operator.evaluate
+        prepared = self._prepared_at(t)
+        for modes, into in zip(u, out, strict=True):
+            apply(modes, prepared, into)
+
     def start(self, field: NDArray) -> NDArray:
-        return self.advection.to_modes(field)
+        fields = fields_first(field, self.problem.dim)
+        return np.stack([self.operator.to_modes(f) for f in fields])
 
     def field(self, u_hat: NDArray) -> NDArray[np.float64]:
-        return self.advection.to_grid(u_hat)
+        return fields_last(np.stack([self.operator.to_grid(u) for u in u_hat]), self.problem)
 
     def norm(self, u_hat: NDArray) -> float:
-        return self.advection.norm(u_hat)
+        norms = [self.operator.norm(u) for u in u_hat]
+        return max(norms) if all(n == n for n in norms) else math.nan
 
-    def energies(self, u_hat: NDArray) -> tuple[float, float]:
-        return self.advection.energies(u_hat)
+    def energies(self, u_hat: NDArray) -> tuple[NDArray, NDArray]:
+        tails, totals = zip(*(self.operator.energies(u) for u in u_hat), strict=True)
+        return np.array(tails), np.array(totals)
 
-    def facts(self) -> dict[str, float]:
-        return {"cutoff": self.advection.cutoff, "padded": int(self._padded)}
+    def facts(self) -> dict[str, Any]:
+        return {"cutoff": max(self.operator.cutoff), "padded": int(self._padded)}
 
     def convert(self, modes: NDArray) -> NDArray:
         """Modes kept on another grid (trailing axes), as modes of this one: cut off or filled up with zeros."""
-        here = self.advection.cutoff
-        return modes if modes.shape[-1] - 1 == here else resized(modes, here, self.problem.dim)
+        here = self.operator.cutoff
+        return modes if cutoff_of(modes.shape[-len(here) :]) == here else resized(modes, here)
+
+
+def fields_first(field: NDArray, dim: int) -> NDArray:
+    """(N₁, ..., N_d) or (N₁, ..., N_d, K) as (K, N₁, ..., N_d)."""
+    return np.moveaxis(field, -1, 0) if field.ndim > dim else field[None]
+
+
+def fields_last(fields: NDArray, problem: ConvectionDiffusion) -> NDArray:
+    """(K, N₁, ..., N_d) as (N₁, ..., N_d, K), or without that axis for a single function."""
+    return fields[0] if problem.num_fields is None else np.ascontiguousarray(np.moveaxis(fields, 0, -1))
 
 
 class LawsonMethod(_Modes):
@@ -67,33 +119,47 @@ class LawsonMethod(_Modes):
         self,
         problem: ConvectionDiffusion,
         *,
-        num_points: int,
+        grid: Grid,
         dt: float,
         kind: str,
         padded: bool = False,
         fft: str = "auto",
         rtol: float | None = None,
+        transposed: bool = False,
     ) -> None:
-        super().__init__(problem, num_points, padded=padded, fft=fft)
+        super().__init__(problem, grid, padded=padded, fft=fft, transposed=transposed)
+        fields = problem.num_fields or 1
         if kind == "spectral_rk4":
-            self.stepper: Stepper = StepperRK4(self.symbol, self._advance, dt)
+            self.stepper: Stepper = StepperRK4(self.symbol, self.advance, dt, fields)
         elif kind == "spectral_ab4":
-            self.stepper = StepperAB4(self.symbol, self._advance, dt)
+            self.stepper = StepperAB4(self.symbol, self.advance, dt, fields)
         else:
             assert rtol is not None
-            self.stepper = StepperDP5(self.symbol, self._advance, dt, norm=self.norm, rtol=rtol)
+            self.stepper = StepperDP5(self.symbol, self.advance, dt, fields, norm=self.norm, rtol=rtol)
         self.history, self.restore = self.stepper.history, self.stepper.restore
 
-    def _advance(self, u_hat: NDArray, s: float, out: NDArray) -> None:
-        self.advection.evaluate(u_hat, self._velocity_at(self.problem.horizon - s), out)
+    def advance(self, u_hat: NDArray, s: float, out: NDArray) -> None:
+        """out = N(u, s), what the stepper treats explicitly."""
+        t = self._time(s)
+        self._products(u_hat, t, out)
+        if (source := self._source_modes(t)) is not None:
+            out += source
+
+    def stand(self, s: float) -> None:
+        """Take the piece of F that stands in the step from s on."""
+        t = self._time(s) if self._transposed else self._time(s) - self.stepper.dt
+        self._standing = self.problem.velocity.standing(t)
 
     def step(self, u_hat: NDArray, s: float, limit: float = math.inf) -> tuple[NDArray, float]:
-        self._standing = self.problem.velocity.standing(self.problem.horizon - s - self.stepper.dt)
+        self.stand(s)
         return u_hat, self.stepper.step(u_hat, s, limit)
 
 
 class KrylovMethod(_Modes):
-    """Exact in time up to rtol · max|f|, for an F that stands still or jumps: see `pdekit.equation.krylov`.
+    """Exact in time up to rtol · max|f|, for what stands still or jumps: see `pdekit.equation.krylov`.
+
+    A steady source makes the equation one with a further unknown, constant in time, that it is multiplied by
+    (u' = A u + g w, w' = 0): the imaginary part of the mean, which a real field leaves free, is that unknown.
 
     duration: from T back to the first frame.
     """
@@ -102,44 +168,104 @@ class KrylovMethod(_Modes):
         self,
         problem: ConvectionDiffusion,
         *,
-        num_points: int,
+        grid: Grid,
         rtol: float,
         duration: float,
         padded: bool = False,
         fft: str = "auto",
+        transposed: bool = False,
     ) -> None:
-        super().__init__(problem, num_points, padded=padded, fft=fft)
+        super().__init__(problem, grid, padded=padded, fft=fft, transposed=transposed)
         self._rtol = rtol
-        self.propagator = Krylov(self.advection.shape, self._apply, self._largest, duration)
-        self.history = self.propagator.history
+        source = self._source_modes(0.0)
+        self._forcing = None
+        if source is not None:
+            self._forcing = Forcing(source, float(np.abs(self.operator.to_grid(source)).max()), duration)
+        fields = problem.num_fields or 1
+        shape = self.operator.shape
+        self.propagators = [Krylov(shape, self._apply, self._largest, duration, fields) for _ in range(fields)]
+
+    def history(self) -> dict[str, NDArray]:
+        parts = enumerate(p.history() for p in self.propagators)
+        return {f"{i}_{name}": array for i, part in parts for name, array in part.items()}
 
     def restore(self, history: dict[str, NDArray]) -> None:
         if history:
-            self._stand(float(history["number_0"]))
-            self.propagator.restore(history)
+            self._stand(float(history["0_number_0"]))
+            for i, propagator in enumerate(self.propagators):
+                own = {k.split("_", 1)[1]: v for k, v in history.items() if k.startswith(f"{i}_")}
+                propagator.restore(own)
 
     def start(self, field: NDArray) -> NDArray:
-        self.propagator.tolerance = self._rtol * float(np.abs(field).max())
-        return super().start(field)
+        state = super().start(field)
+        for propagator, own in zip(self.propagators, fields_first(field, self.problem.dim), strict=True):
+            # errors grow as u itself may
+            size = float(np.abs(own).mean() if self._transposed else np.abs(own).max())
+            propagator.tolerance = self._rtol * size / growth(self.problem, self.operator.grid)
+        if self._forcing is not None:
+            for modes in state:
+                self._forcing.begin(modes)
+        return state
 
-    def facts(self) -> dict[str, float]:
-        own = {"error_estimate_time": self.propagator.estimate, "applications": self.propagator.applications}
+    def facts(self) -> dict[str, Any]:
+        own = {
+            "error_estimate_time": max(p.estimate for p in self.propagators),
+            "applications": sum(p.applications for p in self.propagators),
+        }
         return super().facts() | own
 
     def _apply(self, u_hat: NDArray, out: NDArray) -> None:
-        self.advection.evaluate(u_hat, self._velocity_at(0.0), out)
+        self._products(u_hat[None], 0.0, out[None])
         add_product(self.symbol.reshape(-1), u_hat.reshape(-1), out.reshape(-1))
+        if self._forcing is not None:
+            self._forcing.add(u_hat, out)
 
     def _largest(self, u_hat: NDArray) -> float:
-        return float(np.abs(self.advection.to_grid(u_hat)).max())
+        """The norm in which the equation adds nothing to an error: max|u|, or for the density ∫|ρ|."""
+        values = np.abs(self.operator.to_grid(u_hat))
+        size = float(values.mean() if self._transposed else values.max())
+        return size if self._forcing is None else size + self._forcing.effect(u_hat)
 
     def step(self, u_hat: NDArray, s: float, limit: float = math.inf) -> tuple[NDArray, float]:
-        return u_hat, self.propagator.step(u_hat, s, limit, standing=self._stand(s))
+        standing = self._stand(s)
+        taken = limit
+        for propagator, modes in zip(self.propagators, u_hat, strict=True):
+            taken = min(taken, propagator.serve(modes, s, standing=standing))
+        for propagator, modes in zip(self.propagators, u_hat, strict=True):
+            propagator.state(s + taken, modes)
+        return u_hat, taken
 
     def _stand(self, s: float) -> float:
-        """Take the piece of F that stands before t = T - s, and return for how long it does."""
-        self._standing, duration = self.problem.velocity.before(self.problem.horizon - s)
+        """Take the piece of F that stands, and return for how long it does."""
+        if self._transposed:
+            t, interval = self._time(s), self.problem.velocity.interval
+            self._standing = self.problem.velocity.standing(t)
+            return (math.floor(t / interval + 1e-9) + 1) * interval - t if self.problem.velocity.jumps else math.inf
+        self._standing, duration = self.problem.velocity.before(self._time(s))
         return duration
+
+
+class Forcing:
+    """A steady source as a further unknown, the imaginary part of the mean mode: see `KrylovMethod`.
+
+    modes: ĝ; largest: max|g|; duration: in which it acts.
+    """
+
+    def __init__(self, modes: NDArray, largest: float, duration: float) -> None:
+        self.modes, self._effect = modes, largest * duration
+        self._unit = max(self._effect, 1e-300)  # of the unknown, so that it weighs as much as what it brings about
+        self._mean = (0,) * modes.ndim
+
+    def begin(self, modes: NDArray) -> None:
+        modes[self._mean] = modes[self._mean].real + 1j * self._unit
+
+    def add(self, u_hat: NDArray, out: NDArray) -> None:
+        out += (u_hat[self._mean].imag / self._unit) * self.modes
+        out[self._mean] = out[self._mean].real
+
+    def effect(self, u_hat: NDArray) -> float:
+        """max|u| that the unknown brings about."""
+        return abs(float(u_hat[self._mean].imag)) * self._effect / self._unit
 
 
 @kernel(fastmath={"contract"})

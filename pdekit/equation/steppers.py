@@ -8,8 +8,8 @@ size; a stage is then one fused pass over the modes.
     StepperAB4       Adams-Bashforth, fourth order, 1 evaluation a step, started by RK4
     StepperDP5       Dormand-Prince 5(4), step size driven by a tolerance, 6 evaluations a step (FSAL)
 
-A stepper advances a state in place: `step(u, s, limit)` returns the step size taken, which for the adaptive one is at
-most `limit`.
+A stepper advances a state (K, ...) of K fields in place: `step(u, s, limit)` returns the step size taken, which for the
+adaptive one is at most `limit`.
 """
 
 from __future__ import annotations
@@ -41,17 +41,26 @@ class Stepper(Protocol):
         """Take over the arrays that `history` gave."""
 
 
+def _rows(fields: NDArray) -> NDArray:
+    """(K, ...) as (K, M)."""
+    return fields.reshape(len(fields), -1)
+
+
 @kernel(fastmath={"contract"})
 def _combine(u: NDArray, factor: NDArray, weights: NDArray, stages: NDArray, out: NDArray) -> None:
-    """out = factor * u + Σ_j weights[j] * stages[j], elementwise; out may be u."""
-    num_stages, m = stages.shape
-    for start in range(0, m, 512):  # by blocks, so that out stays in the first-level cache
-        stop = min(start + 512, m)
-        for p in range(start, stop):
-            out[p] = factor[p] * u[p]
-        for j in range(num_stages):
+    """out = factor * u + Σ_j weights[j] * stages[j], elementwise; out may be u.
+
+    u, out: (K, M); factor: (M,); weights: (S, M); stages: (S, K, M).
+    """
+    num_stages, fields, m = stages.shape
+    for k in range(fields):
+        for start in range(0, m, 512):  # by blocks, so that out stays in the first-level cache
+            stop = min(start + 512, m)
             for p in range(start, stop):
-                out[p] += weights[j, p] * stages[j, p]
+                out[k, p] = factor[p] * u[k, p]
+            for j in range(num_stages):
+                for p in range(start, stop):
+                    out[k, p] += weights[j, p] * stages[j, k, p]
 
 
 class _Tableau:
@@ -80,11 +89,11 @@ class StepperRK4:
     _A = ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
     _C = (0.0, 0.5, 0.5, 1.0, 1.0)
 
-    def __init__(self, symbol: NDArray, advance: Advance, dt: float) -> None:
-        self.dt, self._advance, self._shape = dt, advance, symbol.shape
+    def __init__(self, symbol: NDArray, advance: Advance, dt: float, fields: int = 1) -> None:
+        self.dt, self._advance = dt, advance
         self._tableau = _Tableau(self._A, self._C, symbol.ravel(), dt)
-        self.slopes = np.empty((4, *symbol.shape), dtype=complex)
-        self._stage = np.empty(symbol.shape, dtype=complex)
+        self.slopes = np.empty((4, fields, *symbol.shape), dtype=complex)
+        self._stage = np.empty((fields, *symbol.shape), dtype=complex)
 
     @staticmethod
     def amplification(w: NDArray) -> NDArray[np.float64]:
@@ -92,8 +101,8 @@ class StepperRK4:
         return np.abs(1.0 + w * (1.0 + w / 2.0 * (1.0 + w / 3.0 * (1.0 + w / 4.0))))
 
     def step(self, u: NDArray, s: float, limit: float = np.inf) -> float:
-        flat, stage = u.reshape(-1), self._stage.reshape(-1)
-        slopes = self.slopes.reshape(4, -1)
+        flat, stage = _rows(u), _rows(self._stage)
+        slopes = self.slopes.reshape(4, *flat.shape)
         self._advance(u, s, self.slopes[0])
         for i, (factor, weights, used) in enumerate(self._tableau.rows[:-1], start=1):
             _combine(flat, factor, weights, slopes[used], stage)
@@ -116,16 +125,16 @@ class StepperAB4:
     order = 4
     _B = (55 / 24, -59 / 24, 37 / 24, -9 / 24)
 
-    def __init__(self, symbol: NDArray, advance: Advance, dt: float) -> None:
+    def __init__(self, symbol: NDArray, advance: Advance, dt: float, fields: int = 1) -> None:
         self.dt, self._advance = dt, advance
         flat = symbol.ravel()
         self._factor = np.exp(flat * dt)
         # the slope of j steps ago reaches the new time through exp(L (j + 1) dt)
         self._weights = np.stack([dt * b * np.exp(flat * ((j + 1) * dt)) for j, b in enumerate(self._B)])
         self._rolled = [np.stack([self._weights[(newest - slot) % 4] for slot in range(4)]) for newest in range(4)]
-        self._slopes = np.zeros((4, *symbol.shape), dtype=complex)
+        self._slopes = np.zeros((4, fields, *symbol.shape), dtype=complex)
         self._taken = 0
-        self._starter: StepperRK4 | None = StepperRK4(symbol, advance, dt)
+        self._starter: StepperRK4 | None = StepperRK4(symbol, advance, dt, fields)
 
     @classmethod
     def amplification(cls, w: NDArray) -> NDArray[np.float64]:
@@ -145,8 +154,8 @@ class StepperAB4:
             return self.dt
         self._starter = None
         self._advance(u, s, self._slopes[newest])
-        flat = u.reshape(-1)
-        _combine(flat, self._factor, self._rolled[newest], self._slopes.reshape(4, -1), flat)
+        flat = _rows(u)
+        _combine(flat, self._factor, self._rolled[newest], self._slopes.reshape(4, *flat.shape), flat)
         return self.dt
 
     def history(self) -> dict[str, NDArray]:
@@ -185,6 +194,7 @@ class StepperDP5:
         symbol: NDArray,
         advance: Advance,
         dt: float,
+        fields: int = 1,
         *,
         norm: Callable[[NDArray], float],
         rtol: float,
@@ -193,9 +203,9 @@ class StepperDP5:
             raise ValueError(f"rtol: expected a positive number, got {rtol}")
         self.dt, self.rtol = dt, rtol
         self._symbol, self._advance, self._norm = symbol.ravel(), advance, norm
-        self._slopes = np.empty((7, *symbol.shape), dtype=complex)
-        self._stage = np.empty(symbol.shape, dtype=complex)
-        self._error = np.empty(symbol.shape, dtype=complex)
+        self._slopes = np.empty((7, fields, *symbol.shape), dtype=complex)
+        self._stage = np.empty((fields, *symbol.shape), dtype=complex)
+        self._error = np.empty((fields, *symbol.shape), dtype=complex)
         self._zero = np.zeros(symbol.size)
         self._tableau_dt, self._have_first, self._last_ratio = np.nan, False, 1.0
 
@@ -209,8 +219,8 @@ class StepperDP5:
 
     def step(self, u: NDArray, s: float, limit: float = np.inf) -> float:
         """One accepted step, not past s + limit. Raises FloatingPointError where the step size collapses."""
-        slopes = self._slopes.reshape(7, -1)
-        flat, stage = u.reshape(-1), self._stage.reshape(-1)
+        flat, stage = _rows(u), _rows(self._stage)
+        slopes = self._slopes.reshape(7, *flat.shape)
         while True:
             dt = min(self.dt, limit)
             if limit < 2.0 * dt and dt < limit:
@@ -224,7 +234,7 @@ class StepperDP5:
             for i, (factor, weights, used) in enumerate(self._tableau.rows, start=1):
                 _combine(flat, factor, weights, slopes[used], stage)
                 self._advance(self._stage, s + self._C[i] * dt, self._slopes[i])
-            _combine(flat, self._zero, self._error_weights, slopes, self._error.reshape(-1))
+            _combine(flat, self._zero, self._error_weights, slopes, _rows(self._error))
             allowed = self.rtol * self._norm(u) * dt
             ratio = self._norm(self._error) / allowed if allowed > 0 else 0.0
             if ratio <= 1.0:

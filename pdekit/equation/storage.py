@@ -13,9 +13,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pdekit.field import digest
 from pdekit.numerics.spectral import resample
 from pdekit.problem import ConvectionDiffusion
-from pdekit.velocity import digest
 
 
 class CheckpointError(ValueError):
@@ -23,21 +23,24 @@ class CheckpointError(ValueError):
 
 
 def fingerprint(problem: ConvectionDiffusion) -> dict[str, Any]:
-    """Identify a problem: node values by their hash, functions by their values at fixed irregular points."""
+    """Identify a problem of the unit box: node values by their hash, functions by values at fixed irregular points."""
 
     rng = np.random.default_rng(0)
     points = rng.random((128, problem.dim))
+    times = problem.horizon * rng.random(4)
+    further = {"potential": problem.potential, "source": problem.source}
     terminal: Any
     if callable(problem.terminal):
         terminal = problem.evaluate_terminal(points).tolist()
     else:
         terminal = f"nodes {digest(np.asarray(problem.terminal))}"
     return {
-        "sigma": problem.sigma,
+        "sigma": problem.noise.identity(points, times),
         "horizon": problem.horizon,
         "dim": problem.dim,
-        "velocity": problem.velocity.identity(points, problem.horizon * rng.random(4)),
+        "velocity": problem.velocity.identity(points, times),
         "terminal": terminal,
+        **{name: field and field.identity(points, times) for name, field in further.items()},
     }
 
 
@@ -114,10 +117,9 @@ class MemoryFrames:
     def put(self, index: int, field: NDArray) -> None:
         self._frames[index] = field
 
-    @property
-    def num_points(self) -> int:
-        """Nodes along an axis of the finest frame."""
-        return max(field.shape[0] for field in self._frames.values())
+    def grid(self, dim: int) -> tuple[int, ...]:
+        """Nodes of the finest frame."""
+        return max(field.shape[:dim] for field in self._frames.values())
 
     def arrays(self) -> dict[str, NDArray]:
         return {f"frame_{i}": field for i, field in self._frames.items()}
@@ -126,20 +128,25 @@ class MemoryFrames:
         self._frames = {int(k.removeprefix("frame_")): v for k, v in arrays.items() if k.startswith("frame_")}
 
     def finish(self, coords: Mapping[str, Any], attrs: Mapping[str, Any]) -> xr.Dataset:
-        num_points = len(coords["x"][1])
-        field = np.stack([resample(self._frames[i], num_points) for i in range(self._count)])
+        grid = tuple(len(coords[axis][1]) for axis in coords if axis in "xyz")
+        axes = tuple(range(len(grid)))
+        field = np.stack([resample(self._frames[i], grid, axes=axes) for i in range(self._count)])
         return dataset(field, coords, attrs)
 
 
 class FileFrames:
     """Frames written to a NetCDF file as they come; the file takes its name when it is complete."""
 
-    def __init__(self, path: str | os.PathLike[str], count: int, shape: tuple[int, ...]) -> None:
+    def __init__(self, path: str | os.PathLike[str], count: int, shape: tuple[int, ...], dim: int) -> None:
+        self._names = ("time", *("x", "y", "z")[:dim], *("field",) * (len(shape) - dim))
         self.path = Path(path)
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._shape = (count, *shape)
-        self.num_points = shape[0]
         self._started = False
+
+    def grid(self, dim: int) -> tuple[int, ...]:
+        """Nodes of each frame."""
+        return self._shape[1 : 1 + dim]
 
     def _open(self) -> Any:
         import h5netcdf
@@ -151,7 +158,7 @@ class FileFrames:
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with h5netcdf.File(self._partial, "w") as file:
-            names = ("time", "x", "y", "z")[: len(self._shape)]
+            names = self._names
             file.dimensions = dict(zip(names, self._shape, strict=True))
             file.create_variable(
                 "u", names, dtype="f8", chunks=(1, *self._shape[1:]), fillvalue=np.nan, fletcher32=True
@@ -199,4 +206,5 @@ class FileFrames:
 
 
 def dataset(field: NDArray, coords: Mapping[str, Any], attrs: Mapping[str, Any]) -> xr.Dataset:
-    return xr.Dataset({"u": (tuple(coords), field, {"long_name": "solution"})}, coords=dict(coords), attrs=dict(attrs))
+    dims = [*coords, "field"][: field.ndim]
+    return xr.Dataset({"u": (dims, field, {"long_name": "solution"})}, coords=dict(coords), attrs=dict(attrs))

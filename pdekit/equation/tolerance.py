@@ -1,10 +1,10 @@
 """Resolution in space and time by a tolerance: as many modes, at each time, as the solution needs.
 
-Modes up to K are kept. Truncation takes (1 - P_K)(F·∇u) away all the time, which by the maximum principle moves u by no
-more than the sum of what is taken, and by less where diffusion would have ended those modes soon. Its size is estimated
-from the energies of u and F by shells max|k_i| = k, phases taken for random,
+Modes up to K are kept. Truncation takes (1 - P_K) Σ_c a_c D^c u away all the time, F·∇u for one, which by the maximum
+principle moves u by no more than the sum of what is taken, and by less where diffusion would have ended those modes
+soon. Its size is estimated from the energies of u and the coefficients by shells max|k_i| = k, phases taken for random,
 
-    sup = 4 rms,    rms² = Σ_k (2πk)² |u|²_k Σ_{j > K-k} |F|²_j,
+    sup = 4 rms,    rms² = Σ_c Σ_k (2πk)^2|c| |u|²_k Σ_{j > K-k} |a_c|²_j,
 
 and K is the least for which that stays below its part of the tolerance, looked at before a basis is built and on the
 way through its substep. The modes that u no longer needs are dropped, and the error in time (`pdekit.equation.krylov`)
@@ -15,18 +15,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 
-from pdekit.equation.advection import SpectralAdvection, bandlimit, compact, resized
+from pdekit.equation.coefficients import Coefficients, growth, least_diffusivity
 from pdekit.equation.krylov import Krylov
-from pdekit.equation.spectral_method import add_product
+from pdekit.equation.operator import Grid, SpectralOperator, bandlimit, compact, resized
+from pdekit.equation.spectral_method import Forcing, add_product
+from pdekit.field import Field, node_points
 from pdekit.numerics.spectral import resample
 from pdekit.problem import ConvectionDiffusion
 from pdekit.runtime.kernels import kernel
-from pdekit.velocity import Velocity, node_points
 
 MOST_NODES = {1: 8192, 2: 2048, 3: 256}  # an axis, in products
 _GOLDEN = 0.5 * (3.0 - math.sqrt(5.0))  # of a spacing: no multiple of it is near a whole number
@@ -44,62 +46,87 @@ class _Level:
     """The operator A with modes up to one cutoff, and its propagator."""
 
     def __init__(self, method: ResolvedMethod, cutoff: int) -> None:
-        problem, points = method.problem, next_fast_len(2 * cutoff + 2, real=True)
+        dim, points = method.problem.dim, next_fast_len(2 * cutoff + 2, real=True)
         self._method, self._piece = method, method.piece
-        self.advection = SpectralAdvection(
-            points, problem.dim, cutoff=cutoff, velocity_cutoff=method.band, fft=method.fft
+        self.operator = SpectralOperator(
+            (points,) * dim,
+            terms=method.coefficients.terms,
+            cutoff=(cutoff,) * dim,
+            bands=(method.band,) * dim,
+            fft=method.fft,
         )
-        self._velocity = self.advection.prepare_velocity(method.nodes)
-        self._symbol = (problem.diffusivity * self.advection.laplacian).reshape(-1)
-        self.propagator = Krylov(self.advection.shape, self._apply, self._largest, method.duration)
+        self._prepared = self.operator.prepare(method.nodes)
+        self._symbol = method.coefficients.symbol(self.operator).reshape(-1)
+        self._forcing = None
+        if method.source is not None:
+            self._forcing = Forcing(resized(method.source, (cutoff,) * dim), method.source_largest, method.duration)
+        self.propagator = Krylov(self.operator.shape, self._apply, self._largest, method.duration)
         self.propagator.tolerance = method.in_time
 
     def _apply(self, u_hat: NDArray, out: NDArray) -> None:
         method = self._method
         method.applications += 1
         if self._piece is not method.piece:
-            self._velocity, self._piece = self.advection.prepare_velocity(method.nodes), method.piece
-        self.advection.evaluate(u_hat, self._velocity, out)
+            self._prepared, self._piece = self.operator.prepare(method.nodes), method.piece
+        self.operator.evaluate(u_hat, self._prepared, out)
         add_product(self._symbol, u_hat.reshape(-1), out.reshape(-1))
+        if self._forcing is not None:
+            self._forcing.add(u_hat, out)
 
     def _largest(self, u_hat: NDArray) -> float:
-        return float(np.abs(self.advection.to_grid(u_hat)).max())
+        size = float(np.abs(self.operator.to_grid(u_hat)).max())
+        return size if self._forcing is None else size + self._forcing.effect(u_hat)
 
 
 class ResolvedMethod:
-    """u' = A u with as many modes, and substeps as long, as max|error| <= rtol max|f| allows.
+    """u' = A u + g with as many modes, and substeps as long, as max|error| <= rtol (max|f| + T max|g|) allows.
 
-    The state is compact modes of whatever cutoff is in force. num_points: nodes handed out, None for those that the
-    cutoff needs; duration: from T back to the first frame.
+    The state is compact modes of whatever cutoff is in force, the same along each axis, of one field. grid: nodes
+    handed out, None for those that the cutoff needs; duration: from T back to the first frame.
     """
 
     def __init__(
         self,
         problem: ConvectionDiffusion,
         *,
-        num_points: int | None,
+        grid: Grid | None,
         rtol: float,
         duration: float,
         fft: str = "auto",
     ) -> None:
-        self.problem, self._num_points, self.duration, self.fft = problem, num_points, duration, fft
+        self.problem, self._grid, self.duration, self.fft = problem, grid, duration, fft
         self.speed_met = 0.0
-        most = MOST_NODES[problem.dim]
+        dim, most = problem.dim, MOST_NODES[problem.dim]
         terminal, self._lost = _terminal_nodes(problem, rtol, most)
         n = terminal.shape[-1]
-        self._terminal = compact(terminal, n // 2)
-        self.largest = float(np.abs(resample(terminal, 4 * n if 4 * n <= most else n)).max())
-        tolerance = rtol * self.largest
+        self._terminal = compact(terminal, (n // 2,) * dim)
+        largest = float(np.abs(resample(terminal, 4 * n if 4 * n <= most else n)).max())
+        self.source, self.source_largest = None, 0.0
+        if problem.source is not None:
+            nodes = _steady_nodes(problem.source, problem, rtol, most)[0]
+            self.source = compact(nodes, (nodes.shape[-1] // 2,) * dim)
+            self.source_largest = float(np.abs(nodes).max())
+            Forcing(self.source, self.source_largest, duration).begin(self._terminal)
+        first, _ = problem.velocity.before(problem.horizon)
+        held = [_steady_nodes(field, problem, rtol, most) for field in (first, problem.potential) if field is not None]
+        if problem.noise.field is not None:
+            held.append(_held("sigma", partial(_covariances, problem), problem, 1e-3 * rtol, most)[0])
+        self.coefficients = Coefficients(problem, (max(nodes.shape[-1] for nodes in held),) * dim)
+        self.nodes = self.coefficients.nodes(0.0, first)
+        own = self.coefficients.grid
+        growing = growth(problem, own)
+        self.bound = growing * (largest + problem.horizon * self.source_largest)
+        tolerance = rtol * (largest + problem.horizon * self.source_largest) / growing
         self._allowed, self._droppable = _LEAKING * tolerance, _DROPPING * tolerance
         self.in_time = tolerance - self._allowed - self._droppable
-        first, _ = problem.velocity.before(problem.horizon)
-        self.nodes = _velocity_nodes(first, problem, rtol, most)
-        self.band = bandlimit(self.nodes) if problem.velocity.steady else self.nodes.shape[-1] // 2
+        self._diffusivity = least_diffusivity(problem, own, [0.0])
+        self.band = max(bandlimit(self.nodes)) if problem.velocity.steady else own[0] // 2
         self._most = self._fast((most - self.band - 1) // 2)
         self._levels: dict[int, _Level] = {}
         self._level: _Level | None = None
         self.piece = first
-        self._shells = self._velocity_shells()
+        self._shells = self._coefficient_shells()
+        self._beyond = np.zeros(1) if self.source is None else _beyond(_shells(self.source))
         self._noise = np.zeros(0)
         self._grown = 1.0
         self._cut = 0.0  # bound of all modes that were dropped from u
@@ -120,16 +147,18 @@ class ResolvedMethod:
 
     def field(self, state: NDArray) -> NDArray[np.float64]:
         k = state.shape[-1] - 1
-        n = self._num_points or max(8, next_fast_len(2 * k + 2, real=True))
-        every = math.ceil((2 * k + 2) / n)  # values at the nodes, where the nodes cannot hold the modes
-        grid = self._at(k).advection.to_grid(state, every * n)
-        return np.ascontiguousarray(grid[(slice(None, None, every),) * grid.ndim])
+        grid = self._grid or (max(8, next_fast_len(2 * k + 2, real=True)),) * self.problem.dim
+        # values at the nodes, where the nodes cannot hold the modes
+        every = [math.ceil((2 * k + 2) / n) for n in grid]
+        finer = self._at(k).operator.to_grid(state, tuple(e * n for e, n in zip(every, grid, strict=True)))
+        return np.ascontiguousarray(finer[tuple(slice(None, None, e) for e in every)])
 
     def norm(self, state: NDArray) -> float:
-        return self._at(state.shape[-1] - 1).advection.norm(state)
+        return self._at(state.shape[-1] - 1).operator.norm(state)
 
-    def energies(self, state: NDArray) -> tuple[float, float]:
-        return self._at(state.shape[-1] - 1).advection.energies(state)
+    def energies(self, state: NDArray) -> tuple[NDArray, NDArray]:
+        tail, total = self._at(state.shape[-1] - 1).operator.energies(state)
+        return np.array([tail]), np.array([total])
 
     def convert(self, state: NDArray) -> NDArray:
         return state
@@ -189,7 +218,7 @@ class ResolvedMethod:
             level = self._at(k)
             if carried is not None:
                 level.propagator.follow(carried)
-            own = state if k == here else resized(state, k, self.problem.dim)
+            own = state if k == here else resized(state, (k,) * self.problem.dim)
             self._before = self.applications
             level.propagator.begin(own, s, left)
             leaked, ended = self._end_of(level, own)
@@ -235,10 +264,12 @@ class ResolvedMethod:
     def _leak(self, energy: NDArray, cutoff: int) -> float:
         """Bound of what truncation at the cutoff moves u by, were the energies by shells these all the time."""
         k = np.arange(min(len(energy), cutoff + 1))
-        beyond = self._shells[np.clip(cutoff - k + 1, 0, len(self._shells) - 1)]
-        rms = math.sqrt(float(((2.0 * np.pi * k) ** 2 * energy[: len(k)] * beyond).sum()))
-        decay = self.problem.diffusivity * (2.0 * np.pi * (cutoff + 1)) ** 2
-        return _CREST * rms * _LIVES * min(self.duration, 1.0 / decay if decay > 0.0 else math.inf)
+        square = float(self._beyond[min(cutoff + 1, len(self._beyond) - 1)])  # of the source
+        for order, shells in self._shells.items():
+            beyond = shells[np.clip(cutoff - k + 1, 0, len(shells) - 1)]
+            square += float(((2.0 * np.pi * k) ** (2 * order) * energy[: len(k)] * beyond).sum())
+        decay = self._diffusivity * (2.0 * np.pi * (cutoff + 1)) ** 2
+        return _CREST * math.sqrt(square) * _LIVES * min(self.duration, 1.0 / decay if decay > 0.0 else math.inf)
 
     def _fast(self, cutoff: int) -> int:
         """The largest cutoff whose products take as many nodes."""
@@ -260,16 +291,19 @@ class ResolvedMethod:
         """Take the piece of F that stands before t = T - s, and return for how long it does."""
         piece, duration = self.problem.velocity.before(self.problem.horizon - s)
         if piece is not self.piece:
-            self.piece, self.nodes = piece, piece.nodes(self.nodes.shape[-1], 0.0)
-            self._shells = self._velocity_shells()
+            self.piece, self.nodes = piece, self.coefficients.nodes(0.0, piece)
+            self._shells = self._coefficient_shells()
         return duration
 
-    def _velocity_shells(self) -> NDArray:
-        """Σ_{i >= j} |F|²_i for j = 0, 1, ..., one beyond the last."""
+    def _coefficient_shells(self) -> dict[int, NDArray]:
+        """Σ_{i >= j} |a_c|²_i for j = 0, 1, ..., one beyond the last, by the order of the derivative."""
+        dim = self.problem.dim
         n = max(self.nodes.shape[-1] | 1, 5)  # odd: no mode is unpaired
-        nodes = resample(self.nodes, n, axes=tuple(range(1, self.problem.dim + 1)))
-        energy = np.asarray(sum(_shells(compact(component, n // 2)) for component in nodes))
-        return np.append(energy[::-1].cumsum()[::-1], 0.0)
+        nodes = resample(self.nodes, n, axes=tuple(range(1, dim + 1)))
+        energies: dict[int, NDArray] = {}
+        for term, values in zip(self.coefficients.terms, nodes, strict=True):
+            energies[sum(term)] = energies.get(sum(term), 0.0) + _shells(compact(values, (n // 2,) * dim))
+        return {order: _beyond(energy) for order, energy in energies.items()}
 
 
 def _held(
@@ -289,7 +323,8 @@ def _held(
         axes = np.meshgrid(*[k] * (dim - 1), k[: n // 2 + 1], indexing="ij", sparse=True)
         back = np.exp(np.asarray(sum(-1j * shift * axis for axis in axes)))
         fields = [a.reshape(-1, *[n] * dim) for a in (values, moved)]
-        pairs = [(compact(a, n // 2), back * compact(b, n // 2)) for a, b in zip(*fields, strict=True)]
+        cutoff = (n // 2,) * dim
+        pairs = [(compact(a, cutoff), back * compact(b, cutoff)) for a, b in zip(*fields, strict=True)]
         upper = np.asarray(sum(_shells(a) for a, _ in pairs))[n // 3 :].sum()
         folded = sum(_shells(a - b).sum() for a, b in pairs)
         lost = _CREST * math.sqrt(upper + folded)
@@ -305,19 +340,27 @@ def _held(
 def _terminal_nodes(problem: ConvectionDiffusion, rtol: float, most: int) -> tuple[NDArray[np.float64], float]:
     """Node values that hold f: all of its own modes where it has nodes, on an odd grid, which has no unpaired one."""
     if not callable(problem.terminal):
-        return problem.terminal_nodes(max(17, problem.terminal.shape[0] | 1)), 0.0
+        return problem.terminal_nodes(max(17, max(problem.terminal.shape) | 1)), 0.0
     return _held("terminal f", problem.evaluate_terminal, problem, 0.02 * rtol, most)
 
 
-def _velocity_nodes(velocity: Velocity, problem: ConvectionDiffusion, rtol: float, most: int) -> NDArray[np.float64]:
-    """Node values that hold F: its own where it has them, or of a grid fine enough."""
-    if velocity.own_nodes is not None and velocity.continuation == "trigonometric":
-        return velocity.own_nodes
+def _steady_nodes(field: Field, problem: ConvectionDiffusion, rtol: float, most: int) -> NDArray[np.float64]:
+    """Node values (C, N, ..., N) that hold a field: its own where it has them, or of a grid fine enough."""
+    own = field.own_nodes
+    if own is not None and field.continuation == "trigonometric":
+        return field.nodes(max(own.shape[1:]), 0.0)
+    return _held(field.name, lambda x: field.flat(x, 0.0), problem, 1e-3 * rtol, most)[0]
 
-    def sample(x: NDArray) -> NDArray:
-        return np.moveaxis(velocity.at(x, 0.0), -1, 0)
 
-    return _held("velocity F", sample, problem, 1e-3 * rtol, most)[0]
+def _covariances(problem: ConvectionDiffusion, x: NDArray) -> NDArray[np.float64]:
+    """a (d·d, ...) at points."""
+    covariance = problem.noise.covariance(x, 0.0)
+    return np.moveaxis(covariance.reshape(*x.shape[:-1], -1), -1, 0)
+
+
+def _beyond(energy: NDArray) -> NDArray[np.float64]:
+    """Σ_{i >= j} of energies by shells for j = 0, 1, ..., one beyond the last."""
+    return np.append(energy[::-1].cumsum()[::-1], 0.0)
 
 
 def _clean(energy: NDArray, noise: NDArray) -> NDArray:

@@ -165,7 +165,7 @@ class ProblemLevels:
     ) -> None:
         if scheme not in SCHEMES:
             raise ValueError(f"scheme: expected one of {', '.join(SCHEMES)}, got {scheme!r}")
-        if not problem.sigma > 0.0:
+        if problem.noise.none:
             raise ValueError("sigma: expected noise to sample, got 0; use characteristics instead")
         self.seed = repeatable(rng)
         simulation = Simulation(problem, seed_of(self.seed), scheme, t0=t0)

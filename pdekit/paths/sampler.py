@@ -124,7 +124,7 @@ def feynman_kac(
     x = check_points(points, problem)
     first_point = check_whole("first_point", first_point, 0)
     _check(problem, num_paths, num_steps, scheme, sampling, t0, bias)
-    if problem.sigma == 0.0:
+    if problem.noise.none:
         return _without_noise(problem, x, num_steps, t0, start)
     seed = repeatable(rng)
     if isinstance(control, xr.Dataset):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pdekit.field import Field
 from pdekit.numerics.lanes import LANES
 from pdekit.paths import stepping
 from pdekit.paths.brownian import GIVEN, INCREMENTS, increments_of_blocks
@@ -21,7 +22,6 @@ from pdekit.paths.sobol import SobolPaths
 from pdekit.problem import ConvectionDiffusion
 from pdekit.runtime.log import say_once
 from pdekit.runtime.threads import spread
-from pdekit.velocity import Velocity
 
 _STEPS_PER_CALL = 2**22  # path-steps between two chances to interrupt: a fraction of a second
 _STATE_PER_CALL = 2**21  # coordinates held at a time
@@ -44,7 +44,7 @@ class Simulation:
     t0: float = 0.0
     quasi: SobolPaths | None = None
     control: Control | None = None
-    _argument: tuple[Velocity | None, Any] = field(default=(None, None), init=False, repr=False)
+    _argument: tuple[Field | None, Any] = field(default=(None, None), init=False, repr=False)
     _tables: dict[int, tuple[Any, ...]] = field(default_factory=dict, init=False, repr=False)
     _coarse: bool = field(default=False, init=False, repr=False)
 
@@ -56,7 +56,7 @@ class Simulation:
     def duration(self) -> float:
         return self.problem.horizon - self.t0
 
-    def for_lanes(self, velocity: Velocity) -> Any:
+    def for_lanes(self, velocity: Field) -> Any:
         """Argument of the kernels for a velocity; a redrawn one needs one table at a time."""
         if self._argument[0] is not velocity:
             self._argument = velocity, velocity.for_lanes(self.dtype, noisy=True)
@@ -68,7 +68,7 @@ class Simulation:
             return ()
         dt = self.duration / num_steps
         if num_steps not in self._tables:
-            self._tables[num_steps] = *self.control.tables(self.t0, dt, num_steps), self.problem.sigma**2 * dt
+            self._tables[num_steps] = *self.control.tables(self.t0, dt, num_steps), 2.0 * self.problem.diffusivity * dt
         return self._tables[num_steps]
 
     def batches(self, num_points: int, num_paths: int, num_steps: int) -> Iterator[tuple[slice, int, int]]:
@@ -112,7 +112,7 @@ class Simulation:
         total = np.zeros((len(x), LANES), dtype=self.dtype)
         firsts = np.tile(first_path + LANES * np.arange(per_point, dtype=np.int64), len(points))
         dt = self.duration / num_steps
-        scale = sign * self.problem.sigma * np.sqrt(dt / substeps)
+        scale = sign * np.sqrt(2.0 * self.problem.diffusivity * dt / substeps)
         tables = self.control_tables(num_steps)
         run = _Run(self, np.repeat(streams, per_point), firsts, dt, substeps, scale, tables, x, carry, total)
         if self.quasi is not None:
@@ -175,7 +175,7 @@ class _Run:
         self.given = dw.reshape(blocks, -1, self.substeps, dim, lanes).sum(axis=2)
         self.kind = GIVEN
 
-    def advance(self, velocity: Velocity, first: int, last: int) -> None:
+    def advance(self, velocity: Field, first: int, last: int) -> None:
         argument = self.simulation.for_lanes(velocity)
         if argument is None:
             self._in_numpy(velocity, first, last)
@@ -212,12 +212,12 @@ class _Run:
                 items=len(self.x) * LANES * (stop - n) * self.substeps,
             )
 
-    def _in_numpy(self, velocity: Velocity, first: int, last: int) -> None:
+    def _in_numpy(self, velocity: Field, first: int, last: int) -> None:
         """The same steps for a plain Python callable, with the same increments."""
         sim, x, dt = self.simulation, self.x, self.dt
         say_once(
             "the velocity is a plain Python callable: its paths are stepped with NumPy, about ten times slower "
-            "than with a pdekit.velocity.compiled one"
+            "than with a pdekit.compiled one"
         )
         dw = np.empty_like(x)
         for n in range(first, last):
@@ -243,7 +243,7 @@ class _Run:
                 x += step
 
 
-def _on_points(velocity: Velocity, x: NDArray[Any], t: float) -> NDArray[np.float64]:
+def _on_points(velocity: Field, x: NDArray[Any], t: float) -> NDArray[np.float64]:
     """F of paths x (blocks, d, LANES), of the same shape."""
     points = np.ascontiguousarray(np.moveaxis(x, 1, -1), dtype=np.float64)
     values = velocity.at(points.reshape(-1, x.shape[1]), t)

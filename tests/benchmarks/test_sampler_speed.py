@@ -16,6 +16,7 @@ from numba import njit
 
 from pdekit.equation.solver import solve
 from pdekit.fastmath import cos2pi, exp, sin2pi
+from pdekit.field import compiled
 from pdekit.numerics.lanes import LANES
 from pdekit.paths.brownian import GAUSSIAN, fill_increments
 from pdekit.paths.control import Control
@@ -24,7 +25,7 @@ from pdekit.paths.sampler import feynman_kac
 from pdekit.paths.samples import Sampling
 from pdekit.paths.simulation import Simulation
 from pdekit.problem import ConvectionDiffusion
-from pdekit.velocity import CompiledVelocity, compiled
+from pdekit.velocity import CompiledVelocity
 
 SIGMA, NUM_STEPS = 0.1, 64
 POINTS = np.random.default_rng(0).uniform(size=(8, 2))

@@ -17,8 +17,8 @@ import pytest
 from scipy import fft
 
 from pdekit import ConvectionDiffusion, solve
-from pdekit.equation.advection import SpectralAdvection, available_backends
-from pdekit.velocity import node_points
+from pdekit.equation.operator import SpectralOperator, available_backends
+from pdekit.field import node_points
 from studies.work_precision import smooth_terminal, smooth_velocity
 
 P1 = ConvectionDiffusion(smooth_velocity(node_points(8, 2)), smooth_terminal, 0.1)
@@ -49,13 +49,13 @@ def test_an_evaluation(n, threads):
     velocity = np.random.default_rng(1).standard_normal((2, n, n))
     print(f"\n{n}²: milliseconds an evaluation")
     for library in available_backends():
-        advection = SpectralAdvection(n, 2, fft=library)
-        u, f = advection.to_modes(field), advection.prepare_velocity(velocity)
+        operator = SpectralOperator((n, n), fft=library)
+        u, f = operator.to_modes(field), operator.prepare(velocity)
         out = np.empty_like(u)
         took = []
         for count in (1, 2):
             threads(count)
-            took.append(seconds(partial(advection.evaluate, u, f, out), 20))
+            took.append(seconds(partial(operator.evaluate, u, f, out), 20))
         print(f"  {library:8s} {1e3 * took[0]:8.3f}   two threads {1e3 * took[1]:8.3f}   {took[0] / took[1]:.2f}x")
     hat = fft.rfft2(field)
     transforms = 2 * seconds(lambda: fft.irfft2(hat, s=(n, n)), 20) + seconds(lambda: fft.rfft2(field), 20)
