@@ -61,7 +61,7 @@ class Panel:
 
 
 def _charts_of_the_network(stored: Fields) -> Iterator[Chart]:
-    """neural_pde's curves, large enough to read: the error in draws, and gradients and flips as the noise grows."""
+    """The error in draws and in blocks, and gradients and flips as the noise grows."""
     draws, rows = stored["error_in_draws"], stored["smoothing"]
     curves = tuple(
         Series(f"L = {blocks}", _pairs(draws["draws"], values), f"q{index}")
@@ -70,6 +70,13 @@ def _charts_of_the_network(stored: Fields) -> Iterator[Chart]:
     title = f"Rms error falls like n to the power {draws['slope_up_to_32']:.2f}, down to a floor that more blocks lower"
     heading = "error against the PDE, by networks averaged"
     yield line_chart(heading, curves, "networks averaged, n", "rms error", log="xy", title=title)
+
+    blocks = stored["error_in_blocks"]
+    seen = tuple((number, error) for number, error in zip(blocks["blocks"], blocks["rms"], strict=True) if error > 0)
+    sampling = Series("sampling", _pairs(blocks["blocks"], blocks["sampling_error"]), "q1", dashed=True)
+    title = f"The error of the step falls like the number of blocks to the power {blocks['slope']:.2f}"
+    heading = "error against the PDE, by blocks"
+    yield line_chart(heading, (Series("step", seen, "q0"), sampling), "blocks, L", "rms error", log="xy", title=title)
 
     noisy = [row for row in rows if row["sigma"] >= 0.1]  # as σ goes to 0 the bounds grow like e^γ
     curves = tuple(
