@@ -49,7 +49,8 @@ def require_same_data(tasks: Iterable[Task]) -> None:
     """Raise InputError where a finished task is of other images than `--data` has now."""
     for task in tasks:
         record = records.of(task)
-        if record is not None and record["data"] != _fingerprint(task.settings, *task.splits):
+        here = replace(task.settings, device="cpu")  # its device may be that of another machine
+        if record is not None and record["data"] != _fingerprint(here, *task.splits):
             folder = task.settings.out
             raise InputError(f"{task.path.name} in {folder} is of other images: other --data need another --out")
 
