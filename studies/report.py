@@ -16,9 +16,10 @@ from typing import Annotated
 import typer
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from studies.lab.networks import kind_of
 from studies.lab.reporting import ROOT, InputError, console, one_line_errors
 from studies.page import panels
-from studies.page.results import DATASETS, Fields, Results, against, kind_of
+from studies.page.results import DATASETS, Fields, Results, against
 from studies.paper.figure4 import RANGES
 
 TEMPLATES = Path(__file__).parent / "page" / "templates"
