@@ -56,7 +56,7 @@ def test_the_stored_result_can_be_printed(capsys):
     report(json.loads((stored / "neural_pde.json").read_text()))
     printed = capsys.readouterr().out
     assert "neighbouring" in printed
-    assert "Multilevel against the plain ensemble" in printed
+    assert "Of 10 other networks 10 agree" in printed
 
 
 @pytest.mark.parametrize(

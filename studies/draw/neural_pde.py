@@ -22,6 +22,8 @@ def report(numbers: Fields) -> None:
     """Print the numbers of neural_pde.json."""
     config, first = numbers["provenance"]["config"], numbers["checks"][0]
     in_draws, in_blocks = numbers["error_in_draws"], numbers["error_in_blocks"]
+    agree = sum(network["agrees"] for network in numbers["networks"])
+    savings = ", ".join(f"{row['saving']:.1f} at rmse {row['rmse']:g}" for row in numbers["multilevel"])
     show(
         f"Ensemble against PDE ({config['shape']}, σ = {config['sigma']:g})",
         {
@@ -39,31 +41,9 @@ def report(numbers: Fields) -> None:
         f"{first['grid_error']:.2g}; paths leave the box with probability at most {numbers['boundary']:.1g}.\n"
         "By path: rms difference from Euler-Maruyama steps of the equation.\n"
         f"Slope in n: {in_draws['slope_up_to_32']:.3f} up to n = 32. Error for L = {in_blocks['blocks']}: "
-        f"{', '.join(f'{error:.4f}' for error in in_blocks['rms'])}; slope in L {in_blocks['slope']:.2f}.",
-    )
-    show(
-        "Other networks, 32 blocks of the same flow",
-        {
-            "data": "{shape}",
-            "σ": "{sigma:g}",
-            "trained L": "{trained_blocks}",
-            "trained eps": "{adversarial_eps:g}",
-            "within error": "{coverage:.1%}",
-            "p": "{p_value:.2g}",
-        },
-        numbers["networks"],
-    )
-    show(
-        "Multilevel against the plain ensemble of the deepest network",
-        {
-            "rmse": "{rmse:g}",
-            "deepest L": "{deepest}",
-            "blocks passed": "{cost:.3g}",
-            "plain": "{plain_cost:.3g}",
-            "saving": "{saving:.1f} times",
-            "β": "{beta:.2f}",
-        },
-        numbers["multilevel"],
+        f"{', '.join(f'{error:.4f}' for error in in_blocks['rms'])}; slope in L {in_blocks['slope']:.2f}.\n"
+        f"Of {len(numbers['networks'])} other networks {agree} agree with their equations.\n"
+        f"Multilevel takes this many times less work than the plain ensemble of the deepest network: {savings}.",
     )
 
 

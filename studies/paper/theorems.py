@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -38,14 +40,6 @@ def columns(rows: list[Fields], *names: str) -> tuple[Array, ...]:
     return tuple(np.array([row[name] for row in rows], dtype=float) for name in names)
 
 
-def grouped(rows: list[Fields], *names: str) -> dict[tuple[Any, ...], list[Fields]]:
-    """The rows by their values of `names`, in the order in which these appear."""
-    groups: dict[tuple[Any, ...], list[Fields]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[name] for name in names), []).append(row)
-    return groups
-
-
 # Theorem 1
 
 
@@ -55,7 +49,8 @@ def envelopes(moduli: list[Fields], z: Array) -> list[Fields]:
     constants: C at α = 1 for each σ, the smallest with ω <= C z; constant: their largest.
     """
     found = []
-    for rows in grouped(moduli, "flow").values():
+    for _, group in groupby(moduli, itemgetter("flow")):
+        rows = list(group)
         sigmas = sorted({row["sigma"] for row in rows})
         by_sigma = np.array([np.max([r["modulus"] for r in rows if r["sigma"] == s], axis=0) for s in sigmas])
         supremum, constants = by_sigma.max(axis=0), (by_sigma / z).max(axis=1)
@@ -86,7 +81,7 @@ def judge_moduli(z: Array, moduli: list[Fields], steep: list[Fields]) -> Fields:
             "n": omega.size,
             "largest_ratio": float((omega / bound).max()),
         },
-        "steep": [_steepened(sigma, rows, z) for (sigma,), rows in grouped(steep, "sigma").items()],
+        "steep": [_steepened(sigma, list(rows), z) for sigma, rows in groupby(steep, itemgetter("sigma"))],
     }
 
 
@@ -101,7 +96,6 @@ def _against_closed_form(rows: list[Fields]) -> Fields:
 
 def _steepened(sigma: float, rows: list[Fields], z: Array) -> Fields:
     """At one speed: C at the gentlest and the steepest velocity, and the modulus at |δ| = σ/4 of the steepest."""
-    rows = sorted(rows, key=lambda row: row["gamma"])
     omega, error = columns(rows, "modulus", "error")
     return {
         "sigma": sigma,
