@@ -80,12 +80,9 @@ def measure(config: Config) -> dict[str, Any]:
     """Errors and work of each scheme at every rmse, and the levels of its deepest first run."""
     exact = reference(config.reference_points, 2e-3)
     change = abs(exact - reference(config.reference_points * 2 // 3, 4e-3))
-    asked = [(scheme, rmse) for scheme in config.schemes for rmse in config.rmses]
-    found: dict[str, list[tuple[MultilevelEstimate, dict[str, Any]]]] = {}
-    for scheme, rmse in tracked(asked, "multilevel"):
-        found.setdefault(scheme, []).append(costs(exact, scheme, rmse, config))
     schemes = {}
-    for scheme, runs in found.items():
+    for scheme in tracked(config.schemes, "multilevel"):
+        runs = [costs(exact, scheme, rmse, config) for rmse in config.rmses]
         deepest = max((first for first, _ in runs), key=lambda first: len(first.num_samples))
         schemes[scheme] = {"costs": [row for _, row in runs], "levels": levels(deepest)}
     numbers = {"sigma": SIGMA, "point": POINT, "reference": exact, "reference_error": change}

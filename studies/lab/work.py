@@ -94,7 +94,7 @@ def _train(task: Training, report: Report) -> str:
             "peak_lr": tree["provenance"]["batch"]["peak_lr"],
             "num_parameters": count_parameters(model),
             "num_train": len(load_data(settings).train),
-            "weights": _bits(model),
+            "weights": checkpoint.fingerprint(model.state_dict().values()),  # tells it from one trained anew
             "validation": value,
             "selected_epoch": result.best_epoch + 1,
             "history": [asdict(epoch) for epoch in result.history],
@@ -167,11 +167,6 @@ def _common(task: Task) -> records.Record:
         "loss": task.loss,
         "data": _fingerprint(settings, *task.splits),
     }
-
-
-def _bits(model: EnResNet) -> str:
-    """A fingerprint that tells a network from one that was trained anew."""
-    return checkpoint.fingerprint(model.state_dict().values())
 
 
 def device_title(device: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from studies.lab.assemble import PARTS, curve_of
+from studies.lab.attacks import ATTACKS
 from studies.lab.networks import Kind, kind_of, labelled
 from studies.page import findings
 from studies.page.charts import MARKERS, Chart, Dot, Point, Series, dot_chart, line_chart
@@ -24,7 +25,7 @@ KINDS: dict[Kind, str] = {
 STYLES: dict[Kind, str] = {"single": "c0", "noisy": "c1", "silent": "c2", "wide": "c3", "two-point": "c4"}
 SCHEMES = {"euler": "Euler-Maruyama", "heun": "Heun"}
 _BOUNDS = {"gradient": "measured", "coupling": "coupling bound", "bernstein": "best μ"}
-_STEPS_OF_THE_PAPER = {"ifgsm20": 20, "cw": 50}
+_STEPS_OF_THE_PAPER = {name: ATTACKS[name].steps for name in ("ifgsm20", "cw")}
 
 
 @dataclass(frozen=True)
