@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Any
 
 import numba
 import numpy as np
@@ -32,7 +32,7 @@ from pdekit.numerics.spectral import gradient
 from pdekit.numerics.splines import spline_table
 from pdekit.regularity import bernstein_bound, coupling_bound
 from studies.draw.neural_pde import draw, report
-from studies.lab.reporting import ROOT, InputError, Out, Seed, Smoke, at_least, console, one_line_errors, store
+from studies.lab.reporting import ROOT, Out, Seed, Smoke, at_least, console, one_line_errors, store
 
 Array = NDArray[np.float64]
 Fields = dict[str, Any]
@@ -51,8 +51,8 @@ _ROUNDING = 1e-9  # above any rms of rounding in float64, far below that of a mi
 
 @dataclass(frozen=True)
 class Config:
-    shape: str = "moons"
-    sigma: float = 0.3
+    shape: str = "moons"  # of the data: one of SHAPES
+    sigma: float = 0.3  # at most 0.8, for which the box is large enough
     num_blocks: int = 16  # while training, and in the pictures
     train_steps: int = 350
     width: int = 16
@@ -87,23 +87,11 @@ SMOKE = Config(
 )
 
 
-def main(
-    shape: Annotated[str, typer.Option(help="data of the figure: moons, circles or spirals")] = FULL.shape,
-    sigma: Annotated[float, typer.Option(help="noise of the figure's network")] = FULL.sigma,
-    draws: Annotated[int, typer.Option(help="noisy networks a point, 256 at least")] = FULL.draws,
-    seed: Seed = 0,
-    out: Out = ROOT / "out" / "neural_pde",
-    smoke: Smoke = False,
-) -> None:
+def main(seed: Seed = 0, out: Out = ROOT / "out" / "neural_pde", smoke: Smoke = False) -> None:
     """Train, solve, compare; write neural_pde.nc and neural_pde.json, then draw from them."""
     with one_line_errors():
-        if shape not in SHAPES:
-            raise InputError(f"--shape: expected one of {', '.join(SHAPES)}, got {shape!r}")
-        if not 0 < sigma <= 0.8:
-            raise InputError(f"--sigma: expected a number in (0, 0.8], for which the box is large enough, got {sigma}")
-        at_least(256, draws=draws)
-        usual = replace(SMOKE, draws=min(draws, SMOKE.draws)) if smoke else replace(FULL, draws=draws)
-        config = replace(usual, shape=shape, sigma=sigma, seed=seed)
+        at_least(0, seed=seed)
+        config = replace(SMOKE if smoke else FULL, seed=seed)
         # passes and grids this small only lose by more; numba may set torch's number too, so torch's comes last
         numba.set_num_threads(1)
         torch.set_num_threads(1)

@@ -59,19 +59,9 @@ def test_the_stored_result_can_be_printed(capsys):
     assert "Of 10 other networks 10 agree" in printed
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (("--shape", "rings"), "--shape: expected one of moons, circles, spirals, got 'rings'"),
-        (("--sigma", "2"), "--sigma: expected a number in (0, 0.8]"),
-        (("--draws", "10"), "--draws: expected at least 256, got 10"),
-    ],
-)
-def test_bad_input_is_met_with_one_line(args, message, tmp_path):
+def test_bad_input_is_met_with_one_line(tmp_path):
     command = typer.Typer()
     command.command()(neural_pde.main)
-    done = CliRunner().invoke(command, [*args, "--out", str(tmp_path)])
-    assert done.exit_code == 2
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    done = CliRunner().invoke(command, ["--seed", "-1", "--out", str(tmp_path)])
+    assert (done.exit_code, done.stderr) == (2, "error: --seed: expected at least 0, got -1\n")
     assert not list(tmp_path.iterdir())
