@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from studies.draw.style import save, styled
+from studies.lab.assemble import PARTS, curve_of
 from studies.lab.cli import Computed, app_for
+from studies.lab.networks import labelled
 from studies.lab.reporting import console, write_json
-from studies.page.panels import PARTS, by_epoch
-from studies.page.results import family_of
 from studies.paper.tables import FIGURE5
 
 # Okabe and Ito's colours, told apart by colour-blind readers too, and line styles for grey prints
@@ -36,7 +36,7 @@ def draw(path: Path) -> None:
     stored = json.loads(path.read_text())
     families: dict[str, list[dict[str, Any]]] = {}
     for row in stored["rows"]:
-        families.setdefault(family_of(row["model"]), []).append(row)
+        families.setdefault(labelled(row["model"]).family, []).append(row)
     with styled({"font.size": 8, "axes.titlesize": 8, "axes.spines.top": False, "axes.spines.right": False}):
         from matplotlib.figure import Figure
 
@@ -56,20 +56,17 @@ def draw(path: Path) -> None:
 
 def _draw_panel(ax: Any, rows: list[dict[str, Any]], part: str) -> None:
     """One line a network: the mean over seeds, a band from the lowest to the highest, a ring where it was selected."""
-    longest = 1
+    longest = 1.0
     for colour, line, row in zip(cycle(_COLOURS), cycle(_LINES), rows):
-        networks = [run["networks"][0] for run in row["runs"]]
-        curves = [by_epoch(network["history"], part) for network in networks]
-        epochs = sorted(set.intersection(*map(set, curves)))
-        values = np.array([[curve[epoch] for epoch in epochs] for curve in curves])
+        by_epoch, selected = curve_of(row, part)
+        epochs, values = list(by_epoch), list(by_epoch.values())
         # a run of one epoch is a point, which a line alone would not show
         look = {"color": colour, "linestyle": line, "marker": "." if len(epochs) < 40 else ""}
-        ax.plot(epochs, values.mean(0), linewidth=1.2, label=row["model"], **look)
-        ax.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
-        for network, curve in zip(networks, curves, strict=True):
-            chosen = network["selected_epoch"]
-            if part != "accuracy" and chosen in curve:
-                ax.plot(chosen, curve[chosen], "o", color=colour, markerfacecolor="white", markersize=4, zorder=3)
+        ax.plot(epochs, [np.mean(each) for each in values], linewidth=1.2, label=row["model"], **look)
+        low, high = ([end(each) for each in values] for end in (min, max))
+        ax.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+        for epoch, accuracy in selected:
+            ax.plot(epoch, accuracy, "o", color=colour, markerfacecolor="white", markersize=4, zorder=3)
         longest = max([longest, *epochs])
     ax.set_xlim(1 - 0.02 * longest, 1.02 * longest)
     ax.xaxis.get_major_locator().set_params(integer=True)

@@ -22,8 +22,7 @@ from pdekit.fastmath import cos2pi, sin2pi
 from pdekit.field import compiled
 from pdekit.paths.estimate import BiasWarning
 from pdekit.paths.multilevel import MultilevelEstimate
-from studies.draw.multilevel import draw, report
-from studies.lab.reporting import ROOT, Out, Seed, Smoke, at_least, console, one_line_errors, store, tracked
+from studies.lab.reporting import ROOT, Out, Seed, Smoke, at_least, one_line_errors, show, store, tracked
 
 # Parameters
 
@@ -45,13 +44,11 @@ SMOKE = Config((3.2e-2, 1.6e-2), ("heun",), 4, 96, 0)
 
 
 def main(seed: Seed = 0, out: Out = ROOT / "out" / "multilevel", smoke: Smoke = False) -> None:
-    """Measure, write multilevel.json, print it, and draw Giles' four panels for the last scheme."""
+    """Measure, write multilevel.json, and print it; the report draws how levels converge."""
     with one_line_errors():
         at_least(0, seed=seed)
         config = replace(SMOKE if smoke else FULL, seed=seed)
         report(store(out / "multilevel.json", measure(config), config))
-        draw(out / "multilevel.json")
-        console.print(f"wrote multilevel.json, multilevel.png and multilevel.pdf in {out}", soft_wrap=True)
 
 
 # Problem
@@ -83,12 +80,9 @@ def measure(config: Config) -> dict[str, Any]:
     """Errors and work of each scheme at every rmse, and the levels of its deepest first run."""
     exact = reference(config.reference_points, 2e-3)
     change = abs(exact - reference(config.reference_points * 2 // 3, 4e-3))
-    asked = [(scheme, rmse) for scheme in config.schemes for rmse in config.rmses]
-    found: dict[str, list[tuple[MultilevelEstimate, dict[str, Any]]]] = {}
-    for scheme, rmse in tracked(asked, "multilevel"):
-        found.setdefault(scheme, []).append(costs(exact, scheme, rmse, config))
     schemes = {}
-    for scheme, runs in found.items():
+    for scheme in tracked(config.schemes, "multilevel"):
+        runs = [costs(exact, scheme, rmse, config) for rmse in config.rmses]
         deepest = max((first for first, _ in runs), key=lambda first: len(first.num_samples))
         schemes[scheme] = {"costs": [row for _, row in runs], "levels": levels(deepest)}
     numbers = {"sigma": SIGMA, "point": POINT, "reference": exact, "reference_error": change}
@@ -119,7 +113,6 @@ def costs(exact: float, scheme: str, rmse: float, config: Config) -> tuple[Multi
         "samples": runs[0].num_samples.tolist(),
         "cost": float(np.mean([run.cost for run in runs])),
         "delivered": delivered,
-        "plain_paths": paths,
         "plain_cost": float(paths * runs[0].num_steps),
         "plain_delivered": plain_delivered,
         "repeats": config.repeats,
@@ -130,13 +123,35 @@ def costs(exact: float, scheme: str, rmse: float, config: Config) -> tuple[Multi
 def levels(run: MultilevelEstimate) -> dict[str, Any]:
     """The numbers of one run by level."""
     deepest = len(run.num_samples) - 1
-    by_point = ("mean_fine", "variance_fine", "mean_difference", "variance_difference", "kurtosis")
+    by_point = ("mean_fine", "variance_fine", "mean_difference", "variance_difference")
     return {
         "steps": [run.num_steps // 2 ** (deepest - level) for level in range(deepest + 1)],
-        "num_samples": run.num_samples.tolist(),
         **{name: getattr(run, name)[:, 0].tolist() for name in by_point},
-        **{name: getattr(run, name) for name in ("alpha", "beta", "gamma")},
+        **{name: getattr(run, name) for name in ("alpha", "beta")},
     }
+
+
+# Draw
+
+
+def report(numbers: dict[str, Any]) -> None:
+    """Print the table of multilevel.json: errors and work beside those of plain Monte Carlo."""
+    x, y = numbers["point"]
+    show(
+        f"u({x:g}, {y:g}; t = 0) = {numbers['reference']:.7f}, σ = {numbers['sigma']:g}",
+        {
+            "scheme": "{scheme}",
+            "rmse": "{rmse:g}",
+            "delivered": "{delivered:.2g}",
+            "plain": "{plain_delivered:.2g}",
+            "work": "{cost:.3g}",
+            "plain work": "{plain_cost:.3g}",
+            "saving": lambda row: f"{row['plain_cost'] / row['cost']:.1f}",
+            "runs that warned": "{warned} of {repeats}",
+        },
+        [row | {"scheme": scheme} for scheme, found in numbers["schemes"].items() for row in found["costs"]],
+        caption="Errors: root mean square over independent runs, against the spectral solution. Work in path-steps.",
+    )
 
 
 if __name__ == "__main__":

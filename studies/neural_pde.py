@@ -9,11 +9,9 @@ diffusion does: level sets, gradients beside the bounds of Theorem 2, and points
 from __future__ import annotations
 
 import json
-import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Any
 
 import numba
 import numpy as np
@@ -25,19 +23,16 @@ from torch import Tensor
 
 from bridge.box import Box
 from bridge.comparison import Comparison, PointValues, compare, rms_without_noise, scheme_residual, solution_at
-from bridge.control import NoiseExpansion
-from bridge.ensemble import ensemble_estimate, softmax
 from bridge.flow import FlowNetwork, SmoothVelocity, as_points, box_nodes, network_problem
-from bridge.levels import coupled_outputs, depth_levels, multilevel_ensemble
+from bridge.levels import multilevel_ensemble
 from bridge.planar import SHAPES, fit, planar_data
-from netkit.weights import least_error_weights, least_squares_weights, optimal_weights
 from pdekit import characteristics, solve
 from pdekit.numerics.diagnostics import steepening_rate
 from pdekit.numerics.spectral import gradient
 from pdekit.numerics.splines import spline_table
-from pdekit.regularity import bernstein_bound, coupling_bound, printed_bound
+from pdekit.regularity import bernstein_bound, coupling_bound
 from studies.draw.neural_pde import draw, report
-from studies.lab.reporting import ROOT, InputError, Out, Seed, Smoke, at_least, console, one_line_errors, store
+from studies.lab.reporting import ROOT, Out, Seed, Smoke, at_least, console, one_line_errors, store
 
 Array = NDArray[np.float64]
 Fields = dict[str, Any]
@@ -56,8 +51,8 @@ _ROUNDING = 1e-9  # above any rms of rounding in float64, far below that of a mi
 
 @dataclass(frozen=True)
 class Config:
-    shape: str = "moons"
-    sigma: float = 0.3
+    shape: str = "moons"  # of the data: one of SHAPES
+    sigma: float = 0.3  # at most 0.8, for which the box is large enough
     num_blocks: int = 16  # while training, and in the pictures
     train_steps: int = 350
     width: int = 16
@@ -92,29 +87,15 @@ SMOKE = Config(
 )
 
 
-def main(
-    shape: Annotated[str, typer.Option(help="data of the figure: moons, circles or spirals")] = FULL.shape,
-    sigma: Annotated[float, typer.Option(help="noise of the figure's network")] = FULL.sigma,
-    draws: Annotated[int, typer.Option(help="noisy networks a point, 256 at least")] = FULL.draws,
-    seed: Seed = 0,
-    out: Out = ROOT / "out" / "neural_pde",
-    smoke: Smoke = False,
-) -> None:
+def main(seed: Seed = 0, out: Out = ROOT / "out" / "neural_pde", smoke: Smoke = False) -> None:
     """Train, solve, compare; write neural_pde.nc and neural_pde.json, then draw from them."""
     with one_line_errors():
-        if shape not in SHAPES:
-            raise InputError(f"--shape: expected one of {', '.join(SHAPES)}, got {shape!r}")
-        if not 0 < sigma <= 0.8:
-            raise InputError(f"--sigma: expected a number in (0, 0.8], for which the box is large enough, got {sigma}")
-        at_least(256, draws=draws)
-        usual = replace(SMOKE, draws=min(draws, SMOKE.draws)) if smoke else replace(FULL, draws=draws)
-        config = replace(usual, shape=shape, sigma=sigma, seed=seed)
+        at_least(0, seed=seed)
+        config = replace(SMOKE if smoke else FULL, seed=seed)
         # passes and grids this small only lose by more; numba may set torch's number too, so torch's comes last
         numba.set_num_threads(1)
         torch.set_num_threads(1)
-        began = time.perf_counter()
         fields, numbers = compute(config)
-        numbers["seconds"] = time.perf_counter() - began
         stored = store(out / "neural_pde.json", numbers, config)
         fields.attrs = {"title": "A residual network and its equation", "provenance": json.dumps(stored["provenance"])}
         fields.to_netcdf(out / "neural_pde.nc", engine="h5netcdf")
@@ -140,10 +121,7 @@ def compute(config: Config) -> tuple[xr.Dataset, Fields]:
         "error_in_blocks": error_in_blocks,
         "smoothing": smoothing(network, config),
         "networks": [describe(*row, config) for row in config.zoo],
-        "multilevel": multilevel_costs(network, open_points, config),
-        "weights": weights_of_depths(network, points, solution, x, y, config)
-        | {"least_error": weights_in_draws(network, points[:400], solution, config)},
-        "control": control_gains(network, points[:100], config),
+        "multilevel": multilevel_savings(network, open_points, config),
     }
     axis = np.linspace(-VIEW, VIEW, config.picture)
     return xr.Dataset(fields, coords={"x": axis, "y": axis, "draws": list(PANEL_DRAWS)}), numbers
@@ -260,7 +238,6 @@ def summary(result: Comparison) -> Fields:
         "blocks": result.num_blocks,
         "coverage": result.coverage(),
         "p_value": result.p_value,
-        "z_rms": rms(result.z),
         "rms": result.rms,
         "sampling_error": rms(result.standard_error),
         "time_step_error": rms(result.bias),
@@ -288,12 +265,10 @@ def convergence(network: FlowNetwork, points: Array, solution: PointValues, conf
         spreads.append(rms(spread))
     deepest = curves[DEPTHS[-1]]
     few = sum(n <= 32 for n in counts)  # as long as the time step is a small part of the error
-    sampling = [np.sqrt(max(e**2 - errors[-1] ** 2, 0.0)) for e in deepest]
     in_draws = {
         "draws": counts,
         "curves": {str(depth): curve for depth, curve in curves.items()},
         "slope_up_to_32": slope(counts[:few], deepest[:few]),
-        "slope_without_time_step": slope(counts[:-2], sampling[:-2]),
     }
     in_blocks = {
         "blocks": list(DEPTHS),
@@ -311,15 +286,14 @@ def slope(x: list[int], y: list[Any]) -> float:
 
 
 def describe(shape: str, sigma: float, num_blocks: int, eps: float, config: Config) -> Fields:
-    """One more network: does its ensemble agree with its equation, and what do perturbations flip?"""
+    """One more network: does its ensemble agree with its equation?"""
     network, _, _ = trained(shape, sigma, num_blocks, eps, config)
     points = np.random.default_rng(config.seed + 2).uniform(-1.8, 1.8, (min(300, config.points), 2))
     solution, draws = solution_of(network, points, config), min(400, config.draws)
     deep = network.variant(num_blocks=32)
     result = compare(deep, points, solution, num_draws=draws, generator=seeded(config, 40))
     own = {"shape": shape, "sigma": sigma, "trained_blocks": num_blocks, "adversarial_eps": eps}
-    data = planar_data(shape, 1000, config.seed + 1)
-    return own | summary(result) | flips(field(network, sigma, config), *data, config.eps)
+    return own | summary(result)
 
 
 # Solve: what does the diffusion do?
@@ -340,10 +314,7 @@ def smoothing(network: FlowNetwork, config: Config) -> list[Fields]:
         u = field(network, sigma, config)
         row = {
             "sigma": sigma,
-            "gamma": gamma,
-            "gradient_terminal": steepest,
             "gradient": steepest_slope(u, VIEW),
-            "printed": float(printed_bound(gamma, sigma, 1.0, steepest)),
             # f - 1/2 has the same gradient and half the maximum
             "bernstein": float(bernstein_bound(gamma, sigma, 0.5, steepest)),
             "coupling": float(coupling_bound(gamma, sigma, 0.5, steepest)),
@@ -376,117 +347,13 @@ def flips(u: Array, x: Array, y: NDArray[np.int64], eps: float) -> Fields:
 # Solve: what does Monte Carlo theory give?
 
 
-def multilevel_costs(network: FlowNetwork, points: Array, config: Config) -> list[Fields]:
+def multilevel_savings(network: FlowNetwork, points: Array, config: Config) -> list[Fields]:
+    """Work of the plain ensemble of the deepest network over that of multilevel, for each error."""
     rows = []
     for number, rmse in enumerate(config.rmses):
         generator = seeded(config, 60 + number)
         estimate = multilevel_ensemble(network, points, rmse=rmse, generator=generator, first_blocks=FIRST_BLOCKS)
-        rows.append(
-            {
-                "rmse": rmse,
-                "deepest": FIRST_BLOCKS * 2 ** (len(estimate.num_samples) - 1),
-                "cost": estimate.cost,
-                "plain_cost": estimate.plain_cost,
-                "saving": estimate.plain_cost / estimate.cost,
-                "pays": estimate.cost < estimate.plain_cost,
-                "beta": estimate.beta,
-                "samples": estimate.num_samples.tolist(),
-            }
-        )
-    return rows
-
-
-def weights_of_depths(
-    network: FlowNetwork, points: Array, solution: PointValues, x: Array, y: NDArray[np.int64], config: Config
-) -> Fields:
-    """Weights of 8 and 16 blocks: learned on labels (Sec. 5), nearest to the PDE, and those of extrapolation."""
-    pair = [network.variant(num_blocks=blocks) for blocks in (8, 16)]
-    target, at, inputs = torch.from_numpy(solution.value), as_points(points, network), as_points(x, network)
-
-    def mean(member: FlowNetwork, n: int) -> Tensor:
-        return torch.from_numpy(sum(batch.sum(0) for batch in probabilities(member, at, n, seeded(config, 70))) / n)
-
-    nearest = {}
-    for n in (1, 16, config.draws):
-        means = torch.stack([mean(member, n) for member in pair])
-        nearest[str(n)] = least_squares_weights(means, target).tolist()
-    logits = []
-    for member in pair:
-        with torch.no_grad(), member.using_generator(seeded(config, 71)):
-            logits.append(torch.stack([member(inputs) for _ in range(16)]).mean(0))
-    learned = optimal_weights(torch.stack(logits), torch.from_numpy(y)).tolist()
-    known = {"blocks": [8, 16], "extrapolation": [-1.0, 2.0]}
-    return known | {"nearest_to_pde": nearest, "learned_on_labels": learned}
-
-
-def weights_in_draws(network: FlowNetwork, points: Array, solution: PointValues, config: Config) -> Fields:
-    """Weights of L, 2L, 4L blocks of least mean-square error against the PDE, for means over n draws.
-
-    Of members that share their Brownian paths, as levels do, and of members with paths of their own, as in Sec. 5; rms
-    errors beside those of equal weights and of Richardson's, which take out the first two orders of 1/L. The weights
-    are fitted on half of the points and draws, and all errors measured on the others. There the grid and the finite
-    number of draws set a floor, below which no weights can be told to be best: those errors are None.
-    """
-    depths, richardson = (8, 16, 32), torch.tensor([1 / 3, -2.0, 8 / 3], dtype=torch.float64)
-    members, half = depth_levels(network, depths), 2 * config.draws
-    value, grid_error = solution.value[: len(points)], solution.grid_error[: len(points)]
-    (bias, shared), (other_bias, other_shared) = (
-        biases(members, points[part::2], value[part::2], half, seeded(config, 72 + part)) for part in (0, 1)
-    )
-    grid = rms(grid_error[1::2])
-    rows = []
-    for name, own in (("shared paths", False), ("own paths", True)):
-        covariance, other = (c.diag().diag() if own else c for c in (shared, other_shared))
-        for n in (n for n in (1, 10, 100, 1000) if n <= half):
-            best = least_error_weights(bias, covariance, n)
-            errors: dict[str, float | None] = {}
-            for kind, w in (("best", best), ("equal", torch.full_like(best, 1 / 3)), ("richardson", richardson)):
-                error = float((w @ (other_bias + other / n) @ w).clamp_min(0).sqrt())
-                sampling = float((w @ other_shared @ w / half).sqrt())
-                errors[kind] = error if error > math.hypot(grid, sampling) else None
-            rows.append({"noise": name, "draws": n, "weights": best.tolist(), "rms": errors})
-    floor = {"grid": grid, "sampling": float((other_shared.diag().mean() / half).sqrt())}
-    return {"blocks": list(depths), "richardson": richardson.tolist(), "floor": floor, "fitted_on": half, "rows": rows}
-
-
-def biases(
-    members: list[FlowNetwork], points: Array, exact: Array, num_draws: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Products of the members' biases, their sampling error taken out, and covariance of one draw on shared paths.
-
-    Both (k, k) float64, means over points (P, d).
-    """
-    x, p = as_points(points, members[0]), []
-    with torch.no_grad():
-        for count in batches(num_draws, len(x)):
-            outputs = coupled_outputs(members, x.repeat(count, 1), generator)
-            p.append(outputs.softmax(-1)[..., 1].view(len(members), -1, len(x)))
-    sample = torch.cat(p, 1).double()
-    mean = sample.mean(1)
-    left = sample - mean.unsqueeze(1)
-    covariance = torch.einsum("inp,jnp->ij", left, left) / (num_draws - 1) / len(x)
-    off = mean - torch.from_numpy(exact)
-    return off @ off.T / len(x) - covariance / num_draws, covariance
-
-
-def control_gains(network: FlowNetwork, points: Array, config: Config) -> list[Fields]:
-    """Variance of a draw over that of a draw less β times its first-order term, for parts of the noise.
-
-    one: for β = 1. fitted: for the β that each point takes from its draws so far. chosen: whether "auto" uses it.
-    """
-    x, rows, n = as_points(points, network), [], max(200, config.draws // 4)
-    for scale in (0.1, 0.3, 1.0):
-        with network.noise_scale(scale):
-            plain = ensemble_estimate(network, x, num_draws=n, control=False, generator=seeded(config, 80))
-            fitted = ensemble_estimate(network, x, num_draws=n, control=True, generator=seeded(config, 81))
-            auto = ensemble_estimate(network, x, num_draws=n, control="auto", generator=seeded(config, 82))
-            with network.using_generator(seeded(config, 83)):
-                expansion = NoiseExpansion(network, x, softmax)
-                p, c = (torch.stack(column) for column in zip(*(expansion.draw() for _ in range(n)), strict=True))
-        variance, left = (float(e.standard_deviation.square().mean()) for e in (plain, fitted))
-        one = float(p.var(0).mean() / (p - c).var(0).mean())
-        row = {"sigma": scale * network.sigma, "one": one, "fitted": variance / left, "chosen": auto.controlled}
-        rows.append(row)
+        rows.append({"rmse": rmse, "saving": estimate.plain_cost / estimate.cost})
     return rows
 
 

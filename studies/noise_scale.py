@@ -104,37 +104,33 @@ def effects(
 ) -> dict[str, float]:
     """Compare one network with its twins: probabilities, rms over test images and classes.
 
-    noise: how far noise moves the mean prediction from that of the network without. spread: standard deviation of a
-    draw. blocks, one: how far σ_l for each block, or one σ, moves the mean; *_error: its standard error over draws;
-    *_flips: share of images whose decision changes, repeat_flips: between halves of the draws; *_accuracy: of means.
+    noise: how far noise moves the mean prediction from that of the network without. blocks, one: how far σ_l for each
+    block, or one σ, moves the mean; one_flips: share of images whose decision changes with it, repeat_flips: between
+    halves of the draws.
     """
     model, digits = trained(loss, std, coef, epochs, seed, config, out)
     measured = measure_noise(model, digits.images(digits.train.x))
-    x, y = digits.images(digits.test.x), digits.test.y.numpy()
+    x = digits.images(digits.test.x)
     own = draws(model, x, config.draws)
     with model.noise_off():
         still = draws(model, x, 1)[0]
-    decision = own.mean(0).argmax(-1)
-    halves = [half.mean(0).argmax(-1) for half in np.split(own[: len(own) // 2 * 2], 2)]
-    found = {
+    blocks = draws(constant_sigma_twin(model, measured.sigma), x, config.draws)
+    one = draws(constant_sigma_twin(model, measured.effective_sigma), x, config.draws)
+    first, second = np.split(own[: len(own) // 2 * 2], 2)
+    return {
         "noise": rms_of_mean(own - still),
-        "spread": float(np.sqrt(own.var(0, ddof=1).mean())),
-        "accuracy": float((decision == y).mean()),
-        "repeat_flips": float((halves[0] != halves[1]).mean()),
+        "blocks": rms_of_mean(own - blocks),
+        "one": rms_of_mean(own - one),
+        "one_flips": float((decisions(one) != decisions(own)).mean()),
+        "repeat_flips": float((decisions(first) != decisions(second)).mean()),
         "variation": float(measured.variation.mean()),
-        "block_variation": measured.block_variation,
         "sigma": measured.effective_sigma,
     }
-    for name, sigma in (("blocks", measured.sigma), ("one", measured.effective_sigma)):
-        other = draws(constant_sigma_twin(model, sigma), x, config.draws)
-        chosen = other.mean(0).argmax(-1)
-        found |= {
-            name: rms_of_mean(own - other),
-            f"{name}_error": float(np.sqrt((own - other).var(0, ddof=1).mean() / len(own))),
-            f"{name}_flips": float((chosen != decision).mean()),
-            f"{name}_accuracy": float((chosen == y).mean()),
-        }
-    return found
+
+
+def decisions(probabilities: Array) -> NDArray[np.int64]:
+    """The class (B,) of the mean over draws of (draws, B, K)."""
+    return probabilities.mean(0).argmax(-1)
 
 
 def rms_of_mean(differences: Array) -> float:

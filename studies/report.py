@@ -16,9 +16,10 @@ from typing import Annotated
 import typer
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from studies.lab.networks import kind_of
 from studies.lab.reporting import ROOT, InputError, console, one_line_errors
 from studies.page import panels
-from studies.page.results import DATASETS, Fields, Results, against, kind_of
+from studies.page.results import DATASETS, Fields, Results, against
 from studies.paper.figure4 import RANGES
 
 TEMPLATES = Path(__file__).parent / "page" / "templates"
@@ -28,14 +29,16 @@ MARKS = ("<!-- results: written by make report -->", "<!-- end of results -->")
 def main(
     results: Annotated[Path, typer.Option(help="folder of results")] = ROOT / "studies" / "results",
     out: Annotated[Path, typer.Option(help="the page")] = ROOT / "out" / "report.html",
-    local: Annotated[Path, typer.Option(help="folder with pictures of CIFAR, shown but never stored")] = ROOT / "out",
     readme: Annotated[Path, typer.Option(help="file whose block between the marks is rewritten")] = ROOT / "README.md",
 ) -> None:
-    """Write the page, and the headline figure and table in README.md."""
+    """Write the page, and the headline figure and table in README.md.
+
+    Pictures of CIFAR that lie beside the page are shown in it, but never stored with the results.
+    """
     with one_line_errors(usage=(InputError,), failure=(OSError,)):
         if not results.is_dir():
             raise InputError(f"--results: expected a folder, got {results}")
-        found = Results(results, local)
+        found = Results(results, out.parent)
         page = render(found)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page, encoding="utf-8")

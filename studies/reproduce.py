@@ -42,6 +42,7 @@ def main(
     workers: engines.Workers = None,
     scheduler: engines.Scheduler = None,
     slurm: engines.Slurm = None,
+    threads: engines.Threads = None,
     out: Annotated[Path, typer.Option(help="Folder for models and predictions")] = ROOT / "out",
     results: Annotated[Path, typer.Option(help="Folder of records")] = ROOT / "studies" / "results" / "records",
 ) -> None:
@@ -53,7 +54,7 @@ def main(
             raise InputError("torchrun is for the tables: the queue runs whole networks side by side, with --workers")
         if data is not None and data.suffix == ".npz" and data.stem not in ("cifar10", "cifar100"):
             raise InputError(f"--data: expected a folder, cifar10.npz or cifar100.npz, got {data}")
-        started, on = time.time(), device_called(device)
+        started, on = time.time(), device_called(device, is_here=scheduler is None and slurm is None)
         tasks = list(dict.fromkeys(_possible(_stages(settings, rows, seeds), data, out, on)))
         require_same_data(tasks)
         if dry_run:
@@ -65,7 +66,7 @@ def main(
         failures: list[Task] = []
         usual = num_cores() if on == "cpu" else 3
         with (
-            engines.chosen(workers, scheduler, slurm, out, usual=usual) as engine,
+            engines.chosen(workers, scheduler, slurm, out, threads=threads, device=on, usual=usual) as engine,
             progress() as (report, finished, ended),
         ):
 
@@ -135,7 +136,7 @@ def _possible(stages: Sequence[Stage], data: Path | None, out: Path, device: str
 
 def _unreadable(task: Task) -> str | None:
     try:
-        load_data(task.settings)
+        load_data(replace(task.settings, device="cpu"))
     except (DataError, OSError) as error:
         return str(error)
     return None

@@ -124,10 +124,6 @@ class Flow:
         return len(self.velocity)
 
 
-def constant_flow(dim: int) -> Flow:
-    return Flow("constant", 0.5, np.full((dim, *[8] * dim), 0.5 / math.sqrt(dim)))
-
-
 def random_flow(rng: np.random.Generator, dim: int, kind: str, speed: float) -> Flow:
     length, decay = MODULUS_LENGTH[dim], DECAYS[kind] + 0.5 * (dim - 1)
     field = random_field(rng, dim, MODULUS_MODES[dim], lambda k: (1.0 + (4.0 * k / length) ** 2) ** (-decay / 2))
@@ -186,7 +182,7 @@ def disc(num_points: int, radius: float = 0.25) -> Array:
 def modulus_cases(config: Config) -> Iterator[tuple[Flow, Callable[[int], Array], float, Row]]:
     """Every flow, jump set and σ, and what the row says of them."""
     rng = np.random.default_rng([config.seed, 1])
-    flows = [constant_flow(dim) for dim in (1, 2)]
+    flows = [Flow("constant", 0.5, np.full((dim, *[8] * dim), 0.5 / math.sqrt(dim))) for dim in (1, 2)]
     flows += [random_flow(rng, 1, kind, s) for kind in DECAYS for s in SPEEDS for _ in range(config.seeds)]
     flows += [random_flow(rng, 2, kind, 1.0) for kind in config.plane_decays]
     for number, flow in enumerate(flows):

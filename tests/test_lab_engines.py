@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,3 +53,31 @@ def test_a_worker_takes_the_threads_of_its_own_allocation(monkeypatch: pytest.Mo
     assert engines.own_threads() == 8
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "5")
     assert engines.own_threads() == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({}, {"partition": "some"}),
+        ({"threads": 4}, {"partition": "some", "cpus_per_task": 4}),
+        ({"threads": 2, "device": "cuda"}, {"partition": "some", "cpus_per_task": 2, "gpus_per_node": 1}),
+    ],
+)
+def test_a_job_of_slurm_asks_for_the_cpus_and_the_gpu_of_its_task(
+    options: dict[str, Any], asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitit = pytest.importorskip("submitit")
+    monkeypatch.setattr(submitit.SlurmExecutor, "affinity", classmethod(lambda cls: 2))  # as where there is a SLURM
+    with engines.chosen(None, None, "some", tmp_path, **options) as engine:
+        jobs = engine.executor._batch._executor  # type: ignore[attr-defined]
+    limits = {"partition", "cpus_per_task", "gpus_per_node"}
+    assert {name: value for name, value in jobs.parameters.items() if name in limits} == asked
+    assert engine.num_threads == options.get("threads")
+    script = jobs._make_submission_file_text("", "0")
+    assert ("--gpus-per-node=1" in script) == ("device" in options)
+
+
+def test_threads_that_are_asked_for_are_those_of_each_task(tmp_path: Path) -> None:
+    for workers in (1, 2):
+        with engines.chosen(workers, None, None, tmp_path, threads=3) as engine:
+            assert engine.num_threads == 3

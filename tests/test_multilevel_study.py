@@ -9,7 +9,6 @@ import typer
 from typer.testing import CliRunner
 
 from studies import multilevel
-from studies.draw.multilevel import draw
 
 command = typer.Typer()
 command.command()(multilevel.main)
@@ -22,21 +21,16 @@ def test_multilevel_is_measured_against_the_equation() -> None:
     # chi-squared: the root mean square of six errors of size rmse exceeds 1.9 rmse about once in 700 times
     assert row["delivered"] < 1.9 * row["rmse"]
     assert row["plain_delivered"] < 1.9 * row["rmse"]
-    assert row["plain_cost"] == row["plain_paths"] * row["steps"]
     levels = numbers["schemes"]["heun"]["levels"]
-    assert levels["num_samples"] == row["samples"]
     assert levels["steps"] == [row["steps"] // 2**k for k in reversed(range(len(row["samples"])))]
     json.dumps(numbers)
 
 
-def test_it_leaves_the_numbers_that_its_panels_show(tmp_path: Path) -> None:
+def test_it_leaves_its_numbers_and_prints_them(tmp_path: Path) -> None:
     done = CliRunner().invoke(command, ["--smoke", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert "u(0.25, 0.625; t = 0)" in done.output
-    before = (tmp_path / "multilevel.png").read_bytes()
-    draw(tmp_path / "multilevel.json")
-    assert (tmp_path / "multilevel.png").read_bytes() == before
-    assert (tmp_path / "multilevel.pdf").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["multilevel.json"]
 
 
 def test_bad_input_is_met_with_one_line(tmp_path: Path) -> None:

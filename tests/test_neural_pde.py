@@ -14,7 +14,7 @@ import xarray as xr
 from typer.testing import CliRunner
 
 from studies import neural_pde
-from studies.draw.neural_pde import multilevel_verdict, report
+from studies.draw.neural_pde import report
 
 STUDY = Path(__file__).resolve().parent.parent / "studies" / "neural_pde.py"
 
@@ -45,16 +45,6 @@ def test_it_leaves_the_picture_the_fields_and_the_checks(tmp_path):
     assert gradients[0] > gradients[1] > gradients[2]
     assert all(row["gradient"] <= row["coupling"] * 1.01 for row in numbers["smoothing"])
     assert all(row["coverage"] >= 0.95 for row in numbers["networks"])
-    for row in numbers["weights"]["least_error"]["rows"]:
-        assert sum(row["weights"]) == pytest.approx(1)
-    best, richardson = (
-        np.array([row["rms"][kind] or np.nan for row in numbers["weights"]["least_error"]["rows"]])
-        for kind in ("best", "richardson")
-    )
-    assert np.nanmax(best / richardson) < 1.1  # on points and draws that the weights have not seen
-    control = numbers["control"]
-    assert control[0]["one"] > 10 * control[2]["one"]
-    assert control[2]["fitted"] > control[2]["one"]
     with xr.open_dataset(tmp_path / "neural_pde.nc", engine="h5netcdf") as data:
         assert json.loads(data.attrs["provenance"])["config"]["seed"] == 1
         far = np.abs(data.ensemble - data.diffused).max(("x", "y"))
@@ -66,30 +56,12 @@ def test_the_stored_result_can_be_printed(capsys):
     report(json.loads((stored / "neural_pde.json").read_text()))
     printed = capsys.readouterr().out
     assert "neighbouring" in printed
-    assert "Multilevel pays for" in printed
+    assert "Of 10 other networks 10 agree" in printed
 
 
-def test_multilevel_is_said_to_lose_only_where_it_does():
-    rows = [{"rmse": 0.02, "pays": True}, {"rmse": 0.01, "pays": False}]
-    assert multilevel_verdict(rows[:1]) == "Multilevel pays for rmse 0.02."
-    both = "Multilevel pays for rmse 0.02. For 0.01 the plain ensemble is cheaper, and simpler."
-    assert multilevel_verdict(rows) == both
-    assert multilevel_verdict(rows[1:]).startswith("Multilevel pays for none of these. For 0.01")
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (("--shape", "rings"), "--shape: expected one of moons, circles, spirals, got 'rings'"),
-        (("--sigma", "2"), "--sigma: expected a number in (0, 0.8]"),
-        (("--draws", "10"), "--draws: expected at least 256, got 10"),
-    ],
-)
-def test_bad_input_is_met_with_one_line(args, message, tmp_path):
+def test_bad_input_is_met_with_one_line(tmp_path):
     command = typer.Typer()
     command.command()(neural_pde.main)
-    done = CliRunner().invoke(command, [*args, "--out", str(tmp_path)])
-    assert done.exit_code == 2
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    done = CliRunner().invoke(command, ["--seed", "-1", "--out", str(tmp_path)])
+    assert (done.exit_code, done.stderr) == (2, "error: --seed: expected at least 0, got -1\n")
     assert not list(tmp_path.iterdir())

@@ -16,11 +16,12 @@ import pytest
 from made_up_records import DIGITS, ROWS, STAMP, TINY, a_training
 from page_reader import Elements, in_section, points_of, texts
 
+from studies.lab.networks import kind_of
 from studies.lab.records import Records
 from studies.lab.reporting import InputError
 from studies.page.findings import Finding, status_of
 from studies.page.panels import PANELS, STYLES, accuracies, charts_of_rates, heads, num_equal, training_curves
-from studies.page.results import Results, kind_of
+from studies.page.results import Results
 from studies.report import MARKS, readme_block, render, with_block
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from netkit import checkpoint
@@ -116,6 +117,15 @@ def test_a_dry_run_says_what_is_done_and_does_nothing(whole: Path) -> None:
         assert len(lines) == (6 if ATTACKS["autoattack"].lacks() else 7)  # one training, its attacks
         assert all(line.startswith(" done  digits" if done else "to do  digits") for line in lines)
     assert sorted(whole.rglob("*")) == before
+
+
+def test_a_gpu_is_needed_only_where_the_tasks_run(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    arguments = [*DIGITS[:4], "--device", "cuda", "--dry-run", "--out", whole]
+    here, elsewhere = start(*arguments), start(*arguments, "--slurm", "some")
+    assert (here.exit_code, elsewhere.exit_code) == (2, 0)
+    assert "--device: expected one of 0 CUDA devices here, got cuda" in here.stderr
+    assert " done  digits" in elsewhere.output  # found, and of the same images, whatever the device
 
 
 def test_the_queue_begins_with_the_core_and_leaves_out_what_is_on_request(tmp_path: Path) -> None:

@@ -38,8 +38,6 @@ def test_it_leaves_the_picture_the_numbers_and_the_verdicts(tmp_path):
     first, second, ramp = (stored["verdicts"][key] for key in ("theorem1", "theorem2", "ramp"))
     assert first["coupling"]["violations"] == 0
     assert first["closed_form"]["largest_difference"] < 1e-3
-    assert first["closed_form"]["one_step_relative"] < 1e-2
-    assert all(0.9 < fit["alpha"][0] <= 1.001 for fit in first["fits"])
     assert first["steep"][-1]["modulus_at_quarter"][0] > 1.9
     assert second["error_relative"][1] < 0.05
     assert second["images_relative"] < 0.01

@@ -19,6 +19,8 @@ from studies.lab.reporting import without_folder
 
 Fields = dict[str, Any]
 BySeed = Mapping[int, Record]
+PARTS = {"accuracy": "training, attacked", "val_robust": "validation, attacked", "val_natural": "validation, clean"}
+"""The curves of a training's history, and what they show."""
 Scores = Mapping[str, Mapping[str, BySeed]]
 """By label of the row, attack and seed."""
 
@@ -214,3 +216,19 @@ def origins(stamps: Iterable[Mapping[str, Any]]) -> list[Fields]:
 def _digits_note(rows: Sequence[Row]) -> str:
     names = " ".join(name for row in rows for name in (row.model, row.oracle) if name)
     return "; ".join([*stand_ins(names), "width 8 for 16"]) + "."
+
+
+def curve_of(row: Fields, part: str) -> tuple[dict[float, list[float]], list[tuple[float, float]]]:
+    """The accuracies in % of a row's seeds by epoch, counted from 1; and (epoch, accuracy) of each that was selected.
+
+    part: of PARTS. Epochs are those that all seeds have; in training, attacked, none was selected.
+    """
+    networks = [run["networks"][0] for run in row["runs"] if run["networks"]]
+    curves = [
+        {epoch["epoch"] + 1: 100 * epoch[part] for epoch in network["history"] if epoch[part] is not None}
+        for network in networks
+    ]
+    chosen = [(network["selected_epoch"], curve) for network, curve in zip(networks, curves, strict=True)]
+    selected = [(epoch, curve[epoch]) for epoch, curve in chosen if part != "accuracy" and epoch in curve]
+    shared = sorted(set.intersection(*map(set, curves)))
+    return {epoch: [curve[epoch] for curve in curves] for epoch in shared}, selected

@@ -6,7 +6,6 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from netkit import attacks
 from netkit.attacks.carlini_wagner import CWVariant
@@ -66,13 +65,11 @@ def _fgsm(strength: Strength, steps: int, draws: int) -> Perturb:
 
 
 def _ifgsm(strength: Strength, steps: int, draws: int) -> Perturb:
-    options: dict[str, Any] = {"eps": strength.eps, "step_size": strength.step_size, "num_steps": steps}
-    return partial(attacks.ifgsm, **options)
+    return partial(attacks.ifgsm, eps=strength.eps, step_size=strength.step_size, num_steps=steps)
 
 
 def _pgd(strength: Strength, steps: int, draws: int) -> Perturb:
-    options: dict[str, Any] = {"eps": strength.eps, "step_size": strength.step_size, "num_steps": steps}
-    return partial(attacks.pgd, num_restarts=_RESTARTS, **options)
+    return partial(attacks.pgd, eps=strength.eps, step_size=strength.step_size, num_steps=steps, num_restarts=_RESTARTS)
 
 
 def _cw(strength: Strength, steps: int, draws: int) -> Perturb:

@@ -98,6 +98,7 @@ def compute(table: Table, finish: Callable[[Computed], None]) -> Callable[..., N
         workers: engines.Workers = None,
         scheduler: engines.Scheduler = None,
         slurm: engines.Slurm = None,
+        threads: engines.Threads = None,
         out: Annotated[Path, typer.Option(help="Folder for models, predictions and results")] = ROOT / "out",
         results: Annotated[Path | None, typer.Option(help="Folder whose records those of this table join")] = None,
         smoke: Smoke = False,
@@ -122,7 +123,7 @@ def compute(table: Table, finish: Callable[[Computed], None]) -> Callable[..., N
                 eot_draws=eot or small.get("eot", 5),
                 num_draws=num_draws or small.get("num_draws", 10),
                 auto_draws=small.get("eot", 20),
-                device=device_called(device),
+                device=device_called(device, is_here=scheduler is None and slurm is None),
             )
             count = num_seeds or (FEWEST_SEEDS if dataset == "digits" and not smoke else 1)
             asked = table if columns is None else replace(table, attacks=_chosen_attacks(table, columns))
@@ -136,7 +137,9 @@ def compute(table: Table, finish: Callable[[Computed], None]) -> Callable[..., N
                 usual = min(num_cores(), len(chosen) * count) if settings.device == "cpu" else 1
                 require_same_data(computed.tasks)
                 with (
-                    engines.chosen(workers, scheduler, slurm, out, usual=usual) as engine,
+                    engines.chosen(
+                        workers, scheduler, slurm, out, threads=threads, device=settings.device, usual=usual
+                    ) as engine,
                     progress() as (report, finished, _),
                 ):
                     run_all(costliest_first(computed.tasks), engine, report=report, finished=finished)
@@ -180,8 +183,8 @@ def tasks_of(table: Table, rows: Sequence[Row], settings: Settings, seeds: Seque
     ]
 
 
-def device_called(name: str) -> str:
-    """The device that the command line asks for; raises InputError where there is none.
+def device_called(name: str, *, is_here: bool = True) -> str:
+    """The device that the command line asks for; raises InputError where it is to be here and is not.
 
     Of several processes that torchrun started, each has its own GPU.
     """
@@ -193,7 +196,7 @@ def device_called(name: str) -> str:
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"--device: expected cpu, cuda, cuda:1 or auto, got {name!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if is_here and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device: expected one of {torch.cuda.device_count()} CUDA devices here, got {name}")
     return name
 

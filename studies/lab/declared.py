@@ -10,9 +10,6 @@ from netkit.training import TrainingLoss
 from studies.lab.networks import Network
 from studies.lab.tasks import Weights
 
-Printed = Mapping[str, Any]
-"""The numbers in print, by table: {"rows": [{"model": ..., "nat": ...}, ...]}."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -57,6 +54,7 @@ class Table:
     more_claims: besides those that follow from the rows, see `claims`.
     smoke: the rows that show that everything runs.
     on_request: rows that are computed only where they are asked for.
+    printed: the numbers in print, by table: {"rows": [{"model": ..., "nat": ...}, ...]}.
     """
 
     name: str
@@ -68,7 +66,7 @@ class Table:
     more_claims: tuple[Claim, ...] = ()
     smoke: tuple[str, ...] = ("ResNet20", "En2ResNet20")
     on_request: tuple[str, ...] = ()
-    printed: Printed = field(default_factory=dict, compare=False, repr=False)
+    printed: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def title(self) -> str:

@@ -26,6 +26,7 @@ from studies.lab.reporting import InputError, at_least, num_cores, tracked
 Workers = Annotated[int | None, typer.Option(help="Tasks at a time; default: one a core, one on a GPU")]
 Scheduler = Annotated[str | None, typer.Option(help="Run on the workers of this dask scheduler, tcp://host:port")]
 Slurm = Annotated[str | None, typer.Option(help="Run as jobs of SLURM in this partition")]
+Threads = Annotated[int | None, typer.Option(help="CPUs of a task; default: its share here, or what its worker has")]
 
 _MOST_JOBS = 256  # in the queue of a batch system at a time
 _PARTS = 64  # of a sweep: enough for workers to end together, few enough to be jobs of a batch system
@@ -72,24 +73,31 @@ def _measured(measure: Callable[..., dict[str, Any]], cases: list[tuple[Any, ...
 
 @contextlib.contextmanager
 def chosen(
-    workers: int | None, scheduler: str | None, slurm_partition: str | None, out: Path, *, usual: int | None = None
+    workers: int | None,
+    scheduler: str | None,
+    slurm_partition: str | None,
+    out: Path,
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
+    usual: int | None = None,
 ) -> Iterator[Engine]:
     """The engine for options of the command line; `usual`: workers where none are asked for, by default the cores.
 
     Raises InputError where the options contradict each other.
     """
-    at_least(1, workers=workers)
+    at_least(1, workers=workers, threads=threads)
     if scheduler is not None and slurm_partition is not None:
         raise InputError("--scheduler, --slurm: expected one of them, got both")
     count = workers or usual or num_cores()
     # from what was asked for, not from what is left to do: the number of threads can change the last bits
-    own = max(1, num_cores() // count)
+    own = threads or max(1, num_cores() // count)
     if scheduler is not None:
         with dask(scheduler) as executor:
-            yield Engine(executor, float("inf"), None)
+            yield Engine(executor, float("inf"), threads)
     elif slurm_partition is not None:
-        with slurm(slurm_partition, out / "slurm") as executor:
-            yield Engine(executor, float("inf"), None)
+        with slurm(slurm_partition, out / "slurm", threads=threads, device=device) as executor:
+            yield Engine(executor, float("inf"), threads)
     elif count == 1:
         yield Engine(Here(), 1, own)
     else:
@@ -174,12 +182,21 @@ def dask(address: str) -> Iterator[Executor]:
         yield executor
 
 
-def slurm(partition: str, folder: Path, *, cluster: str = "slurm") -> Executor:
-    """One job of SLURM for each task, queued again where it is preempted; needs submitit. Logs go to `folder`."""
+def slurm(
+    partition: str, folder: Path, *, threads: int | None = None, device: str = "cpu", cluster: str = "slurm"
+) -> Executor:
+    """One job of SLURM for each task, queued again where it is preempted; needs submitit. Logs go to `folder`.
+
+    A job asks for one GPU where the device is one, and for `threads` CPUs, else for the partition's usual number.
+    """
     import submitit
 
     batch = submitit.AutoExecutor(folder=folder, cluster=cluster)
     options: dict[str, Any] = {"slurm_partition": partition} if cluster == "slurm" else {}
+    if threads is not None:
+        options["cpus_per_task"] = threads
+    if device.startswith("cuda"):
+        options["gpus_per_node"] = 1
     batch.update_parameters(timeout_min=24 * 60, **options)
     return _Batch(batch)
 

@@ -113,6 +113,17 @@ class Network:
         return en_resnet(self.depth, num_members=self.num_members, noise=_NOISE.get(self.kind, "off"), **options)
 
 
+def labelled(label: str) -> Network:
+    """The network in the label of a row, which may say more in brackets."""
+    return Network.parse(label.partition(" (")[0])
+
+
+def kind_of(label: str) -> Kind:
+    """The kind of the network in a row's label; an average of several counts as what its first part is."""
+    network = labelled(label)
+    return network.parts[0].kind if network.parts else network.kind
+
+
 def on_dataset(text: str, dataset: str) -> str:
     """`text` with the networks that stand for those it names: on digits, depth 8 for depth 20 and 14 for 32."""
     for printed, ours in _ON_DIGITS.items() if dataset == "digits" else ():

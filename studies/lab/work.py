@@ -49,7 +49,8 @@ def require_same_data(tasks: Iterable[Task]) -> None:
     """Raise InputError where a finished task is of other images than `--data` has now."""
     for task in tasks:
         record = records.of(task)
-        if record is not None and record["data"] != _fingerprint(task.settings, *task.splits):
+        here = replace(task.settings, device="cpu")  # its device may be that of another machine
+        if record is not None and record["data"] != _fingerprint(here, *task.splits):
             folder = task.settings.out
             raise InputError(f"{task.path.name} in {folder} is of other images: other --data need another --out")
 
@@ -93,7 +94,7 @@ def _train(task: Training, report: Report) -> str:
             "peak_lr": tree["provenance"]["batch"]["peak_lr"],
             "num_parameters": count_parameters(model),
             "num_train": len(load_data(settings).train),
-            "weights": _bits(model),
+            "weights": checkpoint.fingerprint(model.state_dict().values()),  # tells it from one trained anew
             "validation": value,
             "selected_epoch": result.best_epoch + 1,
             "history": [asdict(epoch) for epoch in result.history],
@@ -166,11 +167,6 @@ def _common(task: Task) -> records.Record:
         "loss": task.loss,
         "data": _fingerprint(settings, *task.splits),
     }
-
-
-def _bits(model: EnResNet) -> str:
-    """A fingerprint that tells a network from one that was trained anew."""
-    return checkpoint.fingerprint(model.state_dict().values())
 
 
 def device_title(device: str) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from netkit.intervals import Interval, wilson
-from studies.lab.networks import Kind
-from studies.page.results import DATASETS, Fields, against, family_of, kind_of, of_the_paper
+from studies.lab.networks import Kind, kind_of, labelled
+from studies.page.results import DATASETS, Fields, against, of_the_paper
 from studies.paper.figure4 import RANGES
 from studies.paper.tables import TABLES
 
@@ -151,9 +151,9 @@ def of_learning_rates(several: Sequence[Fields]) -> Iterator[Finding]:
     """Best peak rates by mean validation; what lies at the end of what was tried may lie beyond it."""
     for stored in several:
         rows = [row for row in stored["networks"] if kind_of(row["model"]) in ("single", "noisy")]
-        sizes = {(family_of(row["model"]), row["members"]) for row in rows}
+        sizes = {(labelled(row["model"]).family, row["members"]) for row in rows}
         families = [family for family, _ in sizes]
-        best = [_best_rate(row) for row in rows if families.count(family_of(row["model"])) > 1]
+        best = [_best_rate(row) for row in rows if families.count(labelled(row["model"]).family) > 1]
         single, several_members = (
             [b["peak"] for b in best if (b["members"] > 1) is wanted] for wanted in (False, True)
         )

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from studies.lab.networks import Kind, Network
+from studies.lab.assemble import PARTS, curve_of
+from studies.lab.attacks import ATTACKS
+from studies.lab.networks import Kind, kind_of, labelled
 from studies.page import findings
 from studies.page.charts import MARKERS, Chart, Dot, Point, Series, dot_chart, line_chart
 from studies.page.findings import Finding
-from studies.page.results import DATASETS, STUDIES, Fields, Results, Study, family_of, kind_of
+from studies.page.results import DATASETS, STUDIES, Fields, Results, Study
 
-PARTS = {"accuracy": "training, attacked", "val_robust": "validation, attacked", "val_natural": "validation, clean"}
 KINDS: dict[Kind, str] = {
     "single": "one network",
     "noisy": "with noise",
@@ -24,7 +25,7 @@ KINDS: dict[Kind, str] = {
 STYLES: dict[Kind, str] = {"single": "c0", "noisy": "c1", "silent": "c2", "wide": "c3", "two-point": "c4"}
 SCHEMES = {"euler": "Euler-Maruyama", "heun": "Heun"}
 _BOUNDS = {"gradient": "measured", "coupling": "coupling bound", "bernstein": "best μ"}
-_STEPS_OF_THE_PAPER = {"ifgsm20": 20, "cw": 50}
+_STEPS_OF_THE_PAPER = {name: ATTACKS[name].steps for name in ("ifgsm20", "cw")}
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Panel:
 
 
 def _charts_of_the_network(stored: Fields) -> Iterator[Chart]:
-    """neural_pde's curves, large enough to read: the error in draws, and gradients and flips as the noise grows."""
+    """The error in draws and in blocks, and gradients and flips as the noise grows."""
     draws, rows = stored["error_in_draws"], stored["smoothing"]
     curves = tuple(
         Series(f"L = {blocks}", _pairs(draws["draws"], values), f"q{index}")
@@ -70,6 +71,13 @@ def _charts_of_the_network(stored: Fields) -> Iterator[Chart]:
     title = f"Rms error falls like n to the power {draws['slope_up_to_32']:.2f}, down to a floor that more blocks lower"
     heading = "error against the PDE, by networks averaged"
     yield line_chart(heading, curves, "networks averaged, n", "rms error", log="xy", title=title)
+
+    blocks = stored["error_in_blocks"]
+    seen = tuple((number, error) for number, error in zip(blocks["blocks"], blocks["rms"], strict=True) if error > 0)
+    sampling = Series("sampling", _pairs(blocks["blocks"], blocks["sampling_error"]), "q1", dashed=True)
+    title = f"The error of the step falls like the number of blocks to the power {blocks['slope']:.2f}"
+    heading = "error against the PDE, by blocks"
+    yield line_chart(heading, (Series("step", seen, "q0"), sampling), "blocks, L", "rms error", log="xy", title=title)
 
     noisy = [row for row in rows if row["sigma"] >= 0.1]  # as σ goes to 0 the bounds grow like e^γ
     curves = tuple(
@@ -121,10 +129,10 @@ def looks_of(models: Sequence[str]) -> list[Series]:
 
     Colour tells the kind, dashes a control, and the marker the number of members.
     """
-    is_one_family = len(set(map(family_of, models))) == 1
+    is_one_family = len({labelled(model).family for model in models}) == 1
     looks: list[Series] = []
     for model in models:
-        kind, network = kind_of(model), Network.parse(model.partition(" (")[0])
+        kind, network = kind_of(model), labelled(model)
         taken = {look.marker for look in looks if look.style == STYLES[kind]}
         usual = dict(zip((1, 2, 5), MARKERS, strict=False)).get(network.num_members, MARKERS[3])
         marker = next((sign for sign in (usual, *reversed(MARKERS)) if sign not in taken), usual)
@@ -140,35 +148,21 @@ def _over_seeds(look: Series, values: Mapping[float, Sequence[float]], rings: It
     return replace(look, points=means, band=band, rings=tuple(rings))
 
 
-def by_epoch(history: Sequence[Fields], part: str) -> dict[int, float]:
-    """Accuracy in % by epoch, counted from 1, where it was measured; `part` is one of PARTS."""
-    return {record["epoch"] + 1: 100 * record[part] for record in history if record[part] is not None}
-
-
 def training_curves(table: Fields) -> Iterator[tuple[str, list[Chart]]]:
     """For each family of networks (name, charts): the mean over seeds with the range, a ring at the selected epoch."""
     rows = [row for row in table["rows"] if any(run["networks"] for run in row["runs"])]
-    for family in dict.fromkeys(family_of(row["model"]) for row in rows):
-        members = [row for row in rows if family_of(row["model"]) == family]
+    for family in dict.fromkeys(labelled(row["model"]).family for row in rows):
+        members = [row for row in rows if labelled(row["model"]).family == family]
         looks = looks_of([row["model"] for row in members])
         charts = []
         for part, heading in PARTS.items():
-            series = tuple(_curve(row, part, look) for row, look in zip(members, looks, strict=True))
+            series = tuple(_over_seeds(look, *curve_of(row, part)) for row, look in zip(members, looks, strict=True))
             if any(len(s.points) > 1 for s in series):
                 names = ", ".join(f"{s.label} ends at {s.points[-1][1]:.1f}" for s in series if s.points)
                 title = f"{table['title']} on {DATASETS[table['dataset']]}, {family}: accuracy in % over epochs, "
                 charts.append(line_chart(heading, series, "epoch", "accuracy in %", title=f"{title}{heading}: {names}"))
         if charts:
             yield family, charts
-
-
-def _curve(row: Fields, part: str, look: Series) -> Series:
-    networks = [run["networks"][0] for run in row["runs"] if run["networks"]]
-    curves = [by_epoch(network["history"], part) for network in networks]
-    epochs = sorted(set.intersection(*map(set, curves)))
-    chosen = [(network["selected_epoch"], curve) for network, curve in zip(networks, curves, strict=True)]
-    rings = [(epoch, curve[epoch]) for epoch, curve in chosen if part != "accuracy" and epoch in curve]
-    return _over_seeds(look, {epoch: [curve[epoch] for curve in curves] for epoch in epochs}, rings)
 
 
 def _curves_stored(results: Results) -> list[Fields]:

@@ -13,7 +13,7 @@ from netkit.intervals import FEWEST_SEEDS
 from studies.lab import assemble, records
 from studies.lab.attacks import ATTACKS
 from studies.lab.declared import Row, Table
-from studies.lab.networks import REPEAT_SEED, Kind, Network
+from studies.lab.networks import REPEAT_SEED, Kind, Network, kind_of, labelled
 from studies.lab.records import Record, Records
 from studies.lab.reporting import read_object
 from studies.paper.queue import SETTINGS
@@ -53,16 +53,6 @@ STUDIES = {
     name: Study(table.title, f"python studies/table.py {name.removeprefix('table')} {_INTO_RECORDS}")
     for name, table in TABLES.items()
 }
-
-
-def kind_of(model: str) -> Kind:
-    """Of the network in the label of a row; an average of several networks counts as what its first part is."""
-    network = Network.parse(model.partition(" (")[0])
-    return network.parts[0].kind if network.parts else network.kind
-
-
-def family_of(model: str) -> str:
-    return Network.parse(model.partition(" (")[0]).family
 
 
 @dataclass(frozen=True)
@@ -206,7 +196,7 @@ def against(table: Mapping[str, Any], kind: Kind) -> list[Fields]:
         verdict
         for verdict in table["verdicts"]
         if (kind_of(verdict["better"]), kind_of(verdict["worse"])) == ("noisy", kind)
-        and (kind != "single" or verdict["worse"] == family_of(verdict["better"]))
+        and (kind != "single" or verdict["worse"] == labelled(verdict["better"]).family)
     ]
 
 

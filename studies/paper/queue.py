@@ -11,12 +11,12 @@ from netkit.training import TrainingLoss
 from studies.lab.attacks import ATTACKS
 from studies.lab.networks import Network
 from studies.lab.tasks import Settings, Task, Training, tasks_for
+from studies.paper.tables import WHITE_BOX
 
 CORE = ("ResNet20", "En1ResNet20", "En2ResNet20", "Plain2ResNet20", "Wide2ResNet20")
 FIVE = ("En5ResNet20", "Plain5ResNet20", "Wide5ResNet20")
 DEEPER = ("ResNet44", "En1ResNet44", "En2ResNet44", "WRN-14-2", "En1WRN-14-2", "ResNet32", "En1ResNet32")
 LARGE = ("ResNet110", "En2ResNet110", "WRN-34-10", "En1WideResNet34-10")
-WHITE_BOX = ("nat", "fgsm", "ifgsm20", "cw")
 MODERN = ("pgd20", "transfer", "ifgsm20-eot1", "ifgsm20-eot20", "ifgsm20-eot50", "autoattack")
 
 _FIRST, _THEN = ("ResNet20", "En2ResNet20", "Plain2ResNet20"), ("Wide2ResNet20", "En1ResNet20")
@@ -28,7 +28,6 @@ class Setting:
 
     limits: what cannot be concluded from it.
     options: of `Settings`.
-    learning_rates: of single rows, chosen on validation; of all others it is the preset's, or that of `options`.
     """
 
     title: str
@@ -38,7 +37,6 @@ class Setting:
     preset: str
     loss: TrainingLoss = "pgd"
     options: Mapping[str, Any] = field(default_factory=dict)
-    learning_rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def settings(self, *, out: Path, data: Path | None = None, device: str = "cpu") -> Settings:
         """`data` is a folder with the files of several data sets, or the file of one."""
@@ -169,8 +167,6 @@ def tasks_of(stages: Iterable[Stage], *, data: Path | None, out: Path, device: s
         attacking = replace(usual, **stage.options)
         for seed in stage.seeds:
             for network in map(Network.parse, stage.rows):
-                rates = setting.learning_rates.get(network.name, usual.learning_rates)
                 attacks = [a for a in stage.attacks if network.is_noisy or not ATTACKS[a].is_about_noise]
-                tuned, tuned_attacking = (replace(each, learning_rates=rates) for each in (usual, attacking))
-                for task in tasks_for(tuned, network, seed, attacks, loss=setting.loss):
-                    yield task if isinstance(task, Training) else replace(task, settings=tuned_attacking)
+                for task in tasks_for(usual, network, seed, attacks, loss=setting.loss):
+                    yield task if isinstance(task, Training) else replace(task, settings=attacking)
