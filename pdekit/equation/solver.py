@@ -25,10 +25,11 @@ from pdekit.equation.plan import Plan, Planner, growth_exponent, lost_modes, sta
 from pdekit.equation.resolution import Flow, ResolutionWarning
 from pdekit.equation.semilagrangian import SemiLagrangian
 from pdekit.equation.spectral_method import KrylovMethod, LawsonMethod
-from pdekit.equation.storage import Checkpoint, FileFrames, MemoryFrames, fingerprint
+from pdekit.equation.storage import Checkpoint, FileFrames, MemoryFrames, dataset, fingerprint
 from pdekit.equation.tolerance import ResolvedMethod
 from pdekit.field import as_grid, node_points
 from pdekit.numerics.diagnostics import cell_peclet, courant
+from pdekit.numerics.spectral import resample
 from pdekit.problem import ConvectionDiffusion
 from pdekit.runtime.checks import check_real, check_whole, real_values
 
@@ -129,6 +130,16 @@ def solve(
             warnings.warn(message, ResolutionWarning, stacklevel=3)
 
     if rtol is not None and method == "auto" and stands(problem):
+        if problem.num_fields is not None:
+            if frames_to is not None:
+                raise ValueError(
+                    "frames_to: expected a single terminal function with rtol, as each has modes of its own"
+                )
+            options = {"num_points": grid, "times": times, "rtol": rtol, "fft": fft, "progress": progress, "seed": seed}
+            paths = [checkpoint and f"{os.fspath(checkpoint)}.{k}" for k in range(problem.num_fields)]
+            return _side_by_side(
+                [solve(given.only(k), checkpoint=path, **options) for k, path in enumerate(paths)], problem.dim
+            )
         setup = _by_tolerance(problem, grid, rtol, wanted, library)
     else:
         grid = grid or as_grid(DEFAULT_NUM_POINTS, problem.dim)
@@ -202,6 +213,21 @@ def solve(
     if restart is not None:
         restart.discard()
     return solution
+
+
+def _side_by_side(solutions: list[xr.Dataset], dim: int) -> xr.Dataset:
+    """Solutions of one field each as one of K fields, on the nodes of the finest."""
+    finest = max(solutions, key=lambda solution: solution.u.size)
+    axes = tuple(range(1, 1 + dim))
+    fields = [resample(solution.u.values, finest.u.shape[1:], axes=axes) for solution in solutions]
+    attrs = dict(finest.attrs)
+    for name in ("seconds", "applications", "num_steps"):
+        attrs[name] = sum(solution.attrs[name] for solution in solutions)
+    for name in ("error_estimate", "error_estimate_time", "overshoot", "cutoff"):
+        attrs[name] = max(solution.attrs[name] for solution in solutions)
+    found = dict.fromkeys(solution.attrs["warnings"] for solution in solutions if solution.attrs["warnings"] != "none")
+    attrs["warnings"] = "; ".join(found) or "none"
+    return dataset(np.stack(fields, axis=-1), finest.coords, attrs)
 
 
 def _checked_grid(num_points: int | tuple[int, ...], dim: int) -> Grid:
