@@ -135,7 +135,14 @@ def solve(
                 raise ValueError(
                     "frames_to: expected a single terminal function with rtol, as each has modes of its own"
                 )
-            options = {"num_points": grid, "times": times, "rtol": rtol, "fft": fft, "progress": progress, "seed": seed}
+            options: dict[str, Any] = {
+                "num_points": grid,
+                "times": times,
+                "rtol": rtol,
+                "fft": fft,
+                "progress": progress,
+                "seed": seed,
+            }
             paths = [checkpoint and f"{os.fspath(checkpoint)}.{k}" for k in range(problem.num_fields)]
             return _side_by_side(
                 [solve(given.only(k), checkpoint=path, **options) for k, path in enumerate(paths)], problem.dim
@@ -227,7 +234,7 @@ def _side_by_side(solutions: list[xr.Dataset], dim: int) -> xr.Dataset:
         attrs[name] = max(solution.attrs[name] for solution in solutions)
     found = dict.fromkeys(solution.attrs["warnings"] for solution in solutions if solution.attrs["warnings"] != "none")
     attrs["warnings"] = "; ".join(found) or "none"
-    return dataset(np.stack(fields, axis=-1), finest.coords, attrs)
+    return dataset(np.stack(fields, axis=-1), {str(name): finest[name] for name in finest.coords}, attrs)
 
 
 def _checked_grid(num_points: int | tuple[int, ...], dim: int) -> Grid:
