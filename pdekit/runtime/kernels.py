@@ -20,11 +20,11 @@ from pdekit.runtime.log import say_once
 
 
 def kernel(*, cache: bool = True, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: compile a function with numba's `options`, dividing by zero as IEEE 754 does.
+    """Decorator: compile a function with numba's `options`, dividing by zero as IEEE 754 does, for Python callers only.
 
     cache: keep the compiled code on disk. numba cannot find it again once a user's function is among the arguments.
     """
-    options = {"error_model": "numpy", "nogil": True, **options}
+    options = {"error_model": "numpy", "nogil": True, "no_cfunc_wrapper": True, **options}
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
