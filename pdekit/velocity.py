@@ -234,10 +234,10 @@ class GridVelocity(Velocity):
         sampled = num_points * max(1, math.ceil(2 * self.num_points / num_points))
         return resample(super().nodes(sampled, t), num_points, axes=axes)
 
-    def for_lanes(self, dtype: str, *, noisy: bool = False) -> tuple[NDArray[Any], int]:
+    def for_lanes(self, dtype: str, *, noisy: bool = False) -> tuple[NDArray[Any], tuple[int, ...]]:
         if noisy and self.continuation == "trigonometric":
             dtype = "float32"  # its table is large, and gathers from it are what a step of a path costs
-        return self.table.coefficients.astype(dtype, copy=False), self.table.degree
+        return self.table.for_lanes(dtype)
 
     def identity(self, points: NDArray, times: NDArray) -> str:
         return f"nodes {digest(self.values)} {self.continuation}"

@@ -39,6 +39,15 @@ def kernel(*, cache: bool = True, **options: Any) -> Callable[[Callable[..., Any
     return compiled
 
 
+def static(number: int) -> tuple[int, ...]:
+    """A small number as an argument that a kernel is compiled for: a tuple as long, which the kernel reads by `len`.
+
+    Numba knows the length from the type, and drops what stands behind an `if len(argument) == other` unseen: one
+    choice takes a fraction of the time of all of them to compile.
+    """
+    return (0,) * number
+
+
 # A child forked while another thread compiles would find numba's lock held for good: wait for the compiler first.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
