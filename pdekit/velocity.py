@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -107,12 +108,33 @@ class Velocity(ABC):
         began = (math.ceil(t / self.interval - 1e-9) - 1) * self.interval
         return self.standing(began), t - began
 
+    def jump_steps(self, t0: float, dt: float, num_steps: int) -> list[int]:
+        """The steps, of num_steps from t0 on, at whose start F jumps; the first one is none of them.
+
+        Raises ValueError where a step would straddle a jump.
+        """
+        found: list[int] = []
+        if not self.jumps:
+            return found
+        n = math.floor(t0 / self.interval + 1e-9) + 1
+        while (ahead := (n * self.interval - t0) / dt) < num_steps - 1e-6:
+            step = round(ahead)
+            if abs(ahead - step) > 1e-6 * max(n, 1) or step == 0:
+                raise ValueError(
+                    f"num_steps: expected a whole number of steps in each interval {self.interval:g} of the velocity, "
+                    f"got steps of {dt:g} from t0 = {t0:g}"
+                )
+            found.append(step)
+            n += 1
+        return found
+
     def pieces(self, t0: float, dt: float, num_steps: int) -> Iterator[tuple[int, int, Velocity]]:
         """(first step, last step, velocity) of the pieces of steps between two jumps.
 
         Raises ValueError where a step would straddle a jump.
         """
-        yield 0, num_steps, self
+        for first, last in pairwise([0, *self.jump_steps(t0, dt, num_steps), num_steps]):
+            yield first, last, self.standing(t0 + 0.5 * (first + last) * dt)
 
     def for_lanes(self, dtype: str, *, noisy: bool = False) -> Any:
         """Argument of the compiled loops over paths: (table, degree), a compiled function, or None without either.
@@ -284,21 +306,6 @@ class RedrawnVelocity(Velocity):
 
     def nodes(self, num_points: int, t: float) -> NDArray[np.float64]:
         return self.standing(t).nodes(num_points)
-
-    def pieces(self, t0: float, dt: float, num_steps: int) -> Iterator[tuple[int, int, Velocity]]:
-        per_interval, offset = round(self.interval / dt), round(t0 / dt)
-        straddles = abs(self.interval - per_interval * dt) > 1e-6 * dt or abs(t0 - offset * dt) > 1e-6 * dt
-        if per_interval < 1 or straddles:
-            raise ValueError(
-                f"num_steps: expected a whole number of steps in each interval {self.interval:g} of the redrawn "
-                f"velocity, got steps of {dt:g} from t0 = {t0:g}"
-            )
-        first = 0
-        while first < num_steps:
-            n = (offset + first) // per_interval
-            last = min((n + 1) * per_interval - offset, num_steps)
-            yield first, last, self.field(n)
-            first = last
 
     def identity(self, points: NDArray, times: NDArray) -> str:
         return repr(self)

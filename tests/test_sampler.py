@@ -246,6 +246,28 @@ def test_a_redrawn_velocity_is_followed_interval_by_interval():
         feynman_kac(table, POINTS, num_steps=24)
 
 
+@pytest.mark.parametrize("interval", [1.0, 1.37, 40.0])
+def test_a_velocity_redrawn_after_the_horizon_is_a_steady_one(interval):
+    velocity = RedrawnVelocity(8, interval, seed=4)
+    redrawn, steady = (ConvectionDiffusion(v, wave, 0.1) for v in (velocity, velocity.field(0)))
+    options = {"num_paths": 300, "num_steps": 100, "bias": True}
+    a, b = (feynman_kac(p, POINTS, **options) for p in (redrawn, steady))
+    np.testing.assert_array_equal(a.mean, b.mean)
+    np.testing.assert_array_equal(a.bias_estimate, b.bias_estimate)
+    np.testing.assert_array_equal(*(characteristics(p, POINTS, num_steps=7) for p in (redrawn, steady)))
+    u, v = (solve(p, num_points=32, rtol=1e-6).u[0].values for p in (redrawn, steady))
+    np.testing.assert_allclose(u, v, atol=1e-12)
+
+
+def test_a_redrawn_velocity_jumps_at_multiples_of_its_interval():
+    velocity = RedrawnVelocity(8, 0.25, seed=4)
+    assert velocity.jump_steps(0.0, 0.125, 8) == [2, 4, 6]
+    assert velocity.jump_steps(0.25, 0.125, 6) == [2, 4]
+    assert velocity.jump_steps(0.125, 0.125, 7) == [1, 3, 5]
+    assert velocity.jump_steps(0.3, 0.1, 2) == []
+    assert [field for *_, field in velocity.pieces(0.125, 0.125, 3)] == [velocity.field(0), velocity.field(1)]
+
+
 def test_antithetic_paths_reduce_the_variance_of_an_odd_payoff():
     problem = drift_problem(drift=(0.25, 0.0))
     odd = [[0.0, 0.0]]  # f is odd about the mean end point

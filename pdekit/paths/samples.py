@@ -94,11 +94,9 @@ class Samples:
     @property
     def doublings(self) -> int:
         """How often the step can be doubled, twice at most, without straddling a jump of F."""
-        whole = [self.num_steps]
-        velocity, t0 = self.simulation.problem.velocity, self.simulation.t0
-        if velocity.jumps:
-            dt = self.simulation.duration / self.num_steps
-            whole += [round(velocity.interval / dt), round(t0 / dt)]
+        dt = self.simulation.duration / self.num_steps
+        jumps = self.simulation.problem.velocity.jump_steps(self.simulation.t0, dt, self.num_steps)
+        whole = [self.num_steps, *jumps]
         possible = next(k for k in (2, 1, 0) if all(steps % 2**k == 0 for steps in whole))
         return possible - int(self.sampling.extrapolate)
 
