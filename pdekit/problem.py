@@ -33,7 +33,8 @@ class ConvectionDiffusion:
     horizon: the final time T.
 
     Raises ValueError for a negative or non-finite sigma, a non-positive horizon, wrong shapes, complex or non-finite
-    values, or a dimension that is no whole number, cannot be told or does not agree.
+    values, a velocity that is said to be steady and changes, or a dimension that is no whole number, cannot be told or
+    does not agree.
     """
 
     velocity: Velocity
@@ -62,6 +63,7 @@ class ConvectionDiffusion:
         dims = {"velocity": velocity.dim} | dims
         if len(set(dims.values())) != 1:
             raise ValueError(f"dimensions do not agree: {', '.join(f'{n} has {d}' for n, d in dims.items())}")
+        velocity.check_steady(horizon)
         values = {"velocity": velocity, "terminal": terminal, "sigma": sigma, "dim": velocity.dim, "horizon": horizon}
         for name, value in values.items():
             object.__setattr__(self, name, value)

@@ -136,6 +136,20 @@ class Velocity(ABC):
         for first, last in pairwise([0, *self.jump_steps(t0, dt, num_steps), num_steps]):
             yield first, last, self.standing(t0 + 0.5 * (first + last) * dt)
 
+    def check_steady(self, horizon: float) -> None:
+        """Raise ValueError where F is said to be steady, and its values at a few points change up to the horizon."""
+        if not self.steady or self.own_nodes is not None:
+            return
+        x = np.random.default_rng(0).random((16, self.dim))
+        values = self.at(x, 0.0)
+        for t in (0.1234 * horizon, 0.5719 * horizon, horizon):
+            difference = float(np.abs(self.at(x, t) - values).max())
+            if difference > 1e-6 * np.abs(values).max():
+                raise ValueError(
+                    f"interval: expected a function that does not depend on t, as inf says, got a difference of "
+                    f"{difference:.3g} between t = 0 and t = {t:g}; leave interval out"
+                )
+
     def for_lanes(self, dtype: str, *, noisy: bool = False) -> Any:
         """Argument of the compiled loops over paths: (table, degree), a compiled function, or None without either.
 

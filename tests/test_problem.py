@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
@@ -10,10 +11,12 @@ from scipy.stats import norm
 
 from pdekit import (
     ConvectionDiffusion,
+    FunctionVelocity,
     RedrawnVelocity,
     ResolutionWarning,
     characteristics,
     compiled,
+    fastmath,
     feynman_kac,
     solve,
 )
@@ -73,6 +76,35 @@ def test_numbers_that_are_none_are_met_with_one_clear_line(build, message):
     with pytest.raises(ValueError, match=message) as caught:
         build()
     assert "\n" not in str(caught.value)
+
+
+def drifting(x: np.ndarray, t: float) -> np.ndarray:
+    return np.sin(TAU * x) * (1.0 + t)
+
+
+@compiled(1, interval=math.inf)
+def pulled(x, t):
+    return (fastmath.sin2pi(x) * fastmath.exp(-t),)
+
+
+@pytest.mark.parametrize("velocity", [FunctionVelocity(drifting, 1, math.inf), pulled], ids=["plain", "compiled"])
+@pytest.mark.parametrize("horizon", [1e-2, 10.0])
+def test_a_velocity_that_is_called_steady_and_is_not_is_refused(velocity, horizon):
+    with pytest.raises(
+        ValueError, match=r"interval: expected a function that does not depend on t.*leave interval out"
+    ):
+        ConvectionDiffusion(velocity, wave, 0.1, horizon=horizon)
+
+
+def test_a_steady_velocity_is_asked_at_a_few_points_only():
+    asked = []
+
+    def steady(x, t):
+        asked.append(x.size)
+        return np.sin(TAU * x) + 0.0 * t
+
+    ConvectionDiffusion(FunctionVelocity(steady, 1, math.inf), wave, 0.1)
+    assert 0 < sum(asked) <= 100
 
 
 @pytest.mark.parametrize(
