@@ -166,9 +166,16 @@ class Velocity(ABC):
         return FunctionVelocity(lambda x, t: -np.asarray(self(x, horizon - t)), self.dim, self.interval)
 
 
+def check_dim(dim: int) -> int:
+    """The number of space dimensions as an int, or a ValueError unless it is 1, 2 or 3."""
+    if check_whole("dim", dim, 1) > 3:
+        raise ValueError(f"dim: expected 1, 2 or 3, got {dim}")
+    return int(dim)
+
+
 def check_interval(interval: float) -> None:
     """Raise ValueError unless it is that of a function: 0, or inf."""
-    if interval not in (0.0, math.inf):
+    if isinstance(interval, bool) or interval not in (0.0, math.inf):
         raise ValueError(
             f"interval: expected 0, or math.inf for a function that does not depend on t, got {interval!r}"
         )
@@ -201,6 +208,7 @@ class FunctionVelocity(Velocity):
     interval: float = 0.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dim", check_whole("dim", self.dim, 1))
         check_interval(self.interval)
 
     def __call__(self, x: ArrayLike, t: float) -> NDArray[np.float64]:
@@ -301,11 +309,14 @@ class RedrawnVelocity(Velocity):
     periodic = True
 
     def __post_init__(self) -> None:
-        check_real("interval", self.interval, "a positive duration")
-        check_whole("num_points", self.num_points, 2)
-        check_whole("seed", self.seed, 0)
-        if check_whole("dim", self.dim, 1) > 3:
-            raise ValueError(f"dim: expected 1, 2 or 3, got {self.dim}")
+        checked = {
+            "num_points": check_whole("num_points", self.num_points, 2),
+            "interval": check_real("interval", self.interval, "a positive duration"),
+            "seed": check_whole("seed", self.seed, 0),
+            "dim": check_dim(self.dim),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         check_continuation(self.continuation)
 
     def field(self, n: int) -> GridVelocity:
@@ -348,6 +359,7 @@ class CompiledVelocity(Velocity):
     interval: float = 0.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dim", check_dim(self.dim))
         check_interval(self.interval)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -379,8 +391,8 @@ def compiled(dim: int, interval: float = 0.0) -> Callable[[Callable[..., tuple[f
 
     interval: `math.inf` for one that does not depend on t, which the solver then takes for steady.
     """
-    if check_whole("dim", dim, 1) not in _ON_LANES:
-        raise ValueError(f"dim: expected 1, 2 or 3, got {dim}")
+    dim = check_dim(dim)
+    check_interval(interval)
 
     def wrap(function: Callable[..., tuple[float, ...]]) -> CompiledVelocity:
         return CompiledVelocity(_scalar(function), dim, interval)

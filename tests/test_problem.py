@@ -69,7 +69,19 @@ SMALL = {"num_points": 16, "dt": 0.1}
         (lambda: solve(one_dimensional(still), times=[0.5j]), "times: expected real numbers, got dtype complex128"),
         (lambda: solve(one_dimensional(still), times=["a"]), "times: expected real numbers, got dtype"),
         (lambda: characteristics(one_dimensional(still), [[0.1]], num_steps=1.5), "num_steps: expected a whole number"),
-        (lambda: characteristics(one_dimensional(still), [[0.1]], num_steps=4, t0=np.nan), "t0, t1: expected finite"),
+        (
+            lambda: characteristics(one_dimensional(still), [[0.1]], num_steps=4, t0=np.nan),
+            "t0: expected a finite time",
+        ),
+        (lambda: characteristics(one_dimensional(still), [[0.1]], num_steps=4, t0="0"), "t0: expected a finite .* '0'"),
+        (
+            lambda: characteristics(one_dimensional(still), [[0.1]], num_steps=4, t1=np.inf),
+            "t1: expected a finite time",
+        ),
+        (lambda: FunctionVelocity(still, 2.5), "dim: expected a whole number of at least 1, got 2.5"),
+        (lambda: FunctionVelocity(still, 2, interval=True), "interval: expected 0, or math.inf .* got True"),
+        (lambda: compiled(4), "dim: expected 1, 2 or 3, got 4"),
+        (lambda: compiled(2, interval=0.5), "interval: expected 0, or math.inf .* got 0.5"),
     ],
 )
 def test_numbers_that_are_none_are_met_with_one_clear_line(build, message):
