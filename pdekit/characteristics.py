@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from pdekit.field import Field
 from pdekit.numerics.lanes import LANES, add_scaled, velocity_on_lanes
 from pdekit.problem import ConvectionDiffusion
-from pdekit.runtime.checks import check_whole, real_values
+from pdekit.runtime.checks import check_finite, check_whole, real_values
 from pdekit.runtime.kernels import kernel
 from pdekit.runtime.threads import spread
 
@@ -29,9 +29,8 @@ def characteristics(
     x = problem.to_unit(check_points(points, problem))
     given, problem = problem, problem.on_unit_box
     num_steps = check_whole("num_steps", num_steps, 1)
-    if not np.isfinite([t0, problem.horizon if t1 is None else t1]).all():
-        raise ValueError(f"t0, t1: expected finite times, got {t0} and {t1}")
-    dt = ((problem.horizon if t1 is None else t1) - t0) / num_steps
+    t0 = check_finite("t0", t0, "a finite time")
+    dt = (check_finite("t1", problem.horizon if t1 is None else t1, "a finite time") - t0) / num_steps
     for first, last, velocity in problem.velocity.pieces(t0, dt, num_steps):
         x = _carried(velocity, x, t0, dt, first, last)
     return given.from_unit(x)

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -154,12 +155,47 @@ class Field(ABC):
         began = (math.ceil(t / self.interval - 1e-9) - 1) * self.interval
         return self.standing(began), t - began
 
+    def jump_steps(self, t0: float, dt: float, num_steps: int) -> list[int]:
+        """The steps, of num_steps from t0 on, at whose start it jumps; the first one is none of them.
+
+        Raises ValueError where a step would straddle a jump.
+        """
+        found: list[int] = []
+        if not self.jumps:
+            return found
+        n = math.floor(t0 / self.interval + 1e-9) + 1
+        while (ahead := (n * self.interval - t0) / dt) < num_steps - 1e-6:
+            step = round(ahead)
+            if abs(ahead - step) > 1e-6 * max(n, 1) or step == 0:
+                raise ValueError(
+                    f"num_steps: expected a whole number of steps in each interval {self.interval:g} of the "
+                    f"{self.name}, got steps of {dt:g} from t0 = {t0:g}"
+                )
+            found.append(step)
+            n += 1
+        return found
+
     def pieces(self, t0: float, dt: float, num_steps: int) -> Iterator[tuple[int, int, Field]]:
         """(first step, last step, field) of the pieces of steps between two jumps.
 
         Raises ValueError where a step would straddle a jump.
         """
-        yield 0, num_steps, self
+        for first, last in pairwise([0, *self.jump_steps(t0, dt, num_steps), num_steps]):
+            yield first, last, self.standing(t0 + 0.5 * (first + last) * dt)
+
+    def check_steady(self, horizon: float) -> None:
+        """Raise ValueError where it is said to be steady, and its values at a few points change up to the horizon."""
+        if not self.steady or self.own_nodes is not None:
+            return
+        x = np.random.default_rng(0).random((16, self.dim))
+        values = self.at(x, 0.0)
+        for t in (0.1234 * horizon, 0.5719 * horizon, horizon):
+            difference = float(np.abs(self.at(x, t) - values).max())
+            if difference > 1e-6 * np.abs(values).max():
+                raise ValueError(
+                    f"interval: expected a function that does not depend on t, as inf says, got a difference of "
+                    f"{difference:.3g} between t = 0 and t = {t:g} in the {self.name}; leave interval out"
+                )
 
     def for_lanes(self, dtype: str, *, noisy: bool = False) -> Any:
         """Argument of the compiled loops over paths: (table, degree), a compiled function, or None without either.
@@ -204,9 +240,16 @@ def as_field(name: str, value: Field | Function | ArrayLike, dim: int, shape: tu
     return replace(value, name=name) if isinstance(value, FunctionField | CompiledField | GridField) else value
 
 
+def check_dim(dim: int) -> int:
+    """The number of space dimensions as an int, or a ValueError unless it is 1, 2 or 3."""
+    if check_whole("dim", dim, 1) > 3:
+        raise ValueError(f"dim: expected 1, 2 or 3, got {dim}")
+    return int(dim)
+
+
 def check_interval(interval: float) -> None:
     """Raise ValueError unless it is that of a function: 0, or inf."""
-    if interval not in (0.0, math.inf):
+    if isinstance(interval, bool) or interval not in (0.0, math.inf):
         raise ValueError(
             f"interval: expected 0, or math.inf for a function that does not depend on t, got {interval!r}"
         )
@@ -227,6 +270,7 @@ class FunctionField(Field):
     frame: Frame | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dim", check_whole("dim", self.dim, 1))
         check_interval(self.interval)
 
     def __call__(self, x: ArrayLike, t: float) -> NDArray[np.float64]:
@@ -311,10 +355,10 @@ class GridField(Field):
         sampled = tuple(n * max(1, math.ceil(2 * own / n)) for n, own in zip(grid, self.grid, strict=True))
         return resample(super().nodes(sampled, t), grid, axes=axes)
 
-    def for_lanes(self, dtype: str, *, noisy: bool = False) -> tuple[NDArray[Any], int]:
+    def for_lanes(self, dtype: str, *, noisy: bool = False) -> tuple[NDArray[Any], tuple[int, ...]]:
         if noisy and self.continuation == "trigonometric":
             dtype = "float32"  # its table is large, and gathers from it are what a step of a path costs
-        return self.table.coefficients.astype(dtype, copy=False), self.table.degree
+        return self.table.for_lanes(dtype)
 
     def identity(self, points: NDArray, times: NDArray) -> str:
         return f"nodes {digest(self.values)} {self.continuation}"
@@ -341,6 +385,7 @@ class CompiledField(Field):
     frame: Frame | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dim", check_dim(self.dim))
         check_interval(self.interval)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -381,8 +426,8 @@ def compiled(dim: int, interval: float = 0.0) -> Callable[[Callable[..., Any]], 
 
     interval: `math.inf` for one that does not depend on t, which the solver then takes for steady.
     """
-    if check_whole("dim", dim, 1) not in _VELOCITY:
-        raise ValueError(f"dim: expected 1, 2 or 3, got {dim}")
+    dim = check_dim(dim)
+    check_interval(interval)
 
     def wrap(function: Callable[..., Any]) -> CompiledField:
         jitted = _scalar(function)

@@ -48,7 +48,8 @@ class ConvectionDiffusion:
         refuses it.
 
     Raises ValueError for a negative or non-finite sigma, a non-positive horizon, wrong shapes, complex or non-finite
-    values, a box without length, or a dimension that is no whole number, cannot be told or does not agree.
+    values, a box without length, a field that is said to be steady and changes, or a dimension that is no whole number,
+    cannot be told or does not agree.
     """
 
     velocity: Field
@@ -108,6 +109,8 @@ class ConvectionDiffusion:
             raise ValueError("domain: expected functions, and no box, with 'space'; node values and boxes are periodic")
         if self.noise.number is not None and not isinstance(sigma, Noise):
             object.__setattr__(self, "sigma", self.noise.number)
+        for field in self._fields().values():
+            field.check_steady(horizon)
 
     @cached_property
     def noise(self) -> Noise:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -20,6 +19,7 @@ from pdekit.field import (
     Grid,
     GridField,
     as_field,
+    check_dim,
     check_nodes,
 )
 from pdekit.numerics.splines import check_continuation
@@ -83,11 +83,14 @@ class RedrawnVelocity(Field):
     periodic = True
 
     def __post_init__(self) -> None:
-        check_real("interval", self.interval, "a positive duration")
-        check_whole("num_points", self.num_points, 2)
-        check_whole("seed", self.seed, 0)
-        if check_whole("dim", self.dim, 1) > 3:
-            raise ValueError(f"dim: expected 1, 2 or 3, got {self.dim}")
+        checked = {
+            "num_points": check_whole("num_points", self.num_points, 2),
+            "interval": check_real("interval", self.interval, "a positive duration"),
+            "seed": check_whole("seed", self.seed, 0),
+            "dim": check_dim(self.dim),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         check_continuation(self.continuation)
 
     @property
@@ -106,21 +109,6 @@ class RedrawnVelocity(Field):
 
     def nodes(self, num_points: int | Grid, t: float) -> NDArray[np.float64]:
         return self.standing(t).nodes(num_points)
-
-    def pieces(self, t0: float, dt: float, num_steps: int) -> Iterator[tuple[int, int, Field]]:
-        per_interval, offset = round(self.interval / dt), round(t0 / dt)
-        straddles = abs(self.interval - per_interval * dt) > 1e-6 * dt or abs(t0 - offset * dt) > 1e-6 * dt
-        if per_interval < 1 or straddles:
-            raise ValueError(
-                f"num_steps: expected a whole number of steps in each interval {self.interval:g} of the redrawn "
-                f"velocity, got steps of {dt:g} from t0 = {t0:g}"
-            )
-        first = 0
-        while first < num_steps:
-            n = (offset + first) // per_interval
-            last = min((n + 1) * per_interval - offset, num_steps)
-            yield first, last, self.field(n)
-            first = last
 
     def identity(self, points: NDArray, times: NDArray) -> str:
         return repr(self)

@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
+from pdekit.characteristics import check_points
 from pdekit.equation.plan import UnstableError
 from pdekit.equation.refinement import change
 from pdekit.equation.resolution import ResolutionWarning
@@ -19,6 +20,7 @@ from pdekit.numerics.splines import spline_table
 from pdekit.paths.estimate import BiasWarning, Estimate
 from pdekit.paths.sampler import Rng, feynman_kac
 from pdekit.problem import ConvectionDiffusion
+from pdekit.runtime.checks import check_fraction, check_whole, real_values
 
 _MOST_WORK = 1e9  # nodes times steps of the solve on a doubled grid: half a minute in 2-D
 _SLOWEST = 0.75  # differences of doubled grids that fall more slowly than this are not extrapolated any further
@@ -174,15 +176,16 @@ def verify(
     """
     if problem.noise.none:
         raise ValueError("verify: expected sigma > 0; at sigma = 0 compare with solve(..., method='characteristics')")
-    for name, value in (("level", level), ("resolves", resolves)):
-        if not 0.0 < value < 1.0:
-            raise ValueError(f"{name}: expected a number between 0 and 1, got {value}")
+    level, resolves = check_fraction("level", level), check_fraction("resolves", resolves)
+    num_paths, num_steps = check_whole("num_paths", num_paths, 2), check_whole("num_steps", num_steps, 2)
+    if num_steps % 2:
+        raise ValueError(f"num_steps: expected an even number, as the step is doubled, got {num_steps}")
+    x = check_points(points, problem)
     for message in problem.check_periodic():
         warnings.warn(message, ResolutionWarning, stacklevel=2)
     solution = _checked(problem, solution)
     if solution_error is None and {"dt", "method"} - set(solution.attrs):
         raise ValueError("verify: expected a Dataset as solve() returns it, or the solution's own solution_error=")
-    x = np.array(points, dtype=np.float64)
     field = solution.u[0].values
     claimed = _at(field, x)
     if solution_error is not None:
@@ -212,6 +215,8 @@ def verify(
 
 def _checked(problem: ConvectionDiffusion, solution: xr.Dataset) -> xr.Dataset:
     """The solution with time first and increasing, or a ValueError."""
+    if not isinstance(solution, xr.Dataset):
+        raise ValueError(f"verify: expected a Dataset as solve() returns it, got {type(solution).__name__}")
     u = solution.get("u")
     space = [] if u is None else [name for name in u.dims if name != "time"]
     if u is None or "time" not in u.coords or u.ndim != len(space) + 1 or len(space) != problem.dim:
@@ -241,7 +246,10 @@ def _bad(values: NDArray) -> int:
 
 
 def _admitted(solution_error: ArrayLike, claimed: NDArray[np.float64]) -> NDArray[np.float64]:
-    own = np.broadcast_to(np.asarray(solution_error, dtype=np.float64), claimed.shape)
+    own = real_values("solution_error", solution_error)
+    if own.shape not in ((), claimed.shape):
+        raise ValueError(f"solution_error: expected a number or shape {claimed.shape}, got {own.shape}")
+    own = np.broadcast_to(own, claimed.shape)
     if not (own >= 0.0).all():
         raise ValueError(f"solution_error: expected numbers >= 0, got {own.min():g}")
     return own

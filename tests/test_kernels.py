@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from numba.core.errors import TypingError
 
 import pdekit
+from pdekit.runtime.kernels import kernel, static
 
 EVALUATE = """
 import warnings
@@ -51,3 +53,15 @@ def test_compiled_code_is_kept_in_the_folder_that_the_user_names(installation: P
     done = evaluate(installation, NUMBA_CACHE_DIR=str(cache))
     assert done.stderr == ""
     assert list(cache.rglob("fastmath._exp-*.nbi"))
+
+
+def test_a_static_number_is_compiled_for_alone() -> None:
+    @kernel(cache=False)
+    def chosen(number):
+        if len(number) == 1:
+            return 10
+        return number.there_is_no_such_thing_in_the_other_branches
+
+    assert chosen(static(1)) == 10
+    with pytest.raises(TypingError, match="there_is_no_such_thing"):
+        chosen(static(2))

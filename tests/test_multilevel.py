@@ -199,7 +199,26 @@ def test_a_level_limit_that_is_too_low_is_reported():
     ("arguments", "options", "message"),
     [
         ((lambda l, n: np.zeros(6),), {"rmse": 0.0}, "rmse: expected a positive error"),
-        ((lambda l, n: np.zeros(6),), {"rmse": 1.0, "max_level": 1}, "max_level: expected at least 2"),
+        (
+            (lambda l, n: np.zeros(6),),
+            {"rmse": 1.0, "max_level": 1},
+            "max_level: expected a whole number of at least 2",
+        ),
+        ((lambda l, n: np.zeros(6),), {"rmse": 1.0, "max_level": 2.5}, "max_level: expected a whole number .* got 2.5"),
+        ((lambda l, n: np.zeros(6),), {"rmse": "1"}, "rmse: expected a positive error, got '1'"),
+        ((lambda l, n: np.zeros(6),), {"rmse": np.nan}, "rmse: expected a positive error, got nan"),
+        ((lambda l, n: np.zeros(6),), {"rmse": True}, "rmse: expected a positive error, got True"),
+        ((lambda l, n: np.zeros(6),), {"rmse": 1.0, "alpha": -1}, "alpha: expected a positive rate, got -1"),
+        ((lambda l, n: np.zeros(6),), {"rmse": 1.0, "beta": 0}, "beta: expected a positive rate, got 0"),
+        ((lambda l, n: np.zeros(6),), {"rmse": 1.0, "max_cost": np.nan}, "max_cost: expected a positive cost, got nan"),
+        ((lambda l, n: np.zeros(6),), {"rmse": 1.0, "max_cost": "1"}, "max_cost: expected a positive cost, got '1'"),
+        ((lambda l, n: np.zeros(6),), {"rmse": 1.0, "level_cost": 2.0}, "level_cost: expected a function of the level"),
+        (
+            (lambda l, n: np.array([0.0, n, 0.0, n, 0.0, n]),),
+            {"rmse": 1.0, "level_cost": lambda l: -1.0},
+            r"level_cost\(0\): expected a positive cost, got -1.0",
+        ),
+        ((3.0,), {"rmse": 1.0}, "source: expected a ConvectionDiffusion or a level function, got 3.0"),
         ((lambda l, n: np.zeros(6), POINTS), {"rmse": 1.0}, "points: expected None with a level function"),
         ((lambda l, n: np.zeros(5),), {"rmse": 1.0}, r"expected sums of shape \(6,\) or \(6, P\), got \(5,\)"),
         ((lambda l, n: np.full(6, np.nan),), {"rmse": 1.0}, "expected finite sums"),
@@ -208,6 +227,9 @@ def test_a_level_limit_that_is_too_low_is_reported():
         ((ConvectionDiffusion(swirl, bumps, 0.1), POINTS), {"rmse": 1.0, "scheme": "rk4"}, "scheme: expected one of"),
         ((ConvectionDiffusion(swirl, bumps, 0.1), POINTS), {"rmse": 1.0, "first_steps": 0}, "first_steps: expected"),
         ((ConvectionDiffusion(swirl, bumps, 0.1), POINTS), {"rmse": 1.0, "t0": 2.0}, "t0: expected a time before"),
+        ((ConvectionDiffusion(swirl, bumps, 0.1), POINTS), {"rmse": 1.0, "t0": "0"}, "t0: expected a time .* got '0'"),
+        ((ConvectionDiffusion(swirl, bumps, 0.1), POINTS), {"rmse": 1.0, "rng": -1}, "rng: expected a whole number"),
+        ((ConvectionDiffusion(swirl, bumps, 0.1), POINTS), {"rmse": 1.0, "first_steps": 1.5}, "first_steps: expected"),
     ],
 )
 def test_bad_arguments_get_one_clear_line(arguments, options, message):

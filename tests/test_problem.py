@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
@@ -10,10 +11,12 @@ from scipy.stats import norm
 
 from pdekit import (
     ConvectionDiffusion,
+    FunctionVelocity,
     RedrawnVelocity,
     ResolutionWarning,
     characteristics,
     compiled,
+    fastmath,
     feynman_kac,
     solve,
 )
@@ -66,13 +69,54 @@ SMALL = {"num_points": 16, "dt": 0.1}
         (lambda: solve(one_dimensional(still), times=[0.5j]), "times: expected real numbers, got dtype complex128"),
         (lambda: solve(one_dimensional(still), times=["a"]), "times: expected real numbers, got dtype"),
         (lambda: characteristics(one_dimensional(still), [[0.1]], num_steps=1.5), "num_steps: expected a whole number"),
-        (lambda: characteristics(one_dimensional(still), [[0.1]], num_steps=4, t0=np.nan), "t0, t1: expected finite"),
+        (
+            lambda: characteristics(one_dimensional(still), [[0.1]], num_steps=4, t0=np.nan),
+            "t0: expected a finite time",
+        ),
+        (lambda: characteristics(one_dimensional(still), [[0.1]], num_steps=4, t0="0"), "t0: expected a finite .* '0'"),
+        (
+            lambda: characteristics(one_dimensional(still), [[0.1]], num_steps=4, t1=np.inf),
+            "t1: expected a finite time",
+        ),
+        (lambda: FunctionVelocity(still, 2.5), "dim: expected a whole number of at least 1, got 2.5"),
+        (lambda: FunctionVelocity(still, 2, interval=True), "interval: expected 0, or math.inf .* got True"),
+        (lambda: compiled(4), "dim: expected 1, 2 or 3, got 4"),
+        (lambda: compiled(2, interval=0.5), "interval: expected 0, or math.inf .* got 0.5"),
     ],
 )
 def test_numbers_that_are_none_are_met_with_one_clear_line(build, message):
     with pytest.raises(ValueError, match=message) as caught:
         build()
     assert "\n" not in str(caught.value)
+
+
+def drifting(x: np.ndarray, t: float) -> np.ndarray:
+    return np.sin(TAU * x) * (1.0 + t)
+
+
+@compiled(1, interval=math.inf)
+def pulled(x, t):
+    return (fastmath.sin2pi(x) * fastmath.exp(-t),)
+
+
+@pytest.mark.parametrize("velocity", [FunctionVelocity(drifting, 1, math.inf), pulled], ids=["plain", "compiled"])
+@pytest.mark.parametrize("horizon", [1e-2, 10.0])
+def test_a_velocity_that_is_called_steady_and_is_not_is_refused(velocity, horizon):
+    with pytest.raises(
+        ValueError, match=r"interval: expected a function that does not depend on t.*leave interval out"
+    ):
+        ConvectionDiffusion(velocity, wave, 0.1, horizon=horizon)
+
+
+def test_a_steady_velocity_is_asked_at_a_few_points_only():
+    asked = []
+
+    def steady(x, t):
+        asked.append(x.size)
+        return np.sin(TAU * x) + 0.0 * t
+
+    ConvectionDiffusion(FunctionVelocity(steady, 1, math.inf), wave, 0.1)
+    assert 0 < sum(asked) <= 100
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,28 @@ def test_a_redrawn_velocity_is_followed_interval_by_interval():
         feynman_kac(table, POINTS, num_steps=24)
 
 
+@pytest.mark.parametrize("interval", [1.0, 1.37, 40.0])
+def test_a_velocity_redrawn_after_the_horizon_is_a_steady_one(interval):
+    velocity = RedrawnVelocity(8, interval, seed=4)
+    redrawn, steady = (ConvectionDiffusion(v, wave, 0.1) for v in (velocity, velocity.field(0)))
+    options = {"num_paths": 300, "num_steps": 100, "bias": True}
+    a, b = (feynman_kac(p, POINTS, **options) for p in (redrawn, steady))
+    np.testing.assert_array_equal(a.mean, b.mean)
+    np.testing.assert_array_equal(a.bias_estimate, b.bias_estimate)
+    np.testing.assert_array_equal(*(characteristics(p, POINTS, num_steps=7) for p in (redrawn, steady)))
+    u, v = (solve(p, num_points=32, rtol=1e-6).u[0].values for p in (redrawn, steady))
+    np.testing.assert_allclose(u, v, atol=1e-12)
+
+
+def test_a_redrawn_velocity_jumps_at_multiples_of_its_interval():
+    velocity = RedrawnVelocity(8, 0.25, seed=4)
+    assert velocity.jump_steps(0.0, 0.125, 8) == [2, 4, 6]
+    assert velocity.jump_steps(0.25, 0.125, 6) == [2, 4]
+    assert velocity.jump_steps(0.125, 0.125, 7) == [1, 3, 5]
+    assert velocity.jump_steps(0.3, 0.1, 2) == []
+    assert [field for *_, field in velocity.pieces(0.125, 0.125, 3)] == [velocity.field(0), velocity.field(1)]
+
+
 def test_antithetic_paths_reduce_the_variance_of_an_odd_payoff():
     problem = drift_problem(drift=(0.25, 0.0))
     odd = [[0.0, 0.0]]  # f is odd about the mean end point
@@ -411,6 +433,24 @@ def test_one_point_and_one_step():
         ([0.1, 0.2], {}, r"points: expected shape \(P, 2\)"),
         (np.empty((0, 2)), {}, r"points: expected shape \(P, 2\) with P >= 1"),
         ([[0.1, np.nan]], {}, "points: expected finite coordinates"),
+        ([["0.1", "0.2"]], {}, "points: expected real numbers, got dtype <U3"),
+        ([[0.1, 0.2]], {"num_paths": 100.5}, "num_paths: expected a whole number of at least 2, got 100.5"),
+        ([[0.1, 0.2]], {"num_paths": True}, "num_paths: expected a whole number of at least 2, got True"),
+        ([[0.1, 0.2]], {"num_paths": np.inf}, "num_paths: expected a whole number of at least 2, got inf"),
+        ([[0.1, 0.2]], {"num_steps": "64"}, "num_steps: expected a whole number of at least 1, got '64'"),
+        ([[0.1, 0.2]], {"num_steps": np.nan}, "num_steps: expected a whole number of at least 1, got nan"),
+        ([[0.1, 0.2]], {"scheme": ["heun"]}, r"scheme: expected one of euler, heun, got \['heun'\]"),
+        ([[0.1, 0.2]], {"bias": 2}, "bias: expected True or False, got 2"),
+        ([[0.1, 0.2]], {"tolerance": 1e-3}, "tolerance: expected a pdekit.Tolerance, got 0.001"),
+        ([[0.1, 0.2]], {"sampling": "qmc"}, "sampling: expected a pdekit.Sampling, got 'qmc'"),
+        ([[0.1, 0.2]], {"control": np.zeros((8, 8))}, "control: expected what solve returned, .* got ndarray"),
+        ([[0.1, 0.2]], {"t0": "0"}, "t0: expected a time before the horizon 1, got '0'"),
+        ([[0.1, 0.2]], {"t0": np.nan}, "t0: expected a time before the horizon 1, got nan"),
+        ([[0.1, 0.2]], {"t0": -np.inf}, "t0: expected a time before the horizon 1, got -inf"),
+        ([[0.1, 0.2]], {"first_point": -1}, "first_point: expected a whole number of at least 0, got -1"),
+        ([[0.1, 0.2]], {"rng": -1}, "rng: expected a whole number of at least 0 or a numpy Generator, got -1"),
+        ([[0.1, 0.2]], {"rng": 1.5}, "rng: expected a whole number of at least 0 or a numpy Generator, got 1.5"),
+        ([[0.1, 0.2]], {"rng": "seed"}, "rng: expected a whole number of at least 0 .*, got 'seed'"),
     ],
 )
 def test_bad_arguments_get_one_clear_line(points, options, message):
@@ -429,11 +469,46 @@ def test_bad_arguments_get_one_clear_line(points, options, message):
         (lambda: Tolerance(atol=1e-3, max_paths=1), "max_paths: expected a whole number of at least 4"),
         (lambda: Tolerance(atol=-1.0), "atol: expected a positive number"),
         (lambda: Tolerance(rtol=1e-3, confidence=1.0), "confidence level: expected a number between 0 and 1"),
+        (lambda: Tolerance(rtol=1e-3, confidence="0.9"), "confidence level: expected a number .* got '0.9'"),
+        (lambda: Tolerance(rtol=1e-3, confidence=np.nan), "confidence level: expected a number .* got nan"),
+        (lambda: Tolerance(rtol="1e-3"), "rtol: expected a positive number, got '1e-3'"),
+        (lambda: Tolerance(atol=np.nan), "atol: expected a positive number, got nan"),
+        (lambda: Tolerance(atol=np.inf), "atol: expected a positive number, got inf"),
+        (lambda: Tolerance(atol=True), "atol: expected a positive number, got True"),
+        (lambda: Tolerance(atol=1e-3, max_paths=np.inf), "max_paths: expected a whole number .* got inf"),
+        (lambda: Sampling(qmc="yes"), "qmc: expected True or False, got 'yes'"),
+        (lambda: Sampling(antithetic=1), "antithetic: expected True or False, got 1"),
+        (lambda: Sampling(increments=None), "increments: expected one of gaussian, two_point, got None"),
+        (
+            lambda: Control(np.arange(2.0), np.zeros((3, 8, 8))),
+            "control: expected as many times as frames, got 2 and 3",
+        ),
+        (lambda: Control(np.zeros(2), np.zeros((2, 8))), "control: expected finite times that increase"),
+        (lambda: Control(np.arange(2.0), np.zeros((2, 8, 9))), r"control: expected times .*, got \(2,\), \(2, 8, 9\)"),
+        (lambda: Control(np.arange(2.0), np.full((2, 8), np.nan)), "control: expected a finite solution u"),
+        (lambda: Control(np.arange(2.0), np.zeros((2, 8)) + 1j), "control: u: expected real numbers"),
+        (lambda: Control(np.arange(2.0), np.zeros((2, 8)), hessian=2), "hessian: expected True or False, got 2"),
     ],
 )
 def test_options_say_what_they_cannot_be(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_numbers_of_numpy_and_whole_floats_are_numbers():
+    plain = feynman_kac(drift_problem(), POINTS, num_paths=300, num_steps=4, rng=1, t0=0.5)
+    numpy = feynman_kac(
+        drift_problem(),
+        POINTS,
+        num_paths=np.int32(300),
+        num_steps=4.0,
+        rng=np.int64(1),
+        t0=np.float32(0.5),
+        bias=np.bool_(False),
+    )
+    np.testing.assert_array_equal(plain.mean, numpy.mean)
+    assert isinstance(numpy.num_steps, int)
+    assert Tolerance(atol=np.float32(0.5), max_paths=1e4).max_paths == 10_000
 
 
 def test_paths_that_run_away_are_reported():

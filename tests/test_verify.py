@@ -80,6 +80,29 @@ def test_bad_input_is_met_with_one_line(right):
         verify(RIGHT, right.isel(time=slice(3, None)), POINTS)
     with pytest.raises(ValueError, match="as solve\\(\\) returns it"):
         verify(RIGHT, xr.Dataset({"v": ("x", np.zeros(3))}), POINTS)
+    with pytest.raises(ValueError, match="as solve\\(\\) returns it, got ndarray"):
+        verify(RIGHT, right.u.values, POINTS)
+
+
+@pytest.mark.parametrize(
+    ("points", "options", "message"),
+    [
+        ([[0.5, 0.5j]], {}, "points: expected real numbers"),
+        ([0.5, 0.5], {}, r"points: expected shape \(P, 2\)"),
+        (POINTS, {"level": "0.1"}, "level: expected a number between 0 and 1, got '0.1'"),
+        (POINTS, {"level": np.nan}, "level: expected a number between 0 and 1, got nan"),
+        (POINTS, {"resolves": 0.0}, "resolves: expected a number between 0 and 1, got 0.0"),
+        (POINTS, {"resolves": True}, "resolves: expected a number between 0 and 1, got True"),
+        (POINTS, {"num_paths": 0.5}, "num_paths: expected a whole number of at least 2, got 0.5"),
+        (POINTS, {"num_steps": -2}, "num_steps: expected a whole number of at least 2, got -2"),
+        (POINTS, {"num_steps": 33}, "num_steps: expected an even number, as the step is doubled, got 33"),
+        (POINTS, {"solution_error": ["1"]}, "solution_error: expected real numbers"),
+    ],
+)
+def test_bad_arguments_get_one_clear_line(right, points, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        verify(RIGHT, right, points, **options)
+    assert "\n" not in str(error.value)
 
 
 def test_a_constant_is_right_to_the_last_digit():
@@ -195,8 +218,8 @@ def test_a_solution_of_any_origin_is_accepted_with_its_error():
         verify(WIND, foreign.assign(u=foreign.u * np.nan), LINE, solution_error=1e-6)
     with pytest.raises(ValueError, match="solution_error: expected numbers >= 0"):
         verify(WIND, foreign, LINE, solution_error=-1.0)
-    with pytest.raises(ValueError, match="resolves: expected a number between 0 and 1"):
-        verify(WIND, foreign, LINE, resolves=0.0)
+    with pytest.raises(ValueError, match=r"solution_error: expected a number or shape \(\d+,\), got \(2,\)"):
+        verify(WIND, foreign, LINE, solution_error=[1e-6, 1e-6])
 
 
 def test_a_redrawn_velocity_can_be_verified():

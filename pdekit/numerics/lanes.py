@@ -8,7 +8,7 @@ from __future__ import annotations
 from numba import types
 from numba.extending import overload
 
-from pdekit.numerics.splines import table_on_lanes
+from pdekit.numerics.splines import SPLINES
 from pdekit.runtime.kernels import kernel
 
 LANES = 256  # points in a block: their working set stays in the first-level cache
@@ -19,11 +19,12 @@ def velocity_on_lanes(velocity, x, t, f):
     raise RuntimeError("for compiled code only")
 
 
-@overload(velocity_on_lanes, inline="always")
+@overload(velocity_on_lanes)
 def _velocity_on_lanes(velocity, x, t, f):
     if isinstance(velocity, types.Dispatcher):
         return lambda velocity, x, t, f: velocity(x, t, f)
-    return lambda velocity, x, t, f: table_on_lanes(velocity[0], velocity[1], x, f)
+    spline = SPLINES[velocity[0].ndim - 1]
+    return lambda velocity, x, t, f: spline(velocity[0], velocity[1], x, f)
 
 
 @kernel(fastmath={"contract"})

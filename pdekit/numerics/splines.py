@@ -19,7 +19,7 @@ Points outside the box are wrapped into it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numba import int32, types
@@ -30,7 +30,7 @@ from scipy.ndimage import spline_filter1d
 
 from pdekit.fastmath import intrinsic, lane
 from pdekit.numerics.spectral import resample
-from pdekit.runtime.kernels import kernel
+from pdekit.runtime.kernels import kernel, static
 from pdekit.runtime.threads import spread
 
 Continuation = Literal["trigonometric", "bicubic", "bilinear"]
@@ -67,8 +67,12 @@ class SplineTable:
             raise ValueError(f"points: expected shape (..., {self.dim}), got {points.shape}")
         flat = points.reshape(-1, self.dim)
         out = np.empty((len(flat), self.coefficients.shape[-1]))
-        spread(_evaluate, len(flat), self.coefficients, self.degree, flat, out)
+        spread(_evaluate, len(flat), *self.for_lanes("float64"), flat, out)
         return out.reshape((*points.shape[:-1], -1))
+
+    def for_lanes(self, dtype: str) -> tuple[NDArray[Any], tuple[int, ...]]:
+        """Arguments of the kernels: the coefficients and the degree, which is `static`."""
+        return self.coefficients.astype(dtype, copy=False), static(self.degree)
 
 
 def check_continuation(name: str) -> None:
@@ -259,16 +263,16 @@ _kernel = kernel(fastmath={"contract"})
 
 
 @_kernel
-def _lanes_1d(table: NDArray, degree: int, x: NDArray, out: NDArray) -> None:
-    n, m = table.shape[1], table.shape[0] - max(degree, 3)
+def _lanes_1d(table: NDArray, degree: tuple[int, ...], x: NDArray, out: NDArray) -> None:
+    n, m = table.shape[1], table.shape[0] - max(len(degree), 3)
     flat = table.reshape(-1)
     for c in range(len(out)):
         x0, to = x[0], out[c]
-        if degree == 1:
+        if len(degree) == 1:
             for p in range(len(to)):
                 i, r = locate(load(x0, p), m)
                 store(to, p, _linear_line(flat, (i + 1) * n + c, n, r))
-        elif degree == 3:
+        elif len(degree) == 3:
             for p in range(len(to)):
                 i, r = locate(load(x0, p), m)
                 store(to, p, _cubic_line(flat, i * n + c, n, cubic_weights(r)))
@@ -279,8 +283,8 @@ def _lanes_1d(table: NDArray, degree: int, x: NDArray, out: NDArray) -> None:
 
 
 @_kernel
-def _lanes_2d(table: NDArray, degree: int, x: NDArray, out: NDArray) -> None:
-    ghosts = max(degree, 3)
+def _lanes_2d(table: NDArray, degree: tuple[int, ...], x: NDArray, out: NDArray) -> None:
+    ghosts = max(len(degree), 3)
     n, mi, mj = table.shape[2], table.shape[0] - ghosts, table.shape[1] - ghosts
     row = table.shape[1] * n
     flat = table.reshape(-1)
@@ -289,14 +293,14 @@ def _lanes_2d(table: NDArray, degree: int, x: NDArray, out: NDArray) -> None:
     for c in range(0, len(out), 2):
         e = min(c + 1, len(out) - 1)
         x0, x1, to, other = x[0], x[1], out[c], out[e]
-        if degree == 1:
+        if len(degree) == 1:
             for p in range(len(to)):
                 i, r = locate(load(x0, p), mi)
                 j, s = locate(load(x1, p), mj)
                 k = (i + 1) * row + (j + 1) * n + c
                 store(to, p, _linear_patch(flat, k, row, n, r, s))
                 store(other, p, _linear_patch(flat, k + e - c, row, n, r, s))
-        elif degree == 3:
+        elif len(degree) == 3:
             for p in range(len(to)):
                 i, r = locate(load(x0, p), mi)
                 j, s = locate(load(x1, p), mj)
@@ -315,15 +319,15 @@ def _lanes_2d(table: NDArray, degree: int, x: NDArray, out: NDArray) -> None:
 
 
 @_kernel
-def _lanes_3d(table: NDArray, degree: int, x: NDArray, out: NDArray) -> None:
-    ghosts = max(degree, 3)
+def _lanes_3d(table: NDArray, degree: tuple[int, ...], x: NDArray, out: NDArray) -> None:
+    ghosts = max(len(degree), 3)
     n, mi, mj, mk = table.shape[3], table.shape[0] - ghosts, table.shape[1] - ghosts, table.shape[2] - ghosts
     row = table.shape[2] * n
     plane = table.shape[1] * row
     flat = table.reshape(-1)
     for c in range(len(out)):
         x0, x1, x2, to = x[0], x[1], x[2], out[c]
-        if degree == 1:
+        if len(degree) == 1:
             for p in range(len(to)):
                 i, r = locate(load(x0, p), mi)
                 j, s = locate(load(x1, p), mj)
@@ -333,7 +337,7 @@ def _lanes_3d(table: NDArray, degree: int, x: NDArray, out: NDArray) -> None:
                 low = (1.0 - s) * _linear_line(flat, near, n, q) + s * _linear_line(flat, near + row, n, q)
                 high = (1.0 - s) * _linear_line(flat, far, n, q) + s * _linear_line(flat, far + row, n, q)
                 store(to, p, (1.0 - r) * low + r * high)
-        elif degree == 3:
+        elif len(degree) == 3:
             for p in range(len(to)):
                 i, r = locate(load(x0, p), mi)
                 j, s = locate(load(x1, p), mj)
@@ -358,21 +362,28 @@ def _lanes_3d(table: NDArray, degree: int, x: NDArray, out: NDArray) -> None:
                 store(to, p, total)
 
 
-def table_on_lanes(table, degree, x, out):
-    """The spline at points x (d, L), in compiled code: out (C, L)."""
+SPLINES = {1: _lanes_1d, 2: _lanes_2d, 3: _lanes_3d}  # the kernels by dimension
+
+
+def _table_on_lanes(table, degree, x, out):
     raise RuntimeError("for compiled code only")
 
 
-@overload(table_on_lanes)
-def _table_on_lanes(table, degree, x, out):
-    kernel = {2: _lanes_1d, 3: _lanes_2d, 4: _lanes_3d}[table.ndim]
-    return lambda table, degree, x, out: kernel(table, degree, x, out)
+@overload(_table_on_lanes)
+def _table_of_dimension(table, degree, x, out):
+    spline = SPLINES[table.ndim - 1]
+    return lambda table, degree, x, out: spline(table, degree, x, out)
 
 
 @kernel()
-def _evaluate(begin: int, end: int, table: NDArray, degree: int, x: NDArray, out: NDArray) -> None:
+def _evaluate(begin: int, end: int, table: NDArray, degree: tuple[int, ...], x: NDArray, out: NDArray) -> None:
+    points, values = np.empty((x.shape[1], _BLOCK)), np.empty((out.shape[1], _BLOCK))
     for first in range(begin, end, _BLOCK):
-        last = min(first + _BLOCK, end)
-        on_lanes = np.empty((out.shape[1], last - first))
-        table_on_lanes(table, degree, x[first:last].T.copy(), on_lanes)
-        out[first:last] = on_lanes.T
+        count = min(_BLOCK, end - first)
+        for c in range(len(points)):
+            for p in range(count):
+                points[c, p] = x[first + p, c]
+        _table_on_lanes(table, degree, points[:, :count], values[:, :count])
+        for c in range(len(values)):
+            for p in range(count):
+                out[first + p, c] = values[c, p]

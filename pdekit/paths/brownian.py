@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from pdekit.numerics.lanes import LANES
 from pdekit.paths.threefry import fill_words, normals32, normals64
-from pdekit.runtime.kernels import kernel
+from pdekit.runtime.kernels import kernel, static
 from pdekit.runtime.threads import spread
 
 GAUSSIAN, TWO_POINT, GIVEN = 0, 1, 2
-INCREMENTS = {"gaussian": GAUSSIAN, "two_point": TWO_POINT}
+INCREMENTS = {"gaussian": static(GAUSSIAN), "two_point": static(TWO_POINT)}
 
 
 def _gaussian_rows(key0, key1, path, first, last, z, words):
@@ -68,12 +68,12 @@ def _two_point_rows(key0, key1, path, first, last, z, words):
 def fill_increments(kind, key0, key1, path, first, steps, substeps, scale, dw, z, words):
     """Increments of steps first..first+steps-1 of the block of paths from `path` on, into dw (steps, d, LANES).
 
-    z: scratch of at least steps * substeps * d + 6 rows; words: scratch (2, LANES) of uint64; scale: the
-    standard deviation of an increment over one substep, negative for the antithetic path.
+    kind: `static`; scale: the standard deviation of an increment over one substep, negative for the antithetic path;
+    z: scratch of at least steps * substeps * d + 6 rows; words: scratch (2, LANES) of uint64.
     """
     d, lanes = dw.shape[1], dw.shape[2]
     q0, q1 = first * substeps * d, (first + steps) * substeps * d
-    if kind == GAUSSIAN:
+    if len(kind) == GAUSSIAN:
         offset = _gaussian_rows(key0, key1, path, q0, q1, z, words)
     else:
         offset = _two_point_rows(key0, key1, path, q0, q1, z, words)
@@ -100,7 +100,7 @@ def _increments_of_blocks(begin, end, kind, key0, streams, paths, first, substep
 
 
 def increments_of_blocks(
-    kind: int,
+    kind: tuple[int, ...],
     key0: np.uint64,
     streams: NDArray[np.uint64],
     paths: NDArray[np.int64],

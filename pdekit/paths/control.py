@@ -16,6 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pdekit.numerics.spectral import gradient, resample
+from pdekit.runtime.checks import check_flag, real_values
 from pdekit.runtime.log import say_once
 
 _MOST_BYTES = 2**28  # of tables, a fixed number, as results are the same on every machine
@@ -26,28 +27,42 @@ _NODES_A_WAVE = 4, 8  # with 8 the Taylor step from the nearest node is good to 
 class Control:
     """A solution whose gradient, and with `hessian` also second derivatives, paths look up.
 
-    times: (frames,); u: (frames, N, ..., N).
+    times: (frames,), increasing; u: (frames, N, ..., N).
+
+    Raises ValueError for other shapes, times that do not increase, or values that are not real and finite.
     """
 
     times: NDArray[np.float64]
     u: NDArray[np.float64]
     hessian: bool = False
 
+    def __post_init__(self) -> None:
+        check_flag("hessian", self.hessian)
+        times, u = real_values("control: times", self.times), real_values("control: u", self.u)
+        if times.ndim != 1 or len(times) == 0 or u.ndim < 2 or len(set(u.shape[1:])) != 1:
+            raise ValueError(
+                f"control: expected times (frames,) and u (frames, N, ..., N), got {times.shape}, {u.shape}"
+            )
+        if len(u) != len(times):
+            raise ValueError(f"control: expected as many times as frames, got {len(times)} and {len(u)}")
+        if not np.isfinite(u).all():
+            raise ValueError("control: expected a finite solution u, got NaN or infinity in it")
+        if not (np.isfinite(times).all() and (np.diff(times) > 0.0).all()):
+            raise ValueError(f"control: expected finite times that increase, got {times}")
+        object.__setattr__(self, "times", times)
+        object.__setattr__(self, "u", u)
+
     @classmethod
     def from_solution(cls, solution: xr.Dataset, *, hessian: bool = False) -> Control:
         """From what `solve` returns: `u` with dimensions ("time", space ...).
 
-        Raises ValueError where `u` is missing, has other dimensions or holds non-finite values.
+        Raises ValueError where `u` is missing or has other dimensions, and as the class does.
         """
         if "u" not in solution or solution["u"].dims[:1] != ("time",) or solution["u"].ndim < 2:
             got = dict(solution["u"].sizes) if "u" in solution else f"variables {list(solution.data_vars)}"
             raise ValueError(f"control: expected a dataset with u over time and space, got {got}")
-        u = np.asarray(solution["u"].values, dtype=np.float64)
-        if not np.isfinite(u).all():
-            raise ValueError("control: expected a finite solution u, got NaN or infinity in it")
-        times = np.asarray(solution["time"].values, dtype=np.float64)
-        order = np.argsort(times)
-        return cls(times[order], u[order], hessian)
+        solution = solution.sortby("time")
+        return cls(solution["time"].values, solution["u"].values, hessian)
 
     def tables(self, t0: float, dt: float, num_steps: int) -> tuple[NDArray[np.float32], int]:
         """Tables (runs, nodes, C) of the derivatives along steps from t0 on, and the number of steps in each run."""

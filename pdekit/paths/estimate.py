@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from pdekit.numerics.lanes import LANES
+from pdekit.runtime.checks import check_fraction
 from pdekit.runtime.kernels import kernel
 from pdekit.runtime.threads import spread
 
@@ -95,8 +96,7 @@ class Estimate:
 
 def quantile(level: float, replicates: int | None = None) -> float:
     """Half-width of a two-sided interval in standard errors."""
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"confidence level: expected a number between 0 and 1, got {level}")
+    level = check_fraction("confidence level", level)
     if replicates is None:
         return float(special.ndtri(0.5 + 0.5 * level))
     return float(special.stdtrit(replicates - 1, 0.5 + 0.5 * level))

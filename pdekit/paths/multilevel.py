@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from math import ceil, sqrt
+from math import ceil, inf, sqrt
 from time import perf_counter
 
 import numpy as np
@@ -18,12 +18,12 @@ from numpy.typing import ArrayLike, NDArray
 from pdekit.characteristics import check_points
 from pdekit.numerics.lanes import LANES
 from pdekit.paths.estimate import Estimate
-from pdekit.paths.sampler import Rng, repeatable
+from pdekit.paths.sampler import Rng, check_start, repeatable
 from pdekit.paths.simulation import Simulation
 from pdekit.paths.stepping import SCHEMES, WEAK_ORDER
 from pdekit.paths.threefry import seed_of
 from pdekit.problem import ConvectionDiffusion
-from pdekit.runtime.checks import check_whole
+from pdekit.runtime.checks import check_choice, check_real, check_whole
 from pdekit.runtime.progress import Progress
 from pdekit.runtime.shards import in_order
 
@@ -123,13 +123,16 @@ def multilevel(
     finite, against Cauchy and Schwarz, or of samples that are not new and independent (means in place of sums, too).
     """
     start = perf_counter()
-    if not max_cost > 0.0:
-        raise ValueError(f"max_cost: expected a positive cost, got {max_cost}")
-    if not (np.isfinite(rmse) and rmse > 0.0):
-        raise ValueError(f"rmse: expected a positive error, got {rmse}")
-    if max_level < 2:
-        raise ValueError(f"max_level: expected at least 2, got {max_level}")
+    rmse, max_level = check_real("rmse", rmse, "a positive error"), check_whole("max_level", max_level, 2)
+    if max_cost != inf:
+        max_cost = check_real("max_cost", max_cost, "a positive cost")
+    alpha = None if alpha is None else check_real("alpha", alpha, "a positive rate")
+    beta = None if beta is None else check_real("beta", beta, "a positive rate")
+    if level_cost is not None and not callable(level_cost):
+        raise ValueError(f"level_cost: expected a function of the level, got {level_cost!r}")
     if not isinstance(source, ConvectionDiffusion):
+        if not callable(source):
+            raise ValueError(f"source: expected a ConvectionDiffusion or a level function, got {source!r}")
         if points is not None:
             raise ValueError("points: expected None with a level function, which knows its own")
         if executor is not None:
@@ -163,14 +166,11 @@ class ProblemLevels:
         first_steps: int | None = None,
         executor: Executor | None = None,
     ) -> None:
-        if scheme not in SCHEMES:
-            raise ValueError(f"scheme: expected one of {', '.join(SCHEMES)}, got {scheme!r}")
+        check_choice("scheme", scheme, SCHEMES)
         if problem.noise.none:
             raise ValueError("sigma: expected noise to sample, got 0; use characteristics instead")
         self.seed = repeatable(rng)
-        simulation = Simulation(problem, seed_of(self.seed), scheme, t0=t0)
-        if not simulation.duration > 0.0:
-            raise ValueError(f"t0: expected a time before the horizon {problem.horizon:g}, got {t0}")
+        simulation = Simulation(problem, seed_of(self.seed), scheme, t0=check_start(t0, problem))
         self._coupled = _Coupled(simulation, check_points(points, problem))
         self._executor = executor
         self._done: dict[int, int] = {}
@@ -268,7 +268,10 @@ class _Run:
         alpha: float | None,
         beta: float | None,
     ) -> None:
-        self.function, self.rmse, self.cost, self.max_level = function, rmse, cost, max_level
+        self.function, self.rmse, self.max_level = function, rmse, max_level
+        self.cost = lambda level: check_real(f"level_cost({level})", cost(level), "a positive cost")
+        for level in range(3):
+            self.cost(level)  # a cost that cannot be is told of before anything is sampled
         self.max_cost, self.limited = max_cost, False
         self.given_alpha, self.given_beta = alpha, beta
         self.counts: list[int] = []

@@ -22,7 +22,7 @@ from pdekit.paths.simulation import Simulation
 from pdekit.paths.stepping import SCHEMES
 from pdekit.paths.threefry import seed_of
 from pdekit.problem import ConvectionDiffusion
-from pdekit.runtime.checks import check_whole
+from pdekit.runtime.checks import check_choice, check_finite, check_flag, check_real, check_whole
 from pdekit.runtime.progress import Progress
 from pdekit.runtime.shards import in_order
 
@@ -51,12 +51,11 @@ class Tolerance:
     max_paths: int = 10**9
 
     def __post_init__(self) -> None:
-        for name, value in (("atol", self.atol), ("rtol", self.rtol)):
-            if not (np.isfinite(value) and value >= 0.0):
-                raise ValueError(f"{name}: expected a positive number, got {value}")
+        for name in ("atol", "rtol"):
+            check_real(name, getattr(self, name), "a positive number", positive=False)
         if self.atol == self.rtol == 0.0:
             raise ValueError("tolerance: expected atol or rtol, got neither")
-        check_whole("max_paths", self.max_paths, 4)
+        object.__setattr__(self, "max_paths", check_whole("max_paths", self.max_paths, 4))
         quantile(self.confidence)
 
     def excess(self, mean: NDArray[np.float64], standard_error: NDArray[np.float64], replicates: int) -> float:
@@ -123,12 +122,20 @@ def feynman_kac(
     start = perf_counter()
     x = check_points(points, problem)
     first_point = check_whole("first_point", first_point, 0)
-    _check(problem, num_paths, num_steps, scheme, sampling, t0, bias)
+    for name, value, kind in (("sampling", sampling, Sampling), ("tolerance", tolerance, Tolerance | None)):
+        if not isinstance(value, kind):
+            raise ValueError(f"{name}: expected a pdekit.{name.title()}, got {value!r}")
+    bias, t0 = check_flag("bias", bias), check_start(t0, problem)
+    num_paths = check_whole("num_paths", num_paths, 4 if sampling.antithetic else 2)
+    num_steps = check_whole("num_steps", num_steps, 1)
+    _check_together(num_steps, scheme, sampling, bias)
     if problem.noise.none:
         return _without_noise(problem, x, num_steps, t0, start)
     seed = repeatable(rng)
     if isinstance(control, xr.Dataset):
         control = Control.from_solution(control)
+    if not isinstance(control, Control | None):
+        raise ValueError(f"control: expected what solve returned, or a pdekit.Control, got {type(control).__name__}")
     if control is not None and control.u.ndim != 1 + problem.dim:
         raise ValueError(f"control: expected u over {problem.dim} space dimensions, got {control.u.ndim - 1}")
     simulation = Simulation(problem, seed_of(seed), scheme, sampling.increments, sampling.dtype, t0, control=control)
@@ -218,9 +225,16 @@ def feynman_kac(
 
 
 def repeatable(rng: Rng) -> Rng:
-    """`rng` as something that gives the same numbers each time: what a generator draws, fresh entropy for None."""
+    """`rng` as something that gives the same numbers each time: what a generator draws, fresh entropy for None.
+
+    Raises ValueError for what `numpy.random.default_rng` does not take.
+    """
     if rng is None:
         return np.random.SeedSequence().entropy  # type: ignore[return-value]
+    try:
+        np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"rng: expected a whole number of at least 0 or a numpy Generator, got {rng!r}") from error
     if isinstance(rng, np.random.BitGenerator):
         rng = np.random.Generator(rng)
     if isinstance(rng, np.random.Generator):
@@ -265,19 +279,20 @@ def _without_noise(
     )
 
 
-def _check(
-    problem: ConvectionDiffusion, num_paths: int, num_steps: int, scheme: str, sampling: Sampling, t0: float, bias: bool
-) -> None:
-    """One clear line for each thing that cannot be meant."""
-    check_whole("num_paths", num_paths, 4 if sampling.antithetic else 2)
-    check_whole("num_steps", num_steps, 1)
-    if scheme not in SCHEMES:
-        raise ValueError(f"scheme: expected one of {', '.join(SCHEMES)}, got {scheme!r}")
+def check_start(t0: float, problem: ConvectionDiffusion) -> float:
+    """The time at which paths start, or a ValueError."""
+    expected = f"a time before the horizon {problem.horizon:g}"
+    if check_finite("t0", t0, expected) >= problem.horizon:
+        raise ValueError(f"t0: expected {expected}, got {t0:g}")
+    return float(t0)
+
+
+def _check_together(num_steps: int, scheme: str, sampling: Sampling, bias: bool) -> None:
+    """One clear line for options that do not fit each other."""
+    check_choice("scheme", scheme, SCHEMES)
     if sampling.increments == "two_point" and scheme != "euler":
         raise ValueError("increments: two_point keeps weak order 1, expected scheme='euler' with it")
-    if not t0 < problem.horizon:
-        raise ValueError(f"t0: expected a time before the horizon {problem.horizon:g}, got {t0:g}")
-    multiple = 2 ** (int(sampling.extrapolate) + int(bias))
+    multiple = 2 ** (sampling.extrapolate + bias)
     if num_steps % multiple:
         raise ValueError(
             f"num_steps: expected a multiple of {multiple}, as bias and extrapolate double the step, got {num_steps}"

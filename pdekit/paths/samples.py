@@ -14,6 +14,7 @@ from pdekit.paths.estimate import block_moments
 from pdekit.paths.simulation import Simulation
 from pdekit.paths.sobol import SobolPaths
 from pdekit.paths.stepping import WEAK_ORDER
+from pdekit.runtime.checks import check_choice, check_flag
 
 _REPLICATES = 16  # of a Sobol point set: enough for a standard error good to 18 per cent
 _MOST_BITS = 20  # paths a replicate, as a power of two
@@ -31,7 +32,7 @@ class Sampling:
         removes the leading term of the time-step bias.
     dtype: "float64" or "float32" for the paths; payoffs and sums are float64.
 
-    Raises ValueError for other names.
+    Raises ValueError for other names, or flags that are neither True nor False.
     """
 
     increments: str = "gaussian"
@@ -41,8 +42,9 @@ class Sampling:
     dtype: str = "float64"
 
     def __post_init__(self) -> None:
-        if self.increments not in INCREMENTS:
-            raise ValueError(f"increments: expected one of {', '.join(INCREMENTS)}, got {self.increments!r}")
+        check_choice("increments", self.increments, INCREMENTS)
+        for name in ("antithetic", "qmc", "extrapolate"):
+            check_flag(name, getattr(self, name))
         if self.increments == "two_point" and self.qmc:
             raise ValueError("increments: expected gaussian with qmc=True, got two_point")
         if self.dtype not in ("float64", "float32"):
@@ -94,11 +96,9 @@ class Samples:
     @property
     def doublings(self) -> int:
         """How often the step can be doubled, twice at most, without straddling a jump of F."""
-        whole = [self.num_steps]
-        velocity, t0 = self.simulation.problem.velocity, self.simulation.t0
-        if velocity.jumps:
-            dt = self.simulation.duration / self.num_steps
-            whole += [round(velocity.interval / dt), round(t0 / dt)]
+        dt = self.simulation.duration / self.num_steps
+        jumps = self.simulation.problem.velocity.jump_steps(self.simulation.t0, dt, self.num_steps)
+        whole = [self.num_steps, *jumps]
         possible = next(k for k in (2, 1, 0) if all(steps % 2**k == 0 for steps in whole))
         return possible - int(self.sampling.extrapolate)
 

@@ -20,6 +20,7 @@ from pdekit.paths.brownian import GIVEN, INCREMENTS, increments_of_blocks
 from pdekit.paths.control import Control
 from pdekit.paths.sobol import SobolPaths
 from pdekit.problem import ConvectionDiffusion
+from pdekit.runtime.kernels import static
 from pdekit.runtime.log import say_once
 from pdekit.runtime.threads import spread
 
@@ -107,8 +108,8 @@ class Simulation:
         starts = np.repeat(points, per_point, axis=0)[:, :, None]
         x = np.repeat(starts.astype(self.dtype), LANES, axis=2)
         # Rounding of single steps would pile up in float32; in float64 it matters for coordinates of a billion only.
-        kept = len(x) if self.dtype == "float32" else 0
-        carry = np.repeat((starts - x[:, :, :1])[:kept].astype(self.dtype), LANES, axis=2)
+        kept = self.dtype == "float32"
+        carry = np.repeat((starts - x[:, :, :1]).astype(self.dtype), LANES, axis=2) if kept else ()
         total = np.zeros((len(x), LANES), dtype=self.dtype)
         firsts = np.tile(first_path + LANES * np.arange(per_point, dtype=np.int64), len(points))
         dt = self.duration / num_steps
@@ -149,7 +150,7 @@ class Simulation:
 class _Run:
     """A batch on its way: x (blocks, d, LANES) and the control's martingale (blocks, LANES) are advanced in place.
 
-    carry: what rounding has kept out of x, of x's shape; without blocks where it is not kept.
+    carry: what rounding has kept out of x, of x's shape, or () where it is not kept.
     """
 
     simulation: Simulation
@@ -160,7 +161,7 @@ class _Run:
     scale: float
     control: tuple[Any, ...]
     x: NDArray[Any]
-    carry: NDArray[Any]
+    carry: NDArray[Any] | tuple[()]
     total: NDArray[Any]
     given: NDArray[Any] = field(init=False)
 
@@ -173,7 +174,7 @@ class _Run:
         dw = quasi.increments(self.streams, self.firsts, self.scale, self.simulation.dtype)
         blocks, _, dim, lanes = dw.shape
         self.given = dw.reshape(blocks, -1, self.substeps, dim, lanes).sum(axis=2)
-        self.kind = GIVEN
+        self.kind = static(GIVEN)
 
     def advance(self, velocity: Field, first: int, last: int) -> None:
         argument = self.simulation.for_lanes(velocity)
@@ -222,7 +223,7 @@ class _Run:
         dw = np.empty_like(x)
         for n in range(first, last):
             t = sim.t0 + n * dt
-            if self.kind == GIVEN:
+            if len(self.kind) == GIVEN:
                 dw = self.given[:, n]
             else:
                 args = (self.kind, sim.seed, self.streams, self.firsts, n, self.substeps, self.scale)
@@ -234,7 +235,7 @@ class _Run:
             if sim.scheme == "heun":
                 f = 0.5 * (f + _on_points(velocity, drifted + dw, t + dt))
             step = dw + dt * f
-            if len(self.carry):
+            if isinstance(self.carry, np.ndarray):
                 step += self.carry
                 before = x.copy()
                 x += step

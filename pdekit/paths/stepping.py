@@ -17,28 +17,31 @@ from numba.extending import overload
 from pdekit.numerics.lanes import LANES, add_scaled, velocity_on_lanes
 from pdekit.numerics.splines import gather, load, store
 from pdekit.paths.brownian import GIVEN, fill_increments
-from pdekit.runtime.kernels import kernel
+from pdekit.runtime.kernels import kernel, static
 
 EULER, HEUN = 0, 1
-SCHEMES = {"euler": EULER, "heun": HEUN}
+SCHEMES = {"euler": static(EULER), "heun": static(HEUN)}
 WEAK_ORDER = {"euler": 1, "heun": 2}  # for additive noise
 
 _ROWS = 16  # rows of normals drawn at a time: enough to use whole draws, few enough for the cache
 
 
-def control_on_lanes(control, n, x, dw, offset, node, total):
-    """Add the control's martingale increment of step n to total (L,), in compiled code; () is no control."""
+def control_on_lanes(control, n, x, dw, offset, words, total):
+    """Add the control's martingale increment of step n to total (L,), in compiled code; () is no control.
+
+    offset: scratch (d, L); words: scratch (2, L) of 64 bits.
+    """
     raise RuntimeError("for compiled code only")
 
 
 @overload(control_on_lanes, inline="always")
-def _control_on_lanes(control, n, x, dw, offset, node, total):
+def _control_on_lanes(control, n, x, dw, offset, words, total):
     if len(control) == 0:
-        return lambda control, n, x, dw, offset, node, total: None
+        return lambda control, n, x, dw, offset, words, total: None
 
-    def add(control, n, x, dw, offset, node, total):
+    def add(control, n, x, dw, offset, words, total):
         tables, stride, variance = control
-        _add_martingale(tables[n // stride], variance, x, dw, offset, node, total)
+        _add_martingale(tables[n // stride], variance, x, dw, offset, words.view(np.intp)[0], total)
 
     return add
 
@@ -123,9 +126,8 @@ def _advance(
 ):
     """Steps first..last-1 of all blocks. x (blocks, d, LANES), total (blocks, LANES): the control's martingale.
 
-    carry: what rounding has kept out of x, of x's shape; without blocks where it is not kept.
-
-    given: (blocks, steps, d, LANES) increments for kind GIVEN; they are drawn here for every other kind.
+    scheme, kind: `static`; given: (blocks, steps, d, LANES) increments for kind GIVEN, which are drawn here for every
+    other kind; carry: what rounding has kept out of x, of x's shape, or () where it is not kept.
     """
     for block in range(begin, end):
         xb, sum_b = x[block], total[block]
@@ -134,26 +136,26 @@ def _advance(
         z = np.empty((chunk * substeps * d + 6, LANES), x.dtype)
         words = np.empty((2, LANES), np.uint64)
         dws = np.empty((chunk, d, LANES), x.dtype)
-        f, y, h = np.empty_like(xb), np.empty_like(xb), np.empty_like(xb)
-        node = np.zeros(LANES, np.intp)
+        slopes = np.empty((3, d, LANES), x.dtype)
+        f, y, h = slopes[0], slopes[1], slopes[2]
         for start in range(first, last, chunk):
             steps = min(chunk, last - start)
-            if kind != GIVEN:
+            if len(kind) != GIVEN:
                 fill_increments(kind, key0, streams[block], paths[block], start, steps, substeps, scale, dws, z, words)
             for k in range(steps):
                 n = start + k
-                dw = given[block, n] if kind == GIVEN else dws[k]
+                dw = given[block, n] if len(kind) == GIVEN else dws[k]
                 t = t0 + n * dt
                 velocity_on_lanes(velocity, xb, t, f)
-                if scheme == HEUN or len(control):
+                if len(scheme) == HEUN or len(control):
                     add_scaled(xb, dt, f, y)
-                    control_on_lanes(control, n, y, dw, h, node, sum_b)
-                if scheme == HEUN:
+                    control_on_lanes(control, n, y, dw, h, words, sum_b)
+                if len(scheme) == HEUN:
                     add_scaled(y, 1.0, dw, y)
                     velocity_on_lanes(velocity, y, t + dt, h)
                     add_scaled(f, 1.0, h, y)
-                slope, moved, a = (y, f, 0.5 * dt) if scheme == HEUN else (f, y, dt)
-                if len(carry):
+                slope, moved, a = (y, f, 0.5 * dt) if len(scheme) == HEUN else (f, y, dt)
+                if len(carry) > 0:
                     _move(xb, carry[block], a, slope, dw)
                 else:
                     add_scaled(xb, a, slope, moved)
@@ -169,5 +171,5 @@ advance_table, advance_user = kernel()(_advance), kernel(cache=False)(_advance)
 def control_of_blocks(begin, end, control, n, x, dw, total):
     """The control's increment of step n for paths stepped in NumPy: x, dw (blocks, d, LANES), total (blocks, LANES)."""
     for block in range(begin, end):
-        offset, node = np.empty_like(x[block]), np.zeros(LANES, np.intp)
-        control_on_lanes(control, n, x[block], dw[block], offset, node, total[block])
+        offset, words = np.empty_like(x[block]), np.empty((2, LANES), np.uint64)
+        control_on_lanes(control, n, x[block], dw[block], offset, words, total[block])

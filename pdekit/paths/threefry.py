@@ -29,26 +29,26 @@ from pdekit.fastmath import (
 from pdekit.runtime.kernels import kernel
 
 _PARITY = np.uint64(0x1BD11BDAA9FC1A22)
+_WORD = np.uint64(64)
 _ONE_TO_TWO = np.uint64(0x3FF0000000000000)  # exponent bits of the floats in [1, 2)
+# Rotations of odd and even groups of four rounds. As arguments of a type of their own, not as literal numbers, for
+# each of which numba would compile anew.
+_ODD = tuple(np.uint64(bits) for bits in (16, 42, 12, 31))
+_EVEN = tuple(np.uint64(bits) for bits in (16, 32, 24, 21))
 
 
 @lane
-def _rotate(x, bits):
-    return (x << uint64(bits)) | (x >> uint64(64 - bits))
-
-
-@lane
-def _four_rounds(x0, x1, a, b, c, d, k0, k1, number):
-    """Four rounds and the key injection that follows them."""
+def _four_rounds(x0, x1, bits, k0, k1):
+    """Four rounds, which rotate by so many bits, and the key injection that follows them."""
     x0 += x1
-    x1 = _rotate(x1, a) ^ x0
+    x1 = ((x1 << bits[0]) | (x1 >> (_WORD - bits[0]))) ^ x0
     x0 += x1
-    x1 = _rotate(x1, b) ^ x0
+    x1 = ((x1 << bits[1]) | (x1 >> (_WORD - bits[1]))) ^ x0
     x0 += x1
-    x1 = _rotate(x1, c) ^ x0
+    x1 = ((x1 << bits[2]) | (x1 >> (_WORD - bits[2]))) ^ x0
     x0 += x1
-    x1 = _rotate(x1, d) ^ x0
-    return x0 + k0, x1 + k1 + uint64(number)
+    x1 = ((x1 << bits[3]) | (x1 >> (_WORD - bits[3]))) ^ x0
+    return x0 + k0, x1 + k1
 
 
 @lane
@@ -56,11 +56,11 @@ def threefry(key0, key1, counter0, counter1):
     """Threefry-2x64 with 20 rounds: two random words of 64 bits; all arguments uint64."""
     key2 = _PARITY ^ key0 ^ key1
     x0, x1 = counter0 + key0, counter1 + key1
-    x0, x1 = _four_rounds(x0, x1, 16, 42, 12, 31, key1, key2, 1)
-    x0, x1 = _four_rounds(x0, x1, 16, 32, 24, 21, key2, key0, 2)
-    x0, x1 = _four_rounds(x0, x1, 16, 42, 12, 31, key0, key1, 3)
-    x0, x1 = _four_rounds(x0, x1, 16, 32, 24, 21, key1, key2, 4)
-    return _four_rounds(x0, x1, 16, 42, 12, 31, key2, key0, 5)
+    x0, x1 = _four_rounds(x0, x1, _ODD, key1, key2 + uint64(1))
+    x0, x1 = _four_rounds(x0, x1, _EVEN, key2, key0 + uint64(2))
+    x0, x1 = _four_rounds(x0, x1, _ODD, key0, key1 + uint64(3))
+    x0, x1 = _four_rounds(x0, x1, _EVEN, key1, key2 + uint64(4))
+    return _four_rounds(x0, x1, _ODD, key2, key0 + uint64(5))
 
 
 @lane

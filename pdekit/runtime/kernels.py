@@ -20,11 +20,11 @@ from pdekit.runtime.log import say_once
 
 
 def kernel(*, cache: bool = True, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: compile a function with numba's `options`, dividing by zero as IEEE 754 does.
+    """Decorator: compile a function with numba's `options`, dividing by zero as IEEE 754 does, for Python callers only.
 
     cache: keep the compiled code on disk. numba cannot find it again once a user's function is among the arguments.
     """
-    options = {"error_model": "numpy", "nogil": True, **options}
+    options = {"error_model": "numpy", "nogil": True, "no_cfunc_wrapper": True, **options}
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
@@ -37,6 +37,15 @@ def kernel(*, cache: bool = True, **options: Any) -> Callable[[Callable[..., Any
             return njit(**options)(function)
 
     return compiled
+
+
+def static(number: int) -> tuple[int, ...]:
+    """A small number as an argument that a kernel is compiled for: a tuple as long, which the kernel reads by `len`.
+
+    Numba knows the length from the type, and drops what stands behind an `if len(argument) == other` unseen: one
+    choice takes a fraction of the time of all of them to compile.
+    """
+    return (0,) * number
 
 
 # A child forked while another thread compiles would find numba's lock held for good: wait for the compiler first.

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import (
-    Progress as RichProgress,
-)
+if TYPE_CHECKING:
+    import rich.progress
 
 
 class Progress:
@@ -25,15 +18,17 @@ class Progress:
 
     def __init__(self, description: str, *, total: float, enabled: bool | None = None) -> None:
         shown = sys.stderr.isatty() if enabled is None else enabled
-        self._bar: RichProgress | None = None
+        self._bar: rich.progress.Progress | None = None
         if shown:
-            self._bar = RichProgress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
+            from rich import console, progress  # a twentieth of the package's import, where nothing is shown
+
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.TextColumn("{task.percentage:>3.0f}%"),
+                progress.TimeElapsedColumn(),
+                progress.TimeRemainingColumn(),
+                console=console.Console(stderr=True),
                 transient=True,
             )
             self._task = self._bar.add_task(description, total=total)

@@ -18,7 +18,7 @@ from pdekit.equation.solver import solve
 from pdekit.fastmath import cos2pi, exp, sin2pi
 from pdekit.field import compiled
 from pdekit.numerics.lanes import LANES
-from pdekit.paths.brownian import GAUSSIAN, fill_increments
+from pdekit.paths.brownian import INCREMENTS, fill_increments
 from pdekit.paths.control import Control
 from pdekit.paths.multilevel import multilevel
 from pdekit.paths.sampler import feynman_kac
@@ -268,6 +268,9 @@ def test_multilevel_on_p1():
         print(f"  rmse {rmse:g}: delivered / requested {np.sqrt(np.mean(errors**2)) / rmse:.2f}, cost rmse² {work:.1f}")
 
 
+gaussian = INCREMENTS["gaussian"]
+
+
 @njit(error_model="numpy", fastmath={"contract"})
 def asian_sums(seed, level, first, num_samples):
     """QMCPy's default option: arithmetic Asian call on geometric Brownian motion, trapezoidal mean, 2·2**l steps."""
@@ -278,7 +281,7 @@ def asian_sums(seed, level, first, num_samples):
     w, fine, coarse, y = np.empty(LANES), np.empty(LANES), np.empty(LANES), np.empty(LANES)
     sums = np.zeros(6)
     for path in range(first, first + num_samples, LANES):
-        fill_increments(GAUSSIAN, seed, np.uint64(level), path, 0, steps, 1, np.sqrt(dt), dw, z, words)
+        fill_increments(gaussian, seed, np.uint64(level), path, 0, steps, 1, np.sqrt(dt), dw, z, words)
         for i in range(LANES):
             w[i], fine[i], coarse[i] = 0.0, 15.0, 15.0
         for n in range(steps):
