@@ -1,6 +1,7 @@
 """Convection-diffusion on the periodic box: solutions, Feynman-Kac paths, and each as a check of the other."""
 
 from pdekit.characteristics import characteristics
+from pdekit.equation.density import density
 from pdekit.equation.plan import UnstableError, choose_method
 from pdekit.equation.resolution import ResolutionWarning
 from pdekit.equation.solver import solve
@@ -32,6 +33,7 @@ __all__ = [
     "characteristics",
     "choose_method",
     "compiled",
+    "density",
     "feynman_kac",
     "multilevel",
     "solve",

@@ -435,7 +435,8 @@ if _HAVE_ROCKET:
                     lines[0, i, j] = total
             r2c(lines[0, :count], line_hat[:count], np.array([1]), True, 1.0 / n, 1)
             for i in range(count):
-                spec[0, start + i] = line_hat[i, :kept]
+                for j in range(kept):  # a slice assigned from an array takes numba a second to compile
+                    spec[0, start + i, j] = line_hat[i, j]
 
     @kernel(fastmath={"contract"})
     def _transposed_rows(
@@ -541,12 +542,21 @@ if _HAVE_ROCKET:
         return i if i <= kept // 2 else n - kept + i
 
     @kernel()
+    def _differ(a: NDArray, b: NDArray) -> bool:
+        for i in range(len(a)):  # noqa: SIM110
+            if a[i] != b[i]:
+                return True
+        return False
+
+    @kernel()
     def _to_columns_1d(u: NDArray, factors: Any, between: NDArray, spec: NDArray, threads: int) -> None:
-        spec[0] = u
+        for j in range(len(u)):
+            spec[0, j] = u[j]
 
     @kernel()
     def _to_modes_1d(spec: NDArray, factors: Any, between: NDArray, out: NDArray, threads: int) -> None:
-        out[:] = spec[0]
+        for j in range(len(out)):
+            out[j] = spec[0, j]
 
     @kernel(fastmath={"contract"})
     def _to_columns_2d(u: NDArray, factors: Any, between: NDArray, spec: NDArray, threads: int) -> None:
@@ -574,9 +584,12 @@ if _HAVE_ROCKET:
         n, m, kept, across = spec.shape[1], spec.shape[2], u.shape[0], u.shape[1]
         for g in range(len(spec)):
             # groups are in order, so that those of one order along the first axis follow each other
-            if g == 0 or (factors[0][g] != factors[0][g - 1]).any():
+            if g == 0 or _differ(factors[0][g], factors[0][g - 1]):
                 for i in range(kept):
-                    between[_row(i, kept, n)] = factors[0][g, i] * u[i]
+                    row, first = _row(i, kept, n), factors[0][g, i]
+                    for j in range(across):
+                        for l in range(u.shape[2]):
+                            between[row, j, l] = first * u[i, j, l]
                 between[kept // 2 + 1 : n - kept // 2] = 0.0
                 c2c(between, between, np.array([0]), False, 1.0, threads)
             for i in range(n):

@@ -9,7 +9,7 @@ import platform
 import time
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -113,22 +113,16 @@ def solve(
             "solve: expected a box, got domain='space', which no grid holds; choose box=((a, b), ...) wide enough that "
             "few paths leave it (`bridge.box.Box` bounds how many), with coefficients that are periodic there"
         )
-    grid = None if num_points is None else _checked_grid(num_points, problem.dim)
+    grid = None if num_points is None else checked_grid(num_points, problem.dim)
     dt = None if dt is None else check_real("dt", dt, "a positive step")
     rtol = None if rtol is None else check_real("rtol", rtol, "a positive number")
     checkpoint_seconds = check_real("checkpoint_seconds", checkpoint_seconds, "a number >= 0", positive=False)
     if method not in ("auto", *METHODS):
         raise ValueError(f"method: expected 'auto' or one of {', '.join(METHODS)}, got {method!r}")
     library = fft_library(fft)
-    wanted = _wanted(times, problem.horizon)
+    wanted = wanted_times(times, problem.horizon)
     given, problem = problem, problem.on_unit_box
-    findings: list[str] = []
-
-    def say(messages: Iterable[str]) -> None:
-        for message in messages:
-            findings.append(message)
-            warnings.warn(message, ResolutionWarning, stacklevel=3)
-
+    keep = Keep(checkpoint, checkpoint_seconds, frames_to)
     if rtol is not None and method == "auto" and stands(problem):
         if problem.num_fields is not None:
             if frames_to is not None:
@@ -151,15 +145,47 @@ def solve(
     else:
         grid = grid or as_grid(DEFAULT_NUM_POINTS, problem.dim)
         setup = _on_grid(problem, grid, method, dt, rtol, wanted, library)
-    plan = setup.plan
-    if plan.method == "characteristics" and checkpoint is not None:
-        raise ValueError("checkpoint: expected a method that steps through time, got 'characteristics'")
-    if frames_to is None:
-        frames: MemoryFrames | FileFrames = MemoryFrames(len(setup.stops))
-    elif grid is None and plan.resolved:
+    if frames_to is not None and grid is None:
         raise ValueError("frames_to: expected num_points with it, the nodes along an axis of the file")
+    return computed(given, setup, keep, library, progress, seed, equation=_EQUATION)
+
+
+_EQUATION = "du/dt + F.grad u + tr(sigma sigma^T hess u)/2 - V u + g = 0, u(x, T) = f(x)"
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Where a solve keeps what it has: see `solve`."""
+
+    checkpoint: str | os.PathLike[str] | None = None
+    checkpoint_seconds: float = 60.0
+    frames_to: str | os.PathLike[str] | None = None
+
+
+def computed(
+    given: ConvectionDiffusion,
+    setup: Setup,
+    keep: Keep,
+    library: str,
+    progress: bool | None,
+    seed: int | None,
+    *,
+    equation: str,
+) -> xr.Dataset:
+    """March through a setup, warn of what it shows, and hand out the frames with how they were made."""
+    problem, plan, findings = given.on_unit_box, setup.plan, list[str]()
+
+    def say(messages: Iterable[str]) -> None:
+        for message in messages:
+            findings.append(message)
+            warnings.warn(message, ResolutionWarning, stacklevel=4)
+
+    if plan.method == "characteristics" and keep.checkpoint is not None:
+        raise ValueError("checkpoint: expected a method that steps through time, got 'characteristics'")
+    if keep.frames_to is None:
+        frames: MemoryFrames | FileFrames = MemoryFrames(len(setup.stops))
     else:
-        frames = FileFrames(frames_to, len(setup.stops), setup.terminal.shape, problem.dim)
+        frames = FileFrames(keep.frames_to, len(setup.stops), setup.terminal.shape, problem.dim)
     if plan.method != "characteristics":
         say(given.check_periodic())
     say(setup.messages)
@@ -168,18 +194,19 @@ def solve(
     if setup.method is None:
         record = _carry(problem, setup, frames)
     else:
-        if checkpoint is not None:
+        if keep.checkpoint is not None:
             description = fingerprint(problem) | {
                 "box": given.box and [list(ends) for ends in given.box],
                 "method": plan.method,
                 "resolved": plan.resolved,
                 "rtol": setup.rtol,
                 "times": [t for _, t in setup.stops],
-                "frames": "memory" if frames_to is None else "file",
+                "frames": "memory" if keep.frames_to is None else "file",
+                "equation": equation,
             }
-            restart = Checkpoint(checkpoint, description)
+            restart = Checkpoint(keep.checkpoint, description)
         march = March(problem, setup)
-        record = march.run(frames, restart, checkpoint_seconds, progress)
+        record = march.run(frames, restart, keep.checkpoint_seconds, progress)
         say(unresolved(setup, record, problem.dim))
 
     grid = frames.grid(problem.dim)
@@ -188,7 +215,7 @@ def solve(
     dt = dt if steady else record.s / record.taken  # the mean one where it changed on the way
     speed = max(setup.flow.speed, record.speed_met)
     attrs: dict[str, Any] = {
-        "equation": "du/dt + F.grad u + tr(sigma sigma^T hess u)/2 - V u + g = 0, u(x, T) = f(x)",
+        "equation": equation,
         "sigma": _described(given),
         "box": np.ravel(given.box) if given.box else "unit",
         "horizon": problem.horizon,
@@ -199,7 +226,7 @@ def solve(
         "continuation": problem.velocity.continuation,
         "peclet": cell_peclet(speed, min(grid), setup.flow.diffusivity),
         "courant": courant(speed, max(grid), dt),
-        "overshoot": max(record.largest / setup.bound - 1.0, 0.0) if setup.bound > 0 else 0.0,
+        "overshoot": max(record.largest / setup.bound - 1.0, 0.0) if 0.0 < setup.bound < math.inf else 0.0,
         "warnings": "; ".join(findings) or "none",
         "seconds": record.seconds,
         "versions": _versions(),
@@ -237,7 +264,7 @@ def _side_by_side(solutions: list[xr.Dataset], dim: int) -> xr.Dataset:
     return dataset(np.stack(fields, axis=-1), {str(name): finest[name] for name in finest.coords}, attrs)
 
 
-def _checked_grid(num_points: int | tuple[int, ...], dim: int) -> Grid:
+def checked_grid(num_points: int | tuple[int, ...], dim: int) -> Grid:
     """Nodes along each axis, or a ValueError."""
     counts = num_points if isinstance(num_points, tuple | list | np.ndarray) else (num_points,) * dim
     if len(counts) != dim:
@@ -289,7 +316,7 @@ def _on_grid(
     if plan.kind.adaptive and rtol is None:
         rtol = DEFAULT_RTOL
     num_steps = max(1, math.ceil(problem.horizon / (dt or DEFAULT_DT) - 1e-9))
-    _check_options(problem, plan.method, dt or DEFAULT_DT, rtol)
+    _check_options(problem, plan.method, num_steps, rtol)
     stops = _stops(wanted, problem.horizon, None if plan.kind.adaptive else num_steps)
     terminal = problem.terminal_nodes(grid)
     largest = max(float(np.abs(terminal).max()), *(f.largest for f in planner.terminal))
@@ -323,8 +350,8 @@ def _on_grid(
     return replace(setup, method=how, growth=growth, messages=messages, watched=watched)
 
 
-def _check_options(problem: ConvectionDiffusion, method: str, dt: float, rtol: float | None) -> None:
-    kind = METHODS[method]
+def _check_options(problem: ConvectionDiffusion, method: str, num_steps: int, rtol: float | None) -> None:
+    kind, dt = METHODS[method], problem.horizon / num_steps
     if not kind.adaptive and rtol is not None:
         adaptive = ", ".join(name for name, other in METHODS.items() if other.adaptive)
         raise ValueError(f"rtol: expected one of the methods that it drives, {adaptive}, got {method!r}")
@@ -341,14 +368,17 @@ def _check_options(problem: ConvectionDiffusion, method: str, dt: float, rtol: f
     if problem.velocity.jumps:
         if not kind.one_step:
             raise ValueError(f"a velocity that jumps in time needs a one-step method with fixed dt, got {method!r}")
-        ratio = problem.velocity.interval / dt
-        if not kind.adaptive and (abs(ratio - round(ratio)) > 1e-6 or round(ratio) < 1):
-            raise ValueError(
-                f"dt: expected a whole fraction of the interval between jumps {problem.velocity.interval:g}, got {dt:g}"
-            )
+        if not kind.adaptive:
+            try:
+                problem.velocity.jump_steps(0.0, dt, num_steps)
+            except ValueError as error:
+                raise ValueError(
+                    "dt: expected a whole fraction of the interval between jumps "
+                    f"{problem.velocity.interval:g}, got {dt:g}"
+                ) from error
 
 
-def _wanted(times: Sequence[float] | None, horizon: float) -> list[float]:
+def wanted_times(times: Sequence[float] | None, horizon: float) -> list[float]:
     """The problem times of the frames to keep."""
     values = real_values("times", (0.0, horizon) if times is None else times)
     if values.ndim != 1 or not len(values) or not ((values >= 0) & (values <= horizon * (1 + 1e-12))).all():
