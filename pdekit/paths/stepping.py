@@ -17,10 +17,10 @@ from numba.extending import overload
 from pdekit.numerics.lanes import LANES, add_scaled, velocity_on_lanes
 from pdekit.numerics.splines import gather, load, store
 from pdekit.paths.brownian import GIVEN, fill_increments
-from pdekit.runtime.kernels import kernel, static
+from pdekit.runtime.kernels import kernel
 
 EULER, HEUN = 0, 1
-SCHEMES = {"euler": static(EULER), "heun": static(HEUN)}
+SCHEMES = {"euler": EULER, "heun": HEUN}
 WEAK_ORDER = {"euler": 1, "heun": 2}  # for additive noise
 
 _ROWS = 16  # rows of normals drawn at a time: enough to use whole draws, few enough for the cache
@@ -126,7 +126,7 @@ def _advance(
 ):
     """Steps first..last-1 of all blocks. x (blocks, d, LANES), total (blocks, LANES): the control's martingale.
 
-    scheme, kind: `static`; given: (blocks, steps, d, LANES) increments for kind GIVEN, which are drawn here for every
+    kind: `static`; given: (blocks, steps, d, LANES) increments for kind GIVEN, which are drawn here for every
     other kind; carry: what rounding has kept out of x, of x's shape, or () where it is not kept.
     """
     for block in range(begin, end):
@@ -147,14 +147,14 @@ def _advance(
                 dw = given[block, n] if len(kind) == GIVEN else dws[k]
                 t = t0 + n * dt
                 velocity_on_lanes(velocity, xb, t, f)
-                if len(scheme) == HEUN or len(control):
+                if scheme == HEUN or len(control):
                     add_scaled(xb, dt, f, y)
                     control_on_lanes(control, n, y, dw, h, words, sum_b)
-                if len(scheme) == HEUN:
+                if scheme == HEUN:
                     add_scaled(y, 1.0, dw, y)
                     velocity_on_lanes(velocity, y, t + dt, h)
                     add_scaled(f, 1.0, h, y)
-                slope, moved, a = (y, f, 0.5 * dt) if len(scheme) == HEUN else (f, y, dt)
+                slope, moved, a = (y, f, 0.5 * dt) if scheme == HEUN else (f, y, dt)
                 if len(carry) > 0:
                     _move(xb, carry[block], a, slope, dw)
                 else:
