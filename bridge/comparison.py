@@ -19,7 +19,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from bridge.flow import FlowNetwork, ProblemNetwork, as_points, boxed_velocity
+from bridge.flow import FlowNetwork, ProblemNetwork, as_points
 from bridge.levels import coarsened
 from pdekit import ConvectionDiffusion, UnstableError, solve
 from pdekit.equation.refinement import change
@@ -198,7 +198,7 @@ def scheme_residual(
     """
     network = copy.deepcopy(network).double().cpu()
     x = as_points(points, network)
-    z = boxed_velocity(network).box.to_unit(x)
+    z = network.box.to_unit(x)
     increments = network.brownian(x, network.num_blocks, generator)
     steps = ProblemNetwork(problem, num_blocks=network.num_blocks)
     with torch.no_grad():

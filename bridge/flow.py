@@ -1,8 +1,11 @@
 """Residual networks on R^d as the Euler-Maruyama scheme of their own equation, and back.
 
-Block l takes x to x + Δt·F(x, t_l) + σ√Δt·N(0, I) with Δt = 1/L and t_l = l/L (Eq. 5, Sec. 3.1), and the output is
-softmax(W x + b) of the last features (Eq. 3). All blocks come from one weight function of time, so that networks of
-every depth discretise one flow, and the mean over noise tends to u(x, 0) of Eq. 10 as L grows.
+Block l takes x to y = x + Δt·F(x, t_l) and on to y + σ√Δt·N(0, I) with Δt = 1/L and t_l = l/L (Eq. 5, Sec. 3.1), and
+the output is softmax(W x + b) of the last features (Eq. 3). All blocks come from one weight function of time, so that
+networks of every depth discretise one flow, and the mean over noise tends to u(x, 0) of Eq. 10 as L grows.
+
+The paper's own noise, a·std(y)·N(0, I), is that of σ(x) = a√L·std(x), the standard deviation over the d features: an
+equation with a diffusion that depends on x, which pdekit solves as it is.
 
 `network_problem` hands that flow to pdekit as a problem of its own; `ProblemNetwork` makes a residual network of a
 problem of pdekit's.
@@ -77,22 +80,44 @@ def _linear(size_in: int, size_out: int, generator: torch.Generator) -> nn.Linea
 class NoisyFlow(NoisyModel):
     """L Euler-Maruyama steps of a velocity module (x, t) -> F: the part that the networks below have in common.
 
-    order: the time of each block, by default t_l = l/L of block l; a wrong order is for tests of tests.
+    sigma: of the noise; relative_sigma: in place of it, of the paper's noise, σ(x) = relative_sigma · std(x), so that
+    its a is relative_sigma / √L. order: the time of each block, by default t_l = l/L of block l; a wrong order is for
+    tests of tests.
     """
 
     def __init__(
-        self, velocity: nn.Module, *, num_blocks: int, sigma: float, seed: int, order: Sequence[int] | None = None
+        self,
+        velocity: nn.Module,
+        *,
+        num_blocks: int,
+        sigma: float,
+        seed: int,
+        order: Sequence[int] | None = None,
+        relative_sigma: float = 0.0,
     ) -> None:
         super().__init__()
         if num_blocks < 1:
             raise ValueError(f"num_blocks: expected at least 1, got {num_blocks}")
+        if sigma and relative_sigma:
+            raise ValueError(f"relative_sigma: expected 0 beside sigma = {sigma:g}, got {relative_sigma:g}")
         self.order = list(range(num_blocks)) if order is None else list(order)
         if sorted(self.order) != list(range(num_blocks)):
             raise ValueError(f"order: expected a permutation of 0..{num_blocks - 1}, got {self.order}")
-        self.velocity, self.num_blocks, self.sigma = velocity, num_blocks, sigma
+        self.velocity, self.num_blocks = velocity, num_blocks
+        self.sigma, self.relative_sigma = sigma, relative_sigma
         self.stream = NoiseStream(seed)
         noise = Noise("gaussian", "constant", sigma=sigma)
+        if relative_sigma:
+            noise = Noise("gaussian", "sample", noise_coef=relative_sigma / math.sqrt(num_blocks))
         self.noise = ResidualNoise(noise, num_blocks=num_blocks, stream=self.stream)
+
+    @property
+    def noisy(self) -> bool:
+        return self.sigma > 0 or self.relative_sigma > 0
+
+    def _size(self, y: Tensor, t: float) -> Tensor | float:
+        """σ at points y (B, d), a number or one for each point or entry."""
+        return self.relative_sigma * y.std(-1, keepdim=True) if self.relative_sigma else self.sigma
 
     def carry(self, x: Tensor, increments: Tensor | None = None) -> Tensor:
         """The last features (B, d) from points (B, d).
@@ -107,9 +132,13 @@ class NoisyFlow(NoisyModel):
                 f"got {tuple(increments.shape)}"
             )
         for l, position in enumerate(self.order):
-            x = x + dt * self.velocity(x, position * dt)
-            x = self.noise(x) if increments is None else x + self.sigma * self.stream.scale * increments[l]
+            y = x + dt * self.velocity(x, position * dt)
+            x = self._noisy(y, position * dt, None if increments is None else increments[l])
         return x
+
+    def _noisy(self, y: Tensor, t: float, increment: Tensor | None) -> Tensor:
+        """y with the noise of its block."""
+        return self.noise(y) if increment is None else y + self._size(y, t) * self.stream.scale * increment
 
     def brownian(self, x: Tensor, num_steps: int, generator: torch.Generator) -> Tensor:
         """Brownian increments (num_steps, B, d) over [0, 1] for points (B, d)."""
@@ -120,24 +149,43 @@ class NoisyFlow(NoisyModel):
 class FlowNetwork(NoisyFlow):
     """A residual classifier on R^d: L blocks of one velocity, then W x + b.
 
-    velocity: (x, t) -> F, usually a `SmoothVelocity`. num_classes: K. num_blocks: L. sigma: of the noise.
-    seed: of W and of the noise. order: see `NoisyFlow`.
+    velocity: any module (x, t) -> F on points (..., d), such as a `SmoothVelocity`. num_classes: K. num_blocks: L.
+    seed: of W and of the noise. sigma, relative_sigma, order: see `NoisyFlow`. dim: d, where the velocity has no `dim`.
+    box: in which the equation stands, where the velocity has none; F is cut off at its edge there, see `bridge.box`.
+
+    Raises ValueError where nobody says d.
     """
 
     def __init__(
         self,
-        velocity: SmoothVelocity,
+        velocity: nn.Module,
         *,
         num_classes: int = 2,
         num_blocks: int = 16,
         sigma: float = 0.0,
         seed: int = 0,
         order: Sequence[int] | None = None,
+        relative_sigma: float = 0.0,
+        dim: int | None = None,
+        box: Box | None = None,
     ) -> None:
-        super().__init__(velocity, num_blocks=num_blocks, sigma=sigma, seed=seed, order=order)
-        self.num_classes = num_classes
-        self.readout = _linear(velocity.dim, num_classes, torch.Generator().manual_seed(seed))
+        super().__init__(
+            velocity, num_blocks=num_blocks, sigma=sigma, seed=seed, order=order, relative_sigma=relative_sigma
+        )
+        dim = dim or getattr(velocity, "dim", None)
+        if dim is None:
+            raise ValueError(f"dim: expected the number of features, which {type(velocity).__name__} does not say")
+        self.num_classes, self.dim, self.own_box = num_classes, int(dim), box
+        self.readout = _linear(self.dim, num_classes, torch.Generator().manual_seed(seed))
         self.seed = seed
+
+    @property
+    def box(self) -> Box:
+        """Where the equation stands. Raises ValueError for a network without one."""
+        box = self.own_box or getattr(self.velocity, "box", UNCUT)
+        if not isinstance(box, Box) or box is UNCUT:
+            raise ValueError("network: expected a box, so that the flow fits into the unit box; give box=Box(...)")
+        return box
 
     def forward(self, x: Tensor, increments: Tensor | None = None) -> Tensor:
         """Points (B, d) -> logits (B, K); increments as in `carry`."""
@@ -145,16 +193,24 @@ class FlowNetwork(NoisyFlow):
         return logits
 
     def variant(
-        self, *, num_blocks: int | None = None, sigma: float | None = None, order: Sequence[int] | None = None
+        self,
+        *,
+        num_blocks: int | None = None,
+        sigma: float | None = None,
+        relative_sigma: float | None = None,
+        order: Sequence[int] | None = None,
     ) -> FlowNetwork:
         """Another discretisation of the same flow; the weights are shared, not copied."""
         other = FlowNetwork(
-            self.velocity,  # type: ignore[arg-type]
+            self.velocity,
             num_classes=self.num_classes,
             num_blocks=num_blocks or self.num_blocks,
             sigma=self.sigma if sigma is None else sigma,
+            relative_sigma=self.relative_sigma if relative_sigma is None else relative_sigma,
             seed=self.seed,
             order=order,
+            dim=self.dim,
+            box=self.own_box,
         )
         other.readout = self.readout
         return other
@@ -169,20 +225,37 @@ class FlowNetwork(NoisyFlow):
 class NetworkVelocity:
     """A network's F on the periodic unit box, for pdekit: callable (z, t) with z and F_z of shape (..., d)."""
 
-    def __init__(self, velocity: SmoothVelocity) -> None:
-        self.dim, self.box = velocity.dim, velocity.box
-        self._module = copy.deepcopy(velocity).double().cpu()
+    def __init__(self, network: FlowNetwork) -> None:
+        self.dim, self.box = network.dim, network.box
+        self._module = copy.deepcopy(network.velocity).double().cpu()
+        self._cut = getattr(network.velocity, "box", None) is not network.box
 
     def __call__(self, z: NDArray[np.float64], t: float) -> NDArray[np.float64]:
         x = torch.from_numpy(self.box.wrapped(np.asarray(z, dtype=np.float64)))
         with torch.no_grad():
-            return self._module(x, float(t)).numpy() / self.box.width
+            f = self._module(x, float(t))
+            return np.asarray((self.box.cutoff(x) * f if self._cut else f).numpy()) / self.box.width
+
+
+class NetworkNoise:
+    """The paper's noise on the periodic unit box: σ(z) = relative_sigma · std(x) · χ(x) over the box's width."""
+
+    def __init__(self, network: FlowNetwork) -> None:
+        self.dim, self.box, self._relative = network.dim, network.box, network.relative_sigma
+
+    def __call__(self, z: NDArray[np.float64], t: float) -> NDArray[np.float64]:
+        x = torch.from_numpy(self.box.wrapped(np.asarray(z, dtype=np.float64)))
+        size = self._relative * x.std(-1) * self.box.cutoff(x)[..., 0]
+        return np.asarray(size.numpy()) / self.box.width
 
 
 class NetworkTerminal:
-    """f = softmax(W x + b)_label on the periodic unit box, smoothly led to 1/K outside [-inner, inner]^d (Eq. 8)."""
+    """f = softmax(W x + b) on the periodic unit box, smoothly led to 1/K outside [-inner, inner]^d (Eq. 8).
 
-    def __init__(self, network: FlowNetwork, box: Box, label: int) -> None:
+    label: of the one class that is wanted, or None for all of them, (..., K).
+    """
+
+    def __init__(self, network: FlowNetwork, box: Box, label: int | None) -> None:
         self.box, self.label = box, label
         self._readout = copy.deepcopy(network.readout).double().cpu()
 
@@ -191,32 +264,27 @@ class NetworkTerminal:
         with torch.no_grad():
             probability = self._readout(x).softmax(-1)
             level = 1.0 / probability.shape[-1]
-            out = level + self.box.cutoff(x)[..., 0] * (probability[..., self.label] - level)
-        return np.asarray(out.numpy())
+            out = level + self.box.cutoff(x) * (probability - level)
+        return np.asarray((out if self.label is None else out[..., self.label]).numpy())
 
 
-def network_problem(network: FlowNetwork, *, label: int = 1, sigma: float | None = None) -> ConvectionDiffusion:
+def network_problem(network: FlowNetwork, *, label: int | None = 1, sigma: float | None = None) -> ConvectionDiffusion:
     """The equation (Eq. 10; Eq. 8 for σ = 0) that the network discretises, on pdekit's unit box.
 
-    Its u(z, 0) is the probability of class `label` for points x = box.from_unit(z) of [-inner, inner]^d, up to the time
-    step of the network and the boundary (`Box.escape_probability`). sigma: by default the network's own.
+    Its u(z, 0) is the probability of class `label`, or of each class (K of them) for None, for points
+    x = box.from_unit(z) of [-inner, inner]^d, up to the time step of the network and the boundary
+    (`Box.escape_probability`). sigma: by default the network's own, which depends on x for the paper's noise; a number
+    is the constant that stands in for it.
 
-    Raises ValueError for a label out of range, or a velocity without a box.
+    Raises ValueError for a label out of range, or a network without a box.
     """
-    velocity = boxed_velocity(network)
-    if not 0 <= label < network.num_classes:
+    box = network.box
+    if label is not None and not 0 <= label < network.num_classes:
         raise ValueError(f"label: expected 0..{network.num_classes - 1}, got {label}")
-    box = velocity.box
-    sigma = network.sigma if sigma is None else sigma
-    return ConvectionDiffusion(NetworkVelocity(velocity), NetworkTerminal(network, box, label), sigma / box.width)
-
-
-def boxed_velocity(network: FlowNetwork) -> SmoothVelocity:
-    """The network's velocity. Raises ValueError for one without a box."""
-    velocity = network.velocity
-    if not isinstance(velocity, SmoothVelocity) or velocity.box is UNCUT:
-        raise ValueError("network: expected a SmoothVelocity with a box, so that the flow fits into the unit box")
-    return velocity
+    noise: NetworkNoise | float = NetworkNoise(network)
+    if sigma is not None or not network.relative_sigma:
+        noise = (network.sigma if sigma is None else sigma) / box.width
+    return ConvectionDiffusion(NetworkVelocity(network), NetworkTerminal(network, box, label), noise)
 
 
 def box_nodes(box: Box, num_points: int, dim: int = 2) -> NDArray[np.float64]:
@@ -239,19 +307,41 @@ class _ProblemVelocity(nn.Module):
 class ProblemNetwork(NoisyFlow):
     """The residual network whose blocks are Euler-Maruyama steps of a problem of pdekit's: (B, d) -> f(X_T) (B, 1).
 
-    Time is measured in units of the horizon T, so F becomes T·F and σ becomes σ√T. There is nothing to train, and no
-    gradient flows; average its `values`, not softmax, over draws.
+    Time is measured in units of the horizon T, so F becomes T·F and σ becomes σ√T. A σ that depends on x is taken where
+    the block has moved x to, as blocks take theirs. There is nothing to train, and no gradient flows; average its
+    `values`, not softmax, over draws.
+
+    Raises ValueError for a σ that is neither a number nor a function of numbers, and for a potential or a source, which
+    blocks do not have.
     """
 
     def __init__(self, problem: ConvectionDiffusion, *, num_blocks: int, seed: int = 0) -> None:
-        sigma = problem.sigma * math.sqrt(problem.horizon)
+        number, field = problem.noise.number, problem.noise.field
+        if number is None and (field is None or field.shape != ()):
+            raise ValueError("sigma: expected a number, or a function of numbers, as noise of a block")
+        if problem.potential is not None or problem.source is not None:
+            raise ValueError("problem: expected neither potential nor source, as blocks have none")
+        sigma = (number or 0.0) * math.sqrt(problem.horizon)
         super().__init__(_ProblemVelocity(problem), num_blocks=num_blocks, sigma=sigma, seed=seed)
         self._problem = problem
 
+    def _noisy(self, y: Tensor, t: float, increment: Tensor | None) -> Tensor:
+        if increment is None and self._problem.noise.field is not None:
+            increment = self.stream.draw(y, "gaussian") * self.num_blocks**-0.5
+        return super()._noisy(y, t, increment)
+
+    def _size(self, y: Tensor, t: float) -> Tensor | float:
+        problem, field = self._problem, self._problem.noise.field
+        if field is None:
+            return self.sigma
+        values = field.at(y.detach().cpu().double().numpy(), problem.horizon * t)
+        return torch.from_numpy(math.sqrt(problem.horizon) * values).to(y).unsqueeze(-1)
+
     def forward(self, x: Tensor, increments: Tensor | None = None) -> Tensor:
-        """Points (B, d) of the unit box -> (B, 1); increments as in `carry`."""
+        """Points (B, d) of the box -> (B, 1), or (B, K) of K terminal functions; increments as in `carry`."""
         ends = self.carry(x, increments).detach().cpu().double().numpy()
-        return torch.from_numpy(self._problem.evaluate_terminal(ends)).to(x).unsqueeze(-1)
+        values = torch.from_numpy(self._problem.evaluate_terminal(ends)).to(x)
+        return values if self._problem.num_fields else values.unsqueeze(-1)
 
 
 def as_points(points: ArrayLike | Tensor, like: nn.Module) -> Tensor:

@@ -77,7 +77,7 @@ class DepthLevels:
     ) -> None:
         if first_blocks < 1:
             raise ValueError(f"first_blocks: expected at least 1, got {first_blocks}")
-        if not network.sigma > 0:
+        if not network.noisy:
             raise ValueError(f"network: expected noise to sample, got sigma {network.sigma}")
         self.network, self.first_blocks, self.label, self._generator = network, first_blocks, label, generator
         self.x = as_points(points, network)

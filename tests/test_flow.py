@@ -11,7 +11,7 @@ from bridge.box import Box
 from bridge.comparison import Comparison, compare, rms_without_noise, scheme_residual, solution_at
 from bridge.flow import FlowNetwork, NetworkVelocity, ProblemNetwork, SmoothVelocity, box_nodes, network_problem
 from bridge.planar import fit, planar_data
-from pdekit import ConvectionDiffusion, feynman_kac
+from pdekit import ConvectionDiffusion, feynman_kac, solve
 from pdekit.paths.brownian import brownian_increments
 from pdekit.paths.threefry import seed_of
 
@@ -89,6 +89,79 @@ def test_path_by_path_every_swap_of_neighbours_is_detected(points, solution):
     assert run(quietest, points, solution).agrees
 
 
+def relative(num_blocks: int = 16) -> FlowNetwork:
+    """The wavy network with the paper's noise, whose size depends on the features."""
+    return wavy_network(num_blocks, 0.0).variant(relative_sigma=0.45)
+
+
+def test_the_papers_own_noise_is_that_of_its_equation_and_not_of_a_constant_one(points):
+    network = relative()
+    assert network.noise.noise.noise_coef == pytest.approx(0.45 / 4)
+    z = BOX.to_unit(points)
+    options = {"num_points": 96, "dt": 0.01, "method": "spectral_rk4"}
+    assert run(network, points, solution_at(network_problem(network), z, **options), num_draws=2000).agrees
+    std = torch.from_numpy(points).std(-1)
+    constant = 0.45 * float(std.square().mean().sqrt())
+    stand_in = solution_at(network_problem(network, sigma=constant), z, **options)
+    result = run(network, points, stand_in, num_draws=2000)
+    assert not result.agrees
+    assert result.p_value < 1e-6
+
+
+def test_path_by_path_the_papers_noise_is_its_problems(points):
+    network = relative()
+
+    def residual(case: FlowNetwork) -> float:
+        problem = network_problem(network)
+        found = scheme_residual(case, problem, points, generator=torch.Generator().manual_seed(2))
+        return float(np.sqrt(np.mean(found**2)))
+
+    assert residual(network) < 1e-14
+    assert residual(network.variant(relative_sigma=0.4501)) > 1e-6
+
+
+def test_all_classes_come_from_one_solve_and_add_up_to_one(points):
+    velocity = SmoothVelocity(2, width=12, speed=1.2, box=BOX, seed=3)
+    network = FlowNetwork(velocity, num_classes=3, num_blocks=16, sigma=0.3, seed=4)
+    options = {"num_points": 64, "dt": 0.05, "method": "spectral_rk4"}
+    every = solve(network_problem(network, label=None), **options)
+    assert every.u.dims == ("time", "x", "y", "field")
+    np.testing.assert_allclose(every.u.sum("field"), 1.0, atol=1e-12)
+    for label in range(3):
+        alone = solve(network_problem(network, label=label), **options)
+        np.testing.assert_allclose(every.u.values[..., label], alone.u.values, atol=1e-13)
+
+
+def test_any_module_may_be_the_velocity(points):
+    class Spin(torch.nn.Module):
+        """A turn by the angle t within the box, and nothing to learn but the speed."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.speed = torch.nn.Parameter(torch.tensor(1.5))
+
+        def forward(self, x: torch.Tensor, t: float) -> torch.Tensor:
+            return self.speed * torch.stack([-x[..., 1], x[..., 0]], -1)
+
+    network = FlowNetwork(Spin(), num_blocks=64, sigma=0.3, dim=2, box=BOX, seed=4)
+    solution = solution_at(
+        network_problem(network), BOX.to_unit(points), num_points=96, dt=0.005, method="spectral_rk4"
+    )
+    assert run(network, points, solution).agrees
+    with pytest.raises(ValueError, match="dim: expected the number of features, which Spin does not say"):
+        FlowNetwork(Spin(), box=BOX)
+    with pytest.raises(ValueError, match=r"relative_sigma: expected 0 beside sigma = 0\.1, got 0\.2"):
+        FlowNetwork(Spin(), dim=2, sigma=0.1, relative_sigma=0.2)
+
+
+def test_a_problem_with_more_than_blocks_have_makes_no_network():
+    still = np.zeros((2, 4, 4))
+    with pytest.raises(ValueError, match="sigma: expected a number, or a function of numbers"):
+        ProblemNetwork(ConvectionDiffusion(still, np.ones((4, 4)), [0.1, 0.2]), num_blocks=2)
+    with pytest.raises(ValueError, match="problem: expected neither potential nor source"):
+        ProblemNetwork(ConvectionDiffusion(still, np.ones((4, 4)), 0.1, source=1.0), num_blocks=2)
+
+
 def test_the_error_falls_with_order_one_in_the_number_of_blocks(points, solution):
     depths = [2, 4, 8, 16]
     errors = [run(wavy_network(n), points, solution, num_draws=1000, seed=n).rms for n in depths]
@@ -146,7 +219,7 @@ def test_a_residual_network_of_a_problem_walks_the_samplers_own_paths():
 
 def test_the_network_velocity_is_the_networks_own_in_box_lengths_and_zero_outside(points):
     network = wavy_network()
-    velocity = NetworkVelocity(network.velocity)
+    velocity = NetworkVelocity(network)
     z = BOX.to_unit(points)
     with torch.no_grad():
         own = network.velocity.double()(torch.from_numpy(points), 0.3).numpy()
@@ -223,7 +296,7 @@ def test_a_diverging_training_stops(eps):
         (lambda: wavy_network(0), "num_blocks: expected at least 1, got 0"),
         (lambda: wavy_network(4).variant(order=[0, 0, 1, 2]), r"expected a permutation of 0..3, got \[0, 0, 1, 2\]"),
         (lambda: network_problem(wavy_network(), label=2), "label: expected 0..1, got 2"),
-        (lambda: network_problem(FlowNetwork(SmoothVelocity(2))), "expected a SmoothVelocity with a box"),
+        (lambda: network_problem(FlowNetwork(SmoothVelocity(2))), "expected a box, so that the flow fits"),
         (lambda: wavy_network(4).carry(torch.zeros(3, 2), torch.zeros(3, 3, 2)), r"expected shape \(4, 3, 2\)"),
     ],
 )

@@ -112,7 +112,7 @@ def test_a_crest_between_the_nodes_is_no_overshoot():
 
 @pytest.mark.parametrize(("stepper", "limit"), [(StepperRK4, 2.0 * np.sqrt(2.0)), (StepperAB4, 0.43)])
 def test_regions_of_stability_on_the_imaginary_axis(stepper, limit):
-    inside, outside = stepper.amplification(1j * limit * np.array([0.99, 1.01]))
+    inside, outside = stepper.amplification(1j * limit * np.array([0.99, 1.01]), np.zeros(2))
     assert inside <= 1.0 + 1e-12
     assert outside > 1.0 + 1e-4
 

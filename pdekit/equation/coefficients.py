@@ -3,13 +3,13 @@
     u' = L u + Σ_c a_c D^c u + g   in reversed time s = T - t
 
 L has the means over the box of ½σσᵀ and V, which a method applies exactly; the coefficients a_c are F and what ½σσᵀ and
--V have beyond those means.
+-V have beyond those means. Where σ varies so much that a step would not be stable with that, L gets more, D̄ in place of
+the mean so that ½σσᵀ <= 3/2 D̄ everywhere: what is left to the step is damped by what it treats exactly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,21 +26,20 @@ _INSTANTS = 9  # at which fields that change in time are looked at for their mea
 class Coefficients:
     """Those of a problem on the unit box, on the nodes of a grid.
 
-    diffusion: (d, d), the mean of ½σσᵀ; killing: the mean of V; terms: of the products; bands: the highest |k| of
+    diffusion: (d, d), D̄; killing: the mean of V; terms: of the products; bands: the highest |k| of
         steady coefficients along each axis, None for others; speed_met: the largest |F| handed out, for one that
         changes.
     """
 
     def __init__(self, problem: ConvectionDiffusion, grid: Grid) -> None:
         self.problem, self.grid = problem, grid
+        self.explicit_diffusivity = 0.0  # the largest that is left to the step
         dim, noise, potential = problem.dim, problem.noise, problem.potential
         times = np.linspace(0.0, problem.horizon, _INSTANTS)
-        over_space = tuple(range(-dim, 0))
         if noise.constant is not None:
             self.diffusion = 0.5 * noise.constant @ noise.constant.T
         else:
-            looks = [noise.covariance_nodes(grid, t).mean(axis=over_space) for t in _looked_at(noise.field, times)]
-            self.diffusion = 0.5 * np.mean(looks, axis=0)
+            self.diffusion = self._enough([noise.covariance_nodes(grid, t) for t in _looked_at(noise.field, times)])
         self.killing = 0.0
         if potential is not None:
             self.killing = float(np.mean([potential.nodes(grid, t).mean() for t in _looked_at(potential, times)]))
@@ -55,20 +54,20 @@ class Coefficients:
         self.steady = problem.velocity.steady and noise.steady and (not varies or potential.steady)  # type: ignore[union-attr]
         self.bands = bandlimit(self.nodes(0.0)) if self.steady else None
 
-    @cached_property
+    @property
     def largest_diffusivity(self) -> float:
         """The largest eigenvalue of ½σσᵀ anywhere."""
-        noise, dim = self.problem.noise, self.problem.dim
-        if noise.constant is not None:
-            return self.mean_diffusivity
-        looks = _looked_at(noise.field, np.linspace(0.0, self.problem.horizon, _INSTANTS))
-        matrices = [np.moveaxis(noise.covariance_nodes(self.grid, t), (0, 1), (dim, dim + 1)) for t in looks]
-        return 0.5 * max(largest_eigenvalue(m) for m in matrices)
+        return largest_eigenvalue(self.diffusion) + self.explicit_diffusivity
 
-    @property
-    def mean_diffusivity(self) -> float:
-        """The largest eigenvalue of its mean."""
-        return largest_eigenvalue(self.diffusion)
+    def _enough(self, covariances: Sequence[NDArray]) -> NDArray[np.float64]:
+        """D̄ from a = σσᵀ (d, d, N₁, ..., N_d) at some times: the mean, and what makes ½a <= 3/2 D̄."""
+        dim = self.problem.dim
+        diffusions = [0.5 * np.moveaxis(a, (0, 1), (dim, dim + 1)) for a in covariances]
+        mean = np.mean([d.mean(axis=tuple(range(dim))) for d in diffusions], axis=0)
+        lacking = max(largest_eigenvalue(d - 1.5 * mean) for d in diffusions)
+        mean += max(lacking, 0.0) / 1.5 * np.eye(dim)
+        self.explicit_diffusivity = max(largest_eigenvalue(d - mean) for d in diffusions)
+        return np.asarray(mean)
 
     def symbol(self, operator: SpectralOperator) -> NDArray[np.float64]:
         """Of L on kept modes."""

@@ -58,14 +58,14 @@ class Kind:
 
     spectral: it keeps Fourier modes; adaptive: it chooses its steps by `rtol` and meets every frame's time exactly;
     one_step: F may jump between its steps; standing: F must stand still between its jumps; amplification: its growth in
-    a step of v' = λv as a function of λ dt, where it has a stability region.
+    a step of u' = Lu + λu as a function of λ dt and L dt, where it has a stability region.
     """
 
     spectral: bool = False
     adaptive: bool = False
     one_step: bool = True
     standing: bool = False
-    amplification: Callable[[NDArray], NDArray] | None = None
+    amplification: Callable[[NDArray, NDArray], NDArray] | None = None
 
 
 METHODS = {

@@ -21,6 +21,7 @@ from pdekit.equation.resolution import (
     terminal_spectra,
     velocity_spectra,
 )
+from pdekit.equation.steppers import StepperRK4
 from pdekit.field import as_grid
 from pdekit.numerics.diagnostics import cell_peclet, courant
 from pdekit.problem import ConvectionDiffusion
@@ -226,7 +227,8 @@ def growth_exponent(
         return None, []
 
     coefficients = Coefficients(problem, grid)
-    explicit = coefficients.largest_diffusivity - coefficients.mean_diffusivity
+    if coefficients.explicit_diffusivity > 0.0 and plan.method == "spectral_rk4":
+        amplification = StepperRK4.exponential_amplification
 
     def exponent(rates: NDArray, steps: int) -> float:
         return growth(
@@ -237,7 +239,7 @@ def growth_exponent(
             diffusion=coefficients.diffusion,
             dt=problem.horizon / steps,
             num_steps=steps,
-            explicit=explicit,
+            explicit=coefficients.explicit_diffusivity,
         )
 
     largest = exponent(flow.fastest, num_steps)

@@ -180,7 +180,7 @@ def _instants(problem: ConvectionDiffusion) -> tuple[float, ...]:
 
 
 def growth(
-    amplification: Callable[[NDArray], NDArray],
+    amplification: Callable[[NDArray, NDArray], NDArray],
     rates: NDArray,
     flow: Flow,
     *,
@@ -200,7 +200,7 @@ def growth(
     r = 2.0 * np.pi * np.linspace(0.0, highest, 65)[1:]
     k = flow.directions * (np.array(cutoff) / highest)
     size = (k**2).sum(axis=1)[:, None] * r**2
-    turned = amplification(dt * (1j * rates[:, None] * r - explicit * size))
     damped = dt * np.einsum("ki,ij,kj->k", k, diffusion, k)[:, None] * r**2
+    grown = amplification(dt * (1j * rates[:, None] * r - explicit * size), -damped)
     with np.errstate(divide="ignore"):
-        return float((np.log(turned) - damped).max() * num_steps)
+        return float(np.log(grown).max() * num_steps)

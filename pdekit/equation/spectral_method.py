@@ -130,7 +130,9 @@ class LawsonMethod(_Modes):
         super().__init__(problem, grid, padded=padded, fft=fft, transposed=transposed)
         fields = problem.num_fields or 1
         if kind == "spectral_rk4":
-            self.stepper: Stepper = StepperRK4(self.symbol, self.advance, dt, fields)
+            # a diffusion that varies is partly taken back by the products
+            varies = self.coefficients.explicit_diffusivity > 0.0
+            self.stepper: Stepper = StepperRK4(self.symbol, self.advance, dt, fields, exponential=varies)
         elif kind == "spectral_ab4":
             self.stepper = StepperAB4(self.symbol, self.advance, dt, fields)
         else:
