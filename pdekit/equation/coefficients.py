@@ -20,7 +20,7 @@ from pdekit.noise import largest_eigenvalue, pairs, smallest_eigenvalue
 from pdekit.numerics.diagnostics import max_speed
 from pdekit.problem import ConvectionDiffusion
 
-_INSTANTS = 9  # at which fields that change in time are looked at for their means
+INSTANTS = 9  # at which fields that change in time are looked at for their means
 
 
 class Coefficients:
@@ -34,16 +34,16 @@ class Coefficients:
     def __init__(self, problem: ConvectionDiffusion, grid: Grid) -> None:
         self.problem, self.grid = problem, grid
         dim, noise, potential = problem.dim, problem.noise, problem.potential
-        times = np.linspace(0.0, problem.horizon, _INSTANTS)
+        times = np.linspace(0.0, problem.horizon, INSTANTS)
         over_space = tuple(range(-dim, 0))
         if noise.constant is not None:
             self.diffusion = 0.5 * noise.constant @ noise.constant.T
         else:
-            looks = [noise.covariance_nodes(grid, t).mean(axis=over_space) for t in _looked_at(noise.field, times)]
+            looks = [noise.covariance_nodes(grid, t).mean(axis=over_space) for t in looked_at(noise.field, times)]
             self.diffusion = 0.5 * np.mean(looks, axis=0)
         self.killing = 0.0
         if potential is not None:
-            self.killing = float(np.mean([potential.nodes(grid, t).mean() for t in _looked_at(potential, times)]))
+            self.killing = float(np.mean([potential.nodes(grid, t).mean() for t in looked_at(potential, times)]))
         varies = potential is not None and not (potential.steady and np.ptp(potential.nodes(grid, 0.0)) == 0.0)
         self.terms: tuple[Term, ...] = gradient_terms(dim)
         self._potential = potential if varies else None
@@ -61,7 +61,7 @@ class Coefficients:
         noise, dim = self.problem.noise, self.problem.dim
         if noise.constant is not None:
             return self.mean_diffusivity
-        looks = _looked_at(noise.field, np.linspace(0.0, self.problem.horizon, _INSTANTS))
+        looks = looked_at(noise.field, np.linspace(0.0, self.problem.horizon, INSTANTS))
         matrices = [np.moveaxis(noise.covariance_nodes(self.grid, t), (0, 1), (dim, dim + 1)) for t in looks]
         return 0.5 * max(largest_eigenvalue(m) for m in matrices)
 
@@ -93,7 +93,7 @@ def _pair_term(i: int, j: int, dim: int) -> Term:
     return tuple(int(axis == i) + int(axis == j) for axis in range(dim))
 
 
-def _looked_at(field: Field | None, times: NDArray) -> Sequence[float]:
+def looked_at(field: Field | None, times: NDArray) -> Sequence[float]:
     return [0.0] if field is None or field.steady else times.tolist()
 
 
@@ -112,7 +112,7 @@ def growth(problem: ConvectionDiffusion, num_points: int | Grid) -> float:
     """exp(T max(-V)₊), by which a negative potential lets u grow at most, by the nodes of a grid and some times."""
     if problem.potential is None:
         return 1.0
-    times = _looked_at(problem.potential, np.linspace(0.0, problem.horizon, _INSTANTS))
+    times = looked_at(problem.potential, np.linspace(0.0, problem.horizon, INSTANTS))
     rate = max(-float(problem.potential.nodes(num_points, t).min()) for t in times)
     return float(np.exp(max(rate, 0.0) * problem.horizon))
 
@@ -121,6 +121,6 @@ def bound(problem: ConvectionDiffusion, largest: float, num_points: int | Grid) 
     """max|u| <= exp(T max(-V)₊) (max|f| + T max|g|), the maximum principle; largest: max|f|."""
     added = 0.0
     if problem.source is not None:
-        times = _looked_at(problem.source, np.linspace(0.0, problem.horizon, _INSTANTS))
+        times = looked_at(problem.source, np.linspace(0.0, problem.horizon, INSTANTS))
         added = max(float(np.abs(problem.source.nodes(num_points, t)).max()) for t in times)
     return growth(problem, num_points) * (largest + problem.horizon * added)

@@ -23,14 +23,22 @@ from pdekit.runtime.kernels import kernel
 class _Modes:
     """The state and the operators of a problem of the unit box on kept Fourier modes.
 
-    transposed: solve ∂ρ/∂t = Aᵀρ forward in time in place of u' = A u backward.
+    transposed: solve ∂ρ/∂t = Aᵀρ forward in time in place of u' = A u backward. coefficients: in place of those that
+    the problem's values need.
     """
 
     def __init__(
-        self, problem: ConvectionDiffusion, grid: Grid, *, padded: bool, fft: str, transposed: bool = False
+        self,
+        problem: ConvectionDiffusion,
+        grid: Grid,
+        *,
+        padded: bool,
+        fft: str,
+        transposed: bool = False,
+        coefficients: Coefficients | None = None,
     ) -> None:
         self.problem, self._padded, self._transposed = problem, padded, transposed
-        self.coefficients = Coefficients(problem, grid)
+        self.coefficients = coefficients or Coefficients(problem, grid)
         terms, bands = self.coefficients.terms, self.coefficients.bands
         self.operator = SpectralOperator(grid, terms=terms, bands=bands, padded=padded, fft=fft)
         self.symbol = self.coefficients.symbol(self.operator)
@@ -126,8 +134,9 @@ class LawsonMethod(_Modes):
         fft: str = "auto",
         rtol: float | None = None,
         transposed: bool = False,
+        coefficients: Coefficients | None = None,
     ) -> None:
-        super().__init__(problem, grid, padded=padded, fft=fft, transposed=transposed)
+        super().__init__(problem, grid, padded=padded, fft=fft, transposed=transposed, coefficients=coefficients)
         fields = problem.num_fields or 1
         if kind == "spectral_rk4":
             self.stepper: Stepper = StepperRK4(self.symbol, self.advance, dt, fields)
@@ -174,8 +183,9 @@ class KrylovMethod(_Modes):
         padded: bool = False,
         fft: str = "auto",
         transposed: bool = False,
+        coefficients: Coefficients | None = None,
     ) -> None:
-        super().__init__(problem, grid, padded=padded, fft=fft, transposed=transposed)
+        super().__init__(problem, grid, padded=padded, fft=fft, transposed=transposed, coefficients=coefficients)
         self._rtol = rtol
         source = self._source_modes(0.0)
         self._forcing = None
