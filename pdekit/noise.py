@@ -6,7 +6,6 @@ itself on the diagonal, a vector for its elements there. The equation has its co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -97,6 +96,22 @@ class Noise:
         """a on the nodes of a grid, (d, d, N₁, ..., N_d)."""
         return np.moveaxis(self.covariance(node_points(num_points, self.dim), t), (-2, -1), (0, 1))
 
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """The elements a_ij, i <= j, that may differ from zero; those of a constant are not asked."""
+        if self.field is not None and len(self.field.shape) < 2:
+            return tuple((i, i) for i in range(self.dim))
+        return tuple((i, j) for i in range(self.dim) for j in range(i, self.dim))
+
+    def half_covariance_nodes(self, num_points: int | Grid, t: float) -> NDArray[np.float64]:
+        """½a_ij (P, N₁, ..., N_d) of the pairs on the nodes of a grid."""
+        if self.field is None or len(self.field.shape) == 2:
+            a = self.covariance_nodes(num_points, t)
+            return np.stack([0.5 * a[i, j] for i, j in self.pairs])
+        squares = 0.5 * self.field.nodes(num_points, t) ** 2
+        factor = np.reshape(self.factor or (1.0,) * self.dim, (-1, *[1] * self.dim))
+        return np.asarray(factor**2 * squares)
+
     def scaled(self, *factor: float) -> Noise:
         """σ with each row times a factor."""
         if self.constant is not None:
@@ -114,11 +129,6 @@ class Noise:
             assert self.constant is not None
             return self.constant.tolist() if self.number is None else self.number
         return [self.field.identity(points, times), list(self.factor)]
-
-
-def pairs(dim: int) -> Iterator[tuple[int, int]]:
-    """(i, j) with i <= j: the different elements of a symmetric matrix, row by row."""
-    return ((i, j) for i in range(dim) for j in range(i, dim))
 
 
 def _as_noise_field(sigma: Any, dim: int) -> Field:

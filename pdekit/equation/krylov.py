@@ -178,6 +178,24 @@ class Krylov:
         return self._length * float(y[m])
 
     @property
+    def hessenberg(self) -> NDArray[np.float64]:
+        """H (m, m): u = |u(since)| V y with y' = H y, y(since) = e_1, for the vectors V of the basis."""
+        return self._hessenberg[: self._dimension, : self._dimension]
+
+    @property
+    def length(self) -> float:
+        """|u(since)|."""
+        return self._length
+
+    def small_state(self, s: float) -> NDArray[np.float64]:
+        """y (m,) at a time that the basis serves."""
+        return self._coefficients(s)[: self._dimension].copy()
+
+    def combined(self, y: NDArray) -> NDArray[np.complex128]:
+        """V y for each row of y (R, m): modes (R, ...)."""
+        return (y @ self._basis[: self._dimension]).view(np.complex128).reshape(-1, *self._shape)
+
+    @property
     def vector_after(self) -> NDArray[np.complex128]:
         """The vector after the basis."""
         return self._modes(self._dimension)

@@ -23,20 +23,29 @@ from pdekit.runtime.kernels import kernel
 class _Modes:
     """The state and the operators of a problem of the unit box on kept Fourier modes.
 
-    transposed: solve ∂ρ/∂t = Aᵀρ forward in time in place of u' = A u backward.
+    transposed: solve ∂ρ/∂t = Aᵀρ forward in time in place of u' = A u backward. coefficients: in place of those that
+    the problem's values need.
     """
 
     def __init__(
-        self, problem: ConvectionDiffusion, grid: Grid, *, padded: bool, fft: str, transposed: bool = False
+        self,
+        problem: ConvectionDiffusion,
+        grid: Grid,
+        *,
+        padded: bool,
+        fft: str,
+        transposed: bool = False,
+        coefficients: Coefficients | None = None,
     ) -> None:
         self.problem, self._padded, self._transposed = problem, padded, transposed
-        self.coefficients = Coefficients(problem, grid)
+        self.coefficients = coefficients or Coefficients(problem, grid)
         terms, bands = self.coefficients.terms, self.coefficients.bands
         self.operator = SpectralOperator(grid, terms=terms, bands=bands, padded=padded, fft=fft)
         self.symbol = self.coefficients.symbol(self.operator)
         self._standing: Field = problem.velocity
-        self._prepared = np.empty(0)
-        self._prepared_for: tuple[Field, float | None] | None = None
+        self._prepared = np.empty((len(terms), *self.operator.product_grid))
+        self._prepared_for: list[tuple[Field, float] | None] = [None] * len(self.coefficients.parts())
+        self._rows = [0] * len(self._prepared_for)
         self._source: NDArray | None = None
         self._source_at: float | None = None
 
@@ -50,16 +59,15 @@ class _Modes:
 
     def _prepared_at(self, t: float) -> NDArray:
         """Coefficients on the product grid; `_standing` serves until the step's end, where the next may begin."""
-        key = self._standing, None if self.coefficients.steady or self._standing_alone() else t
-        if key != self._prepared_for:
-            self._prepared = self.operator.prepare(self.coefficients.nodes(t, self._standing))
-            self._prepared_for = key
+        first = 0
+        for i, (field, nodes) in enumerate(self.coefficients.parts(self._standing)):
+            key = field, 0.0 if field.steady else t
+            if key != self._prepared_for[i]:
+                values = self.operator.prepare(nodes(t))
+                self._prepared[first : first + len(values)] = values
+                self._prepared_for[i], self._rows[i] = key, len(values)
+            first += self._rows[i]
         return self._prepared
-
-    def _standing_alone(self) -> bool:
-        """Whether the standing velocity is all that changes."""
-        others = (self.problem.potential, self.problem.noise.field)
-        return self._standing.steady and all(field is None or field.steady for field in others)
 
     def _source_modes(self, t: float) -> NDArray | None:
         """ĝ at a time, None without a source."""
@@ -126,8 +134,9 @@ class LawsonMethod(_Modes):
         fft: str = "auto",
         rtol: float | None = None,
         transposed: bool = False,
+        coefficients: Coefficients | None = None,
     ) -> None:
-        super().__init__(problem, grid, padded=padded, fft=fft, transposed=transposed)
+        super().__init__(problem, grid, padded=padded, fft=fft, transposed=transposed, coefficients=coefficients)
         fields = problem.num_fields or 1
         if kind == "spectral_rk4":
             # a diffusion that varies is partly taken back by the products
@@ -176,8 +185,9 @@ class KrylovMethod(_Modes):
         padded: bool = False,
         fft: str = "auto",
         transposed: bool = False,
+        coefficients: Coefficients | None = None,
     ) -> None:
-        super().__init__(problem, grid, padded=padded, fft=fft, transposed=transposed)
+        super().__init__(problem, grid, padded=padded, fft=fft, transposed=transposed, coefficients=coefficients)
         self._rtol = rtol
         source = self._source_modes(0.0)
         self._forcing = None

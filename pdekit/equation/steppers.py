@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pdekit.runtime.kernels import kernel
 
 Advance = Callable[[NDArray, float, NDArray], None]  # (u_hat, s, out): out = N(u_hat, s)
+Pull = Callable[[int, NDArray, NDArray], None]  # (i, v, out): out = (∂N/∂u)ᵀ v at evaluation i of a step
 
 
 class Stepper(Protocol):
@@ -309,3 +310,69 @@ class StepperDP5:
 
     def restore(self, history: dict[str, NDArray]) -> None:
         self.dt, self._last_ratio = float(history["dt"]), float(history["last_ratio"])
+
+
+class TransposedRK4:
+    """Steps of `StepperRK4` transposed: ∂J/∂u after a step to that before it.
+
+    nodes: c_i, the part of a step that has passed at evaluation i.
+    """
+
+    nodes = StepperRK4._C[:4]
+
+    def __init__(self, symbol: NDArray, dt: float, fields: int = 1) -> None:
+        *stages, (self._factor, self._weights, _) = _Tableau(StepperRK4._A, StepperRK4._C, symbol.ravel(), dt).rows
+        # of all stages, the next one alone has an evaluation
+        self._next = [weights[-1:] for _, weights, _ in stages] + [self._weights[:0]]
+        self._factors = np.stack([np.ones(symbol.size), *(factor for factor, _, _ in stages)])
+        self._pulled = np.empty((4, fields, *symbol.shape), dtype=complex)
+        self._slope = np.empty((fields, *symbol.shape), dtype=complex)
+
+    def step(self, adjoint: NDArray, pull: Pull, first: NDArray | None = None) -> None:
+        """Take ∂J/∂u a step back in place; pull gets ∂J/∂N of evaluations 3, 2, 1, 0; first: added to the last one."""
+        flat = _rows(adjoint)
+        pulled = self._pulled.reshape(4, *flat.shape)
+        for i in (3, 2, 1, 0):
+            _combine(
+                flat, self._weights[i], self._next[i], pulled[i + 1 : i + 1 + len(self._next[i])], _rows(self._slope)
+            )
+            if i == 0 and first is not None:
+                self._slope += first
+            pull(i, self._slope, self._pulled[i])
+        _combine(flat, self._factor, self._factors, pulled, flat)
+
+
+class TransposedAB4:
+    """Steps of `StepperAB4` transposed, those of its start among them."""
+
+    def __init__(self, symbol: NDArray, dt: float, fields: int = 1) -> None:
+        forward = StepperAB4(symbol, lambda u, s, out: None, dt, 0)
+        self._factor, self._weights = forward._factor, forward._weights
+        self._aged = np.arange(4.0)[:, None] * self._weights
+        self._zero = np.zeros(symbol.size)
+        self._starter = TransposedRK4(symbol, dt, fields)
+        self._kept = np.zeros((4, fields, *symbol.shape), dtype=complex)  # ∂J/∂u after step m in slot m % 4
+        self._slope = np.zeros((fields, *symbol.shape), dtype=complex)
+        self._pulled = np.empty((fields, *symbol.shape), dtype=complex)
+
+    def step(self, adjoint: NDArray, n: int, pull: Pull) -> None:
+        """Take ∂J/∂u before step n from that after it, in place; the steps come in the order N - 1, ..., 0."""
+        self._kept[n % 4] = adjoint
+        self._gather(n, self._weights, self._slope)
+        if n < 3:
+            self._starter.step(adjoint, pull, self._slope)
+            return
+        pull(0, self._slope, self._pulled)
+        flat = _rows(adjoint)
+        _combine(flat, self._factor, np.ones((1, flat.shape[1])), _rows(self._pulled)[None], flat)
+
+    def aged(self, n: int, out: NDArray) -> None:
+        """The sum that gives ∂J/∂N of step n, with each part times the steps that N had waited; after `step`."""
+        self._gather(n, self._aged, out)
+
+    def _gather(self, n: int, weights: NDArray, out: NDArray) -> None:
+        """out = the sum over steps m >= n that N of step n enters, which those of RK4 do not."""
+        ages = [(slot - n) % 4 for slot in range(4)]
+        entered = np.stack([weights[age] if n + age >= 3 else self._zero for age in ages])
+        kept = self._kept.reshape(4, *_rows(out).shape)
+        _combine(_rows(out), self._zero, entered, kept, _rows(out))
