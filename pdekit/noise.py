@@ -149,11 +149,19 @@ def _reshaped(field: CompiledField, dim: int) -> CompiledField:
     return CompiledField(field.kernel, dim, field.interval, (dim, field.components // dim), "sigma", field.frame)
 
 
+def _eigenvalues(matrices: NDArray) -> NDArray[np.float64]:
+    """Of symmetric matrices (..., d, d), at once where they are diagonal."""
+    diagonal = np.einsum("...ii->...i", matrices)
+    if np.count_nonzero(matrices) == np.count_nonzero(diagonal):
+        return diagonal
+    return np.linalg.eigvalsh(matrices)
+
+
 def largest_eigenvalue(covariance: NDArray) -> float:
     """Of symmetric matrices (..., d, d)."""
-    return float(np.linalg.eigvalsh(covariance).max())
+    return float(_eigenvalues(covariance).max())
 
 
 def smallest_eigenvalue(covariance: NDArray) -> float:
     """Of symmetric matrices (..., d, d), not below zero."""
-    return max(float(np.linalg.eigvalsh(covariance).min()), 0.0)
+    return max(float(_eigenvalues(covariance).min()), 0.0)
