@@ -155,6 +155,15 @@ def test_the_table_of_a_fine_grid_in_three_dimensions_is_built_in_little_more_me
     np.testing.assert_allclose(np.moveaxis(table(x), -1, 0), nodes[:, ::8, ::8, ::8], atol=1e-12)
 
 
+@pytest.mark.parametrize("continuation", ["trigonometric", "bicubic", "bilinear"])
+@pytest.mark.parametrize("grid", [(12, 6), (5, 9), (6, 10, 4), (4, 7, 12)])
+def test_other_numbers_of_nodes_along_each_axis_are_continued_from_all_of_them(grid, continuation):
+    values = random_field((2, *grid))
+    table = spline_table(values, continuation)
+    atol = 1e-12 * np.abs(values).max()
+    np.testing.assert_allclose(np.moveaxis(table(node_points(grid, len(grid))), -1, 0), values, atol=atol)
+
+
 def test_bicubic_continuation_converges_with_fourth_order():
     x = np.random.default_rng(2).uniform(size=(200, 2))
 
