@@ -25,7 +25,17 @@ LAYERS = {
         "runtime": set(),
         "numerics": {"runtime", "fastmath"},
         "equation": {"runtime", "numerics", "problem", "field", "series", "noise", "velocity", "characteristics"},
-        "paths": {"runtime", "numerics", "fastmath", "problem", "field", "series", "noise", "velocity", "characteristics"},
+        "paths": {
+            "runtime",
+            "numerics",
+            "fastmath",
+            "problem",
+            "field",
+            "series",
+            "noise",
+            "velocity",
+            "characteristics",
+        },
     },
 }
 """Which other parts of its package each part may import; modules beside the parts may import all."""
