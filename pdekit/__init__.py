@@ -1,6 +1,7 @@
 """Convection-diffusion on the periodic box: solutions, Feynman-Kac paths, and each as a check of the other."""
 
 from pdekit.characteristics import characteristics
+from pdekit.data import from_xarray
 from pdekit.equation.plan import UnstableError, choose_method
 from pdekit.equation.resolution import ResolutionWarning
 from pdekit.equation.solver import solve
@@ -11,6 +12,7 @@ from pdekit.paths.multilevel import MultilevelEstimate, multilevel
 from pdekit.paths.sampler import Tolerance, feynman_kac
 from pdekit.paths.samples import Sampling
 from pdekit.problem import ConvectionDiffusion
+from pdekit.series import GridSeries
 from pdekit.velocity import CompiledVelocity, FunctionVelocity, GridVelocity, RedrawnVelocity
 from pdekit.verify import Verification, verify
 
@@ -21,6 +23,7 @@ __all__ = [
     "ConvectionDiffusion",
     "Estimate",
     "FunctionVelocity",
+    "GridSeries",
     "GridVelocity",
     "MultilevelEstimate",
     "RedrawnVelocity",
@@ -33,6 +36,7 @@ __all__ = [
     "choose_method",
     "compiled",
     "feynman_kac",
+    "from_xarray",
     "multilevel",
     "solve",
     "verify",
