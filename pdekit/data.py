@@ -104,19 +104,20 @@ def from_xarray(
 
 @dataclass(frozen=True)
 class Axis:
-    """One of space: its nodes, from the first on with a spacing that may be negative, and their unit."""
+    """One of space: the lowest of its nodes, their spacing, number and unit, and whether they decrease in the data."""
 
     name: str
-    first: float
+    lowest: float
     spacing: float
     count: int
     unit: str
+    turned: bool
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Of the period."""
-        begin = min(self.first, self.first + (self.count - 1) * self.spacing)
-        return begin, begin + self.count * abs(self.spacing)
+        """Of the period, to twelve digits, as coordinates are rounded themselves."""
+        end = self.lowest + self.count * self.spacing
+        return float(f"{self.lowest:.12g}"), float(f"{end:.12g}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +142,7 @@ class DataFrames:
                 f"{names}: expected a value at each node, got {missing} missing (NaN) of {values.size}{at}; "
                 "choose a part without land, or fill it, as with data.fillna(0.0)"
             )
-        return np.flip(values, tuple(1 + i for i, axis in enumerate(self.axes) if axis.spacing < 0))
+        return np.flip(values, tuple(1 + i for i, axis in enumerate(self.axes) if axis.turned))
 
 
 def _arrays(data: Any, variables: str | Sequence[str] | None) -> list[xr.DataArray]:
@@ -183,8 +184,21 @@ def _time_of(array: xr.DataArray, time: str | None) -> str | None:
     return None
 
 
+def _check_no_angle(array: xr.DataArray, name: str) -> None:
+    """Raise ValueError for a dimension in degrees."""
+    attributes = array[name].attrs
+    spherical = attributes.get("standard_name", name) in ("latitude", "longitude", "lat", "lon")
+    unit = str(attributes.get("units", "degrees" if spherical else ""))
+    if unit.startswith(("deg", "°")):
+        raise ValueError(
+            f"{name}: expected lengths, got {unit}; project them first, as with x = R cos(latitude) longitude π/180"
+        )
+
+
 def _dims_of(array: xr.DataArray, dims: Sequence[str] | None, time: str | None) -> list[str]:
     """The names of the space dimensions, in the order of the components."""
+    for name in array.dims:
+        _check_no_angle(array, str(name))
     if dims is not None:
         names = [dims] if isinstance(dims, str) else list(dims)
         if not names or len(set(names)) < len(names) or not set(names) <= set(array.dims) - {time}:
@@ -204,10 +218,11 @@ def _dims_of(array: xr.DataArray, dims: Sequence[str] | None, time: str | None) 
 
 def _selected(array: xr.DataArray, wanted: set[str | None]) -> xr.DataArray:
     """Without further dimensions, where they have one element."""
-    for name in set(array.dims) - wanted:
+    others = [name for name in array.dims if name not in wanted]
+    for name in others:
         if array.sizes[name] > 1:
             raise ValueError(f"{name}: expected one, got {array.sizes[name]}; choose it, as with data.isel({name}=0)")
-    return array.isel(dict.fromkeys(set(array.dims) - wanted, 0))
+    return array.isel(dict.fromkeys(others, 0))
 
 
 def _axis(array: xr.DataArray, name: str) -> Axis:
@@ -215,17 +230,10 @@ def _axis(array: xr.DataArray, name: str) -> Axis:
     if name not in array.coords:
         raise ValueError(f"{name}: expected coordinates, got none; data.assign_coords({name}=...)")
     coordinate = array[name]
-    spherical = coordinate.attrs.get("standard_name", name) in ("latitude", "longitude", "lat", "lon")
-    unit = str(coordinate.attrs.get("units", "degrees" if spherical else ""))
-    if unit.startswith(("deg", "°")):
-        raise ValueError(
-            f"{name}: expected lengths, got {unit}; project them first, as with x = R cos(latitude) longitude π/180"
-        )
     if coordinate.dtype.kind not in "fiu" or coordinate.size < 2 or not np.isfinite(coordinate.values).all():
         raise ValueError(f"{name}: expected at least two finite numbers, got {coordinate.size} of {coordinate.dtype}")
     x = coordinate.values.astype(np.float64)
     usual = float(np.median(np.diff(x)))
-    spacing = (x[-1] - x[0]) / (len(x) - 1)
     off = np.abs(np.diff(x) - usual) > _UNEVEN * abs(usual)
     if usual == 0.0 or off.any():
         i = int(np.argmax(off))
@@ -234,7 +242,7 @@ def _axis(array: xr.DataArray, name: str) -> Axis:
             f"where others are {usual:g}; interpolate it, as with data.interp({name}=...)"
         )
     unit = _canonical(str(coordinate.attrs.get("units", "")))
-    return Axis(name, float(x[0]), float(spacing), len(x), unit)
+    return Axis(name, float(x.min()), float(np.ptp(x)) / (len(x) - 1), len(x), unit, turned=usual < 0.0)
 
 
 def _check_period(values: NDArray[np.float64], axes: Sequence[Axis]) -> None:

@@ -27,7 +27,6 @@ LARGEST_OVERSHOOT = 0.05  # Gibbs' overshoot is 0.09 of a jump
 
 _LINES = 8  # along each axis, for the spectrum of a callable
 _INSTANTS = 8  # at which all nodes of a time-dependent F are looked at
-_FRAMES = 4  # of a field given at some times, at which it is looked at in each of those parts
 _GLANCES = 32  # at each of which a few points are, to find that one
 
 
@@ -184,7 +183,7 @@ def _instants(problem: ConvectionDiffusion) -> tuple[float, ...]:
         if own is not None:
             begin, end = (horizon * k / _INSTANTS for k in (part, part + 1))
             within = own[(own >= begin) & (own <= end)]
-            glances = within[:: math.ceil(len(within) / _FRAMES)] if len(within) else np.array([0.5 * (begin + end)])
+            glances = within[:: math.ceil(len(within) / _GLANCES)] if len(within) else np.array([0.5 * (begin + end)])
         chosen.append(max(map(float, glances), key=size))
     return (0.0, *chosen, horizon)
 
