@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from pdekit.field import GridField
 from pdekit.series import GridSeries
 
 _UNEVEN = 1e-3  # of the spacing; below it coordinates are off by their own rounding
-_REPEATED = 1e-6  # of the largest value; below it two values are the same one
+_SAME = 1e-3  # of what they are compared with; below it two values are the same one
 
 _LENGTHS = {"mm": 1e-3, "cm": 1e-2, "m": 1.0, "km": 1e3}
 _TIMES = {"s": 1.0, "min": 60.0, "h": 3600.0, "day": 86400.0}
@@ -72,6 +73,8 @@ def from_xarray(
     Raises ValueError for coordinates that are not uniform, are degrees, repeat the end of the period, or have units
     that do not fit; for missing values (land); and for dimensions that it cannot tell.
     """
+    if time_unit is not None and _canonical(time_unit) not in _TIMES:
+        raise ValueError(f"time_unit: expected one of {', '.join(_TIMES)}, got {time_unit!r}")
     arrays = _arrays(data, variables)
     single = isinstance(variables, str) or variables is None
     first = arrays[0]
@@ -97,8 +100,8 @@ def from_xarray(
         _check_period(field.values, axes)
         return field
     series = GridSeries(times, frames, interpolation, **given)
-    for frame in (0, -1):  # a flow may start from rest
-        _check_period(series.at_frame(range(len(frames))[frame]).values, axes)
+    for frame in (0, len(frames) - 1):  # a flow may start from rest
+        _check_period(series.at_frame(frame).values, axes)
     return series
 
 
@@ -246,16 +249,20 @@ def _axis(array: xr.DataArray, name: str) -> Axis:
 
 
 def _check_period(values: NDArray[np.float64], axes: Sequence[Axis]) -> None:
-    """Raise ValueError where the last nodes along an axis are the first ones again, a period later."""
-    size = np.abs(values).max()
+    """Raise ValueError where the last nodes along an axis are the first ones again, a period later.
 
-    def same(a: NDArray, b: NDArray) -> bool:
-        return bool(np.abs(a - b).max() <= _REPEATED * size)
+    They say so only where the field changes from there to its neighbours, and does not mirror itself: a field that is
+    constant near the ends, or even about the middle, has the same values at both ends of any grid.
+    """
 
+    def apart(a: NDArray, b: NDArray) -> float:
+        return float(np.abs(a - b).max())
+
+    least = _SAME * np.abs(values).max()
     for i, axis in enumerate(axes):
         along = np.moveaxis(values, i + 1, 0)
-        # values that mirror those of the other half are the same at both ends of any grid
-        if same(along[0], along[-1]) and not same(along, along[::-1]):
+        change = max(apart(along[0], along[1]), apart(along[-1], along[-2]))
+        if change > least and apart(along[0], along[-1]) <= _SAME * change and apart(along, along[::-1]) > least:
             raise ValueError(
                 f"{axis.name}: expected the end of the period once, but the last nodes repeat the values of the first; "
                 f"leave them out, data.isel({axis.name}=slice(None, -1))"
@@ -337,7 +344,9 @@ def _times(
     if values.dtype.kind not in "fiu":
         raise ValueError(f"{name}: expected numbers or dates, got dtype {values.dtype}")
     own = _canonical(str(attributes.get("units", "")).partition(" since ")[0])
-    numbers = values.astype(np.float64) - (0.0 if start is None else float(start))
+    if not isinstance(start, Real | None):
+        raise ValueError(f"start: expected a number, as {name} has numbers, got {start!r}")
+    numbers = values.astype(np.float64) - float(start or 0.0)
     unit = _canonical(time_unit) if time_unit else own
     if own and unit != own:
         if own not in _TIMES or unit not in _TIMES:

@@ -169,6 +169,21 @@ def test_numbers_may_count_from_another_start_and_in_another_unit():
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": "2000-01-01"}, "start: expected a number, as time has numbers, got '2000-01-01'"),
+        ({"time_unit": "fortnight"}, "time_unit: expected one of s, min, h, day, got 'fortnight'"),
+        ({"time": "t"}, "time: expected one of time, y, x, got 't'"),
+        ({"dims": ("x", "time")}, "dims: expected some of time, y, x in space, got"),
+        ({"interpolation": "nearest"}, "interpolation: expected one of linear, cubic, got 'nearest'"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        from_xarray(small(), ("u", "v"), **options)
+
+
+@pytest.mark.parametrize(
     "units", ["km/day", "km day-1", "km d-1", "km day^-1", "km.day**-1", "kilometers per day", "km / d", "knots", ""]
 )
 def test_units_that_fit_or_that_nobody_knows_are_taken(units):
@@ -224,6 +239,7 @@ REFUSED = {
     "v: expected the dimensions of u": lambda d: d.assign(v=d.v.rename(y="y_v")),
     "variables: expected some of u, w, got 'v'": lambda d: d.rename(v="w"),
     "times: expected at least two, increasing": lambda d: d.isel(time=[0, 2, 1]),
+    "x: expected the end of the period once": closed,
     "y: expected at least two finite numbers": lambda d: d.assign_coords(y=["a", "b", "c", "d", "e", "f"]),
 }
 
@@ -254,9 +270,10 @@ def test_a_repeated_end_is_seen_where_the_flow_starts_from_rest():
         from_xarray(data, ("u", "v"))
 
 
-def test_values_that_do_not_vary_along_an_axis_or_mirror_each_other_repeat_no_end():
+def test_values_that_are_constant_at_the_ends_or_mirror_each_other_repeat_no_end():
     x = (np.arange(8) + 0.5) / 8
-    for values in (np.ones(8), np.cos(TAU * x)):
+    blob = np.array([0.0, 0.0, 0.2, 1.0, 0.7, 0.0, 0.0, 0.0])
+    for values in (np.ones(8), np.cos(TAU * x), blob, 1.0 + blob, np.exp(-100.0 * (x - 0.4) ** 2)):
         from_xarray(xr.DataArray(np.stack([values, values]), dims=("y", "x"), coords={"x": x, "y": [0.0, 1.0]}))
 
 
@@ -388,3 +405,24 @@ def test_a_field_of_a_file_is_sent_without_its_values_and_read_elsewhere(tmp_pat
     assert len(content) < 10_000
     run = subprocess.run([sys.executable, "-c", READ], input=content, capture_output=True, check=True)
     assert float(run.stdout) == float(field([[100.0, 50.0]], 7.25)[0, 0])
+
+
+def readme_example() -> str:
+    """The block of README.md that takes a field from a file."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    return next(block for block in blocks if "from_xarray(" in block)
+
+
+def test_the_example_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch):
+    data = currents()
+    x, y = np.meshgrid(data.x, data.y)
+    shape = np.exp(-((x - 300.0) ** 2 + (y - 150.0) ** 2) / 50.0**2)
+    data.assign(tracer=(("y", "x"), shape)).to_netcdf(tmp_path / "currents.nc")
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, xr.Dataset] = {}
+    exec(readme_example(), found)
+    solution = found["solution"]
+    later = solution.u.sel(time=0.0)
+    assert (solution.warnings, solution.x.units, solution.time.units) == ("none", "km", "day")
+    assert float(later.mean()) == pytest.approx(shape.mean(), rel=1e-6)  # the flow has no sources
+    assert -1e-3 < float(later.min()) < float(later.max()) < 0.9
