@@ -95,7 +95,7 @@ class ConvectionDiffusion:
             terminal = _terminal_of(terminal)
         if not callable(terminal):
             terminal = check_nodes("terminal", terminal)
-        velocity = as_velocity(velocity, _told(dims.get("dim"), terminal))
+        velocity = as_velocity(velocity, _told(dims.get("dim"), places.get("terminal", terminal)))
         dims = {"velocity": velocity.dim} | dims
         if len(set(dims.values())) != 1:
             raise ValueError(f"dimensions do not agree: {', '.join(f'{n} has {d}' for n, d in dims.items())}")
@@ -123,7 +123,7 @@ class ConvectionDiffusion:
         fields = self._fields()
         object.__setattr__(self, "box", _common_box(self.box, fields | places))
         _check_spans(fields, horizon)
-        _ = self.units  # which have to agree
+        _common_units(dim, fields)
         if domain == "space" and (self.box or any(field.periodic for field in self._fields().values())):
             raise ValueError("domain: expected functions, and no box, with 'space'; node values and boxes are periodic")
         if self.noise.number is not None and not isinstance(sigma, Noise):
@@ -199,14 +199,7 @@ class ConvectionDiffusion:
     @property
     def units(self) -> tuple[str, ...]:
         """Of each axis and of time, as the data of its fields say; "" where they do not."""
-        found = ("",) * (self.dim + 1)
-        for name, field in self._fields().items():
-            for own, other in zip(field.units, found, strict=False):
-                if own and other and own != other:
-                    raise ValueError(f"{name}: expected units {found}, as other data have, got {field.units}")
-            if field.units:
-                found = tuple(own or other for own, other in zip(field.units, found, strict=True))
-        return found
+        return _common_units(self.dim, self._fields())
 
     @cached_property
     def on_unit_box(self) -> ConvectionDiffusion:
@@ -359,11 +352,8 @@ def _common_box(box: Box | None, fields: dict[str, Field]) -> Box | None:
             continue
         if box is None:
             box, source = field.box, name
-        lengths = [b - a for a, b in box]
-        if (
-            len(box) != len(field.box)
-            or (np.abs(np.subtract(box, field.box)).max(axis=1) > 1e-6 * np.array(lengths)).any()
-        ):
+        least = 1e-6 * min(b - a for a, b in box)
+        if len(box) != len(field.box) or np.abs(np.subtract(box, field.box)).max() > least:
             raise ValueError(
                 f"{name}: expected data on the box of {source}, {box}, got {field.box}; node i of N stands at "
                 "a + i (b - a) / N, so that no node repeats the end b"
@@ -371,7 +361,19 @@ def _common_box(box: Box | None, fields: dict[str, Field]) -> Box | None:
     return box
 
 
+def _common_units(dim: int, fields: dict[str, Field]) -> tuple[str, ...]:
+    """The units that the fields' data have of each axis and of time, or a ValueError where they differ."""
+    found = ("",) * (dim + 1)
+    for name, field in fields.items():
+        units = field.units or found
+        if any(own and other and own != other for own, other in zip(units, found, strict=True)):
+            raise ValueError(f"{name}: expected units {found}, as other data have, got {units}")
+        found = tuple(own or other for own, other in zip(units, found, strict=True))
+    return found
+
+
 def _check_spans(fields: dict[str, Field], horizon: float) -> None:
+    """Raise ValueError for a field that is not known at all times of [0, T]."""
     for name, field in fields.items():
         first, last = field.span
         slack = 1e-9 * (last - first) if math.isfinite(last - first) else 0.0
