@@ -1,6 +1,7 @@
 """Convection-diffusion on the periodic box: solutions, Feynman-Kac paths, and each as a check of the other."""
 
 from pdekit.characteristics import characteristics
+from pdekit.data import from_xarray
 from pdekit.equation.density import density
 from pdekit.equation.plan import UnstableError, choose_method
 from pdekit.equation.resolution import ResolutionWarning
@@ -12,6 +13,7 @@ from pdekit.paths.multilevel import MultilevelEstimate, multilevel
 from pdekit.paths.sampler import Tolerance, feynman_kac
 from pdekit.paths.samples import Sampling
 from pdekit.problem import ConvectionDiffusion
+from pdekit.series import GridSeries
 from pdekit.velocity import CompiledVelocity, FunctionVelocity, GridVelocity, RedrawnVelocity
 from pdekit.verify import Verification, verify
 
@@ -22,6 +24,7 @@ __all__ = [
     "ConvectionDiffusion",
     "Estimate",
     "FunctionVelocity",
+    "GridSeries",
     "GridVelocity",
     "MultilevelEstimate",
     "RedrawnVelocity",
@@ -35,6 +38,7 @@ __all__ = [
     "compiled",
     "density",
     "feynman_kac",
+    "from_xarray",
     "multilevel",
     "solve",
     "verify",

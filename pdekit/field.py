@@ -1,7 +1,8 @@
 """Fields over points and time: what velocity, noise, potential and source have in common.
 
 A `Field` answers for itself all that solver and sampler ask: values at points and nodes, for how long it stands still,
-what the compiled loops over paths take, how it is told from another. Points are those of the periodic unit box.
+what the compiled loops over paths take, how it is told from another. Points are those of the periodic unit box, or of
+the box that its data lie on.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pdekit.runtime.kernels import kernel
 
 Function = Callable[[NDArray, float], ArrayLike]
 Grid = tuple[int, ...]
+Box = tuple[tuple[float, float], ...]  # the ends of each axis
 
 
 def as_grid(num_points: int | Grid, dim: int) -> Grid:
@@ -36,6 +38,22 @@ def node_points(num_points: int | Grid, dim: int) -> NDArray[np.float64]:
     """The grid x_i = i / N as points, shape (N₁, ..., N_d, d)."""
     axes = [np.arange(n) / n for n in as_grid(num_points, dim)]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+
+
+def to_unit(x: NDArray, box: Box | None) -> NDArray[np.float64]:
+    """Points (..., d) of a box as points of the unit box."""
+    if box is None:
+        return x
+    ends = np.array(box)
+    return np.asarray((x - ends[:, 0]) / (ends[:, 1] - ends[:, 0]))
+
+
+def from_unit(y: NDArray, box: Box | None) -> NDArray[np.float64]:
+    """Points (..., d) of the unit box as points of a box."""
+    if box is None:
+        return y
+    ends = np.array(box)
+    return np.asarray(ends[:, 0] + (ends[:, 1] - ends[:, 0]) * y)
 
 
 def check_nodes(name: str, values: ArrayLike) -> NDArray[np.float64]:
@@ -73,6 +91,11 @@ class Frame:
     def none(cls, dim: int, components: int) -> Frame:
         return cls((0.0,) * dim, (1.0,) * dim, (1.0,) * components)
 
+    @property
+    def moves(self) -> bool:
+        """Whether points have other coordinates in it."""
+        return any(self.origin) or any(length != 1.0 for length in self.lengths)
+
     def within(self, outer: Frame) -> Frame:
         """This frame seen through another: outer is applied to what this one gives."""
         return Frame(
@@ -92,6 +115,9 @@ class Field(ABC):
         times. In between it jumps, and no step may straddle a multiple.
     continuation: how it is continued between its nodes, "exact" where it has none.
     periodic: whether it has the period of the box by construction.
+    box: the box that its data lie on, None where they do not say; points are then those of this box.
+    units: of each axis and of time, as its data say; "" for one that they do not.
+    span: the times from first to last at which it is known.
     """
 
     name: str
@@ -100,6 +126,9 @@ class Field(ABC):
     interval: float
     continuation: str = "exact"
     periodic: bool = False
+    box: Box | None = None
+    units: tuple[str, ...] = ()
+    span: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def components(self) -> int:
@@ -117,6 +146,15 @@ class Field(ABC):
     def own_nodes(self) -> NDArray[np.float64] | None:
         """The node values (C, N₁, ..., N_d) that it is given by, None for a function."""
         return None
+
+    @property
+    def own_times(self) -> NDArray[np.float64] | None:
+        """The times that it is given at, increasing; None for one that is given at all times."""
+        return None
+
+    def own_nodes_at(self, t: float) -> NDArray[np.float64] | None:
+        """The node values (C, N₁, ..., N_d) that it is given by at a time, None for a function."""
+        return self.standing(t).own_nodes
 
     @abstractmethod
     def __call__(self, x: ArrayLike, t: float) -> NDArray[np.float64]:
@@ -142,7 +180,7 @@ class Field(ABC):
 
     def nodes(self, num_points: int | Grid, t: float) -> NDArray[np.float64]:
         """Values on the nodes of a grid at time t, (C, N₁, ..., N_d)."""
-        return self.flat(node_points(num_points, self.dim), t)
+        return self.flat(from_unit(node_points(num_points, self.dim), self.box), t)
 
     def standing(self, t: float) -> Field:
         """It as it stands from time t until its next jump; a time within rounding of a jump comes after it."""
@@ -291,7 +329,7 @@ class FunctionField(Field):
 class GridField(Field):
     """A steady field given at the nodes of a uniform grid.
 
-    values: (C, N₁, ..., N_d), component c at the node x_i = i / N of each axis in values[c].
+    values: (C, N₁, ..., N_d), component c at the node i / N of each axis, or a + i (b - a) / N of a box, in values[c].
     continuation: how it is continued between nodes; see `pdekit.numerics.splines`. At small sigma this choice defines
         the problem, so it is recorded with every solution.
 
@@ -302,6 +340,8 @@ class GridField(Field):
     continuation: str = "trigonometric"
     shape: tuple[int, ...] = ()
     name: str = "field"
+    box: Box | None = None
+    units: tuple[str, ...] = ()
 
     interval = math.inf
     periodic = True
@@ -321,7 +361,7 @@ class GridField(Field):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # without the table, which may be large
-        return type(self), (self.values, self.continuation, self.shape, self.name)
+        return type(self), (self.values, self.continuation, self.shape, self.name, self.box, self.units)
 
     @property
     def dim(self) -> int:  # type: ignore[override]
@@ -340,7 +380,7 @@ class GridField(Field):
         return spline_table(self.values, self.continuation)
 
     def __call__(self, x: ArrayLike, t: float = 0.0) -> NDArray[np.float64]:
-        values = self.table(x)
+        values = self.table(to_unit(np.asarray(x), self.box))
         return values.reshape(*values.shape[:-1], *self.shape)
 
     def nodes(self, num_points: int | Grid, t: float = 0.0) -> NDArray[np.float64]:
@@ -365,7 +405,8 @@ class GridField(Field):
 
     def seen(self, frame: Frame) -> Self:
         factor = np.reshape(frame.factor, (-1, *[1] * self.dim))
-        return replace(self, values=factor * self.values)
+        place = (None, ()) if frame.moves else (self.box, self.units)
+        return replace(self, values=factor * self.values, box=place[0], units=place[1])
 
 
 @dataclass(frozen=True, eq=False)

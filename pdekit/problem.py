@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -10,7 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pdekit.field import Field, Frame, Function, Grid, as_field, as_grid, check_nodes, node_points
+from pdekit.field import (
+    Box,
+    Field,
+    Frame,
+    Function,
+    Grid,
+    GridField,
+    as_field,
+    as_grid,
+    check_nodes,
+    from_unit,
+    node_points,
+    to_unit,
+)
 from pdekit.noise import Noise, Sigma
 from pdekit.numerics.spectral import resample
 from pdekit.numerics.splines import SplineTable, spline_table
@@ -18,7 +32,6 @@ from pdekit.runtime.checks import check_real, check_whole, real_values
 from pdekit.velocity import as_velocity
 
 Terminal = NDArray | Callable[[NDArray], NDArray]
-Box = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -42,14 +55,14 @@ class ConvectionDiffusion:
     horizon: the final time T.
     potential: V, a rate of killing per time (negative for growth), and source: g, of u per time: a number, node values
         (N₁, ..., N_d), or a callable (x, t) -> (...).
-    box: the periodic box, as lengths (L₁, ..., L_d) from 0 on or as ends ((a₁, b₁), ..., (a_d, b_d)); the unit box by
-        default. Node i of N stands at a + i (b - a) / N.
+    box: the periodic box, as lengths (L₁, ..., L_d) from 0 on or as ends ((a₁, b₁), ..., (a_d, b_d)); by default that
+        of the data, where a field has one (`from_xarray`), or the unit box. Node i of N stands at a + i (b - a) / N.
     domain: "box", or "space" for paths in the whole of R^d, which functions describe and no grid can hold: `solve`
         refuses it.
 
     Raises ValueError for a negative or non-finite sigma, a non-positive horizon, wrong shapes, complex or non-finite
-    values, a box without length, a field that is said to be steady and changes, or a dimension that is no whole number,
-    cannot be told or does not agree.
+    values, a box without length or other than that of the data, data that do not cover [0, T], a field that is said to
+    be steady and changes, or a dimension that is no whole number, cannot be told or does not agree.
     """
 
     velocity: Field
@@ -77,9 +90,12 @@ class ConvectionDiffusion:
     ) -> None:
         horizon = check_real("horizon", horizon, "a positive time")
         dims = {"dim": dim} if check_whole("dim", dim, 0) else {}
+        places: dict[str, Field] = {"terminal": terminal} if isinstance(terminal, Field) else {}
+        if isinstance(terminal, Field):
+            terminal = _terminal_of(terminal)
         if not callable(terminal):
             terminal = check_nodes("terminal", terminal)
-        velocity = as_velocity(velocity, _told(dims.get("dim"), terminal))
+        velocity = as_velocity(velocity, _told(dims.get("dim"), places.get("terminal", terminal)))
         dims = {"velocity": velocity.dim} | dims
         if len(set(dims.values())) != 1:
             raise ValueError(f"dimensions do not agree: {', '.join(f'{n} has {d}' for n, d in dims.items())}")
@@ -91,7 +107,6 @@ class ConvectionDiffusion:
                 raise ValueError(f"terminal: expected node values of shape (N, ..., N), got {terminal.shape}")
         if domain not in ("box", "space"):
             raise ValueError(f"domain: expected 'box' or 'space', got {domain!r}")
-        box = getattr(velocity, "box", None) if box is None else box
         values = {
             "velocity": velocity,
             "terminal": terminal,
@@ -105,6 +120,10 @@ class ConvectionDiffusion:
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
+        fields = self._fields()
+        object.__setattr__(self, "box", _common_box(self.box, fields | places))
+        _check_spans(fields, horizon)
+        _common_units(dim, fields)
         if domain == "space" and (self.box or any(field.periodic for field in self._fields().values())):
             raise ValueError("domain: expected functions, and no box, with 'space'; node values and boxes are periodic")
         if self.noise.number is not None and not isinstance(sigma, Noise):
@@ -173,11 +192,16 @@ class ConvectionDiffusion:
 
     def to_unit(self, x: NDArray) -> NDArray[np.float64]:
         """Points (..., d) of the box as points of the unit box."""
-        return np.asarray((x - self.origin) / self.lengths) if self.box else x
+        return to_unit(x, self.box)
 
     def from_unit(self, y: NDArray) -> NDArray[np.float64]:
         """Points (..., d) of the unit box as points of the box."""
-        return np.asarray(self.origin + self.lengths * y) if self.box else y
+        return from_unit(y, self.box)
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Of each axis and of time, as the data of its fields say; "" where they do not."""
+        return _common_units(self.dim, self._fields())
 
     @cached_property
     def on_unit_box(self) -> ConvectionDiffusion:
@@ -313,8 +337,59 @@ class ConvectionDiffusion:
         )
 
 
+def _terminal_of(field: Field) -> NDArray[np.float64]:
+    """The node values (N₁, ..., N_d) or (N₁, ..., N_d, K) of f that is given as a field."""
+    if not isinstance(field, GridField):
+        raise ValueError("terminal: expected values at one time, got a field that changes; choose one, isel(time=-1)")
+    if field.continuation != "trigonometric":
+        raise ValueError(f"terminal: expected the continuation 'trigonometric', got {field.continuation!r}")
+    return np.moveaxis(field.values, 0, -1) if field.shape else field.values[0]
+
+
+def _common_box(box: Box | None, fields: dict[str, Field]) -> Box | None:
+    """The box that was asked for and that of the fields' data, or a ValueError where they are not one."""
+    source = "box"
+    for name, field in fields.items():
+        if field.box is None:
+            continue
+        if box is None:
+            box, source = field.box, name
+        least = 1e-6 * min(b - a for a, b in box)
+        if len(box) != len(field.box) or np.abs(np.subtract(box, field.box)).max() > least:
+            raise ValueError(
+                f"{name}: expected data on the box of {source}, {box}, got {field.box}; node i of N stands at "
+                "a + i (b - a) / N, so that no node repeats the end b"
+            )
+    return box
+
+
+def _common_units(dim: int, fields: dict[str, Field]) -> tuple[str, ...]:
+    """The units that the fields' data have of each axis and of time, or a ValueError where they differ."""
+    found = ("",) * (dim + 1)
+    for name, field in fields.items():
+        units = field.units or found
+        if any(own and other and own != other for own, other in zip(units, found, strict=True)):
+            raise ValueError(f"{name}: expected units {found}, as other data have, got {units}")
+        found = tuple(own or other for own, other in zip(units, found, strict=True))
+    return found
+
+
+def _check_spans(fields: dict[str, Field], horizon: float) -> None:
+    """Raise ValueError for a field that is not known at all times of [0, T]."""
+    for name, field in fields.items():
+        first, last = field.span
+        slack = 1e-9 * (last - first) if math.isfinite(last - first) else 0.0
+        if not first - slack <= 0.0 < horizon <= last + slack:
+            raise ValueError(
+                f"{name}: expected times that cover [0, {horizon:g}], got [{first:g}, {last:g}]; take another horizon, "
+                "or count time from another start"
+            )
+
+
 def _told(dim: int | None, terminal: Terminal | ArrayLike) -> int | None:
     """The dimension of a velocity that does not say it: as told, or of node values of f."""
+    if isinstance(terminal, Field):
+        return dim or terminal.dim
     return dim or (None if callable(terminal) else np.ndim(terminal))
 
 

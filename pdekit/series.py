@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pdekit.field import Field, Frame, Grid, GridField, as_grid, check_nodes, digest
+from pdekit.field import Box, Field, Frame, Grid, GridField, as_grid, check_nodes, digest
 from pdekit.numerics.splines import check_continuation
 
-_FRAMES_KEPT = 8  # in memory, with what has been made of them
-INTERPOLATIONS = ("linear", "cubic")
+INTERPOLATIONS = {"linear": 2, "cubic": 4}
+"""In time, and how many frames each takes at most."""
 
 
 class Frames(Protocol):
@@ -24,17 +25,54 @@ class Frames(Protocol):
     def __getitem__(self, i: int) -> ArrayLike: ...
 
 
+class CheckedFrames:
+    """Frames, looked at when they are read: real, finite and all of one shape. The last two are kept."""
+
+    def __init__(self, frames: Frames, name: str) -> None:
+        self._frames, self._name = frames, name
+        self._kept = lru_cache(maxsize=2)(self._read)
+        self.shape = self._kept(0).shape
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._frames, self._name)
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, i: int) -> NDArray[np.float64]:
+        return self._kept(i)
+
+    def _read(self, i: int) -> NDArray[np.float64]:
+        values = check_nodes(f"{self._name}, frame {i}", self._frames[i])
+        expected = getattr(self, "shape", values.shape)
+        if values.shape != expected:
+            raise ValueError(f"{self._name}, frame {i}: expected shape {expected}, as frame 0 has, got {values.shape}")
+        return values
+
+    @cached_property
+    def digest(self) -> str:
+        """A short hash of all frames, for which they are read once."""
+        found = hashlib.sha256()
+        for i in range(len(self)):
+            found.update(digest(self[i]).encode())
+        return found.hexdigest()[:16]
+
+
 @dataclass(frozen=True, eq=False)
 class GridSeries(Field):
     """A field at the nodes of a uniform grid at given times, periodic in space.
 
     times: (M,), increasing; frames: node values (C, N₁, ..., N_d) of each, an array (M, C, N₁, ..., N_d) or anything
-        that gives them by their number, which is then read frame by frame.
+        that gives them by their number (`len(frames)`, `frames[i]`), which is then read frame by frame; memory holds
+        no more than about ten.
     interpolation: in time, "linear", or "cubic": the Hermite cubic with slopes from the parabola through three times,
         of third order.
     continuation: in space, as of `GridField`.
+    shape: of its values, (d,) for a velocity, () for a number.
+    box: that the nodes lie on, the unit box by default; units: of each axis and of time, for the record.
 
-    Raises ValueError for times that do not increase or are fewer than two, and where a time outside them is asked for.
+    Raises ValueError for times that do not increase or are fewer than two, frames of different shapes, and where a time
+    outside them is asked for.
     """
 
     times: NDArray[np.float64]
@@ -44,6 +82,8 @@ class GridSeries(Field):
     shape: tuple[int, ...] = ()
     name: str = "field"
     frame: Frame | None = None
+    box: Box | None = None
+    units: tuple[str, ...] = ()
 
     interval = 0.0
     periodic = True
@@ -51,37 +91,58 @@ class GridSeries(Field):
     def __post_init__(self) -> None:
         times = check_nodes("times", self.times)
         if times.ndim != 1 or len(times) < 2 or not (np.diff(times) > 0.0).all():
-            raise ValueError(f"times: expected at least two, increasing, got {self.times}")
+            raise ValueError(f"times: expected at least two, increasing, got {_shortly(times)}")
         if len(times) != len(self.frames):
             raise ValueError(f"times: expected one for each of {len(self.frames)} frames, got {len(times)}")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation: expected one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
         check_continuation(self.continuation)
         object.__setattr__(self, "times", times)
-        object.__setattr__(self, "_kept", lru_cache(maxsize=_FRAMES_KEPT)(self._read))
+        if not isinstance(self.frames, CheckedFrames):
+            object.__setattr__(self, "frames", CheckedFrames(self.frames, self.name))
+        # one more than an instant takes: steps that cross a frame's time look back
+        kept = lru_cache(maxsize=INTERPOLATIONS[self.interpolation] + 1)
+        object.__setattr__(self, "_kept_fields", kept(self._field_of))
+        object.__setattr__(self, "_kept_nodes", kept(self._nodes_of))
         self.at_frame(0)  # which checks its shape
 
     def __reduce__(self) -> tuple[Any, ...]:
         given = (self.times, self.frames, self.interpolation, self.continuation, self.shape, self.name, self.frame)
-        return type(self), given
+        return type(self), (*given, self.box, self.units)
 
-    def _read(self, i: int) -> GridField:
-        values = check_nodes(f"{self.name}, frame {i}", self.frames[i])
+    def _field_of(self, i: int) -> GridField:
+        values = np.asarray(self.frames[i])
         if self.frame is not None:
             values = values * np.reshape(self.frame.factor, (-1, *[1] * (values.ndim - 1)))
-        return GridField(values, self.continuation, self.shape, self.name)
+        return GridField(values, self.continuation, self.shape, self.name, self.box, self.units)
+
+    def _nodes_of(self, i: int, grid: Grid) -> NDArray[np.float64]:
+        return self.at_frame(i).nodes(grid)
 
     def at_frame(self, i: int) -> GridField:
         """The field of one frame."""
-        return self._kept(i)  # type: ignore[attr-defined]
+        return self._kept_fields(i)  # type: ignore[attr-defined]
 
     @property
     def dim(self) -> int:  # type: ignore[override]
-        return self.at_frame(0).dim
+        return len(self.grid)
 
     @property
     def grid(self) -> Grid:
-        return self.at_frame(0).grid
+        return self.frames.shape[1:]  # type: ignore[attr-defined]
+
+    @property
+    def span(self) -> tuple[float, float]:  # type: ignore[override]
+        return float(self.own_times[0]), float(self.own_times[-1])
+
+    @property
+    def own_times(self) -> NDArray[np.float64]:
+        if self.frame is None:
+            return self.times
+        return np.sort(self.frame.sign * (self.times - self.frame.shift))
+
+    def own_nodes_at(self, t: float) -> NDArray[np.float64]:
+        return self.at_time(t).values
 
     def weights(self, t: float) -> list[tuple[int, float]]:
         """(frame, weight): the field at time t is their sum. Raises ValueError for a time outside the frames' own."""
@@ -118,19 +179,24 @@ class GridSeries(Field):
     def at_time(self, t: float) -> GridField:
         """The field as it is at time t."""
         values = sum(w * self.at_frame(i).values for i, w in self.weights(t))
-        return GridField(np.asarray(values), self.continuation, self.shape, self.name)
+        return GridField(np.asarray(values), self.continuation, self.shape, self.name, self.box, self.units)
 
     def __call__(self, x: ArrayLike, t: float) -> NDArray[np.float64]:
         return np.asarray(sum(w * self.at_frame(i)(x) for i, w in self.weights(t)))
 
     def nodes(self, num_points: int | Grid, t: float) -> NDArray[np.float64]:
-        return self.at_time(t).nodes(as_grid(num_points, self.dim))
+        grid = as_grid(num_points, self.dim)
+        return np.asarray(sum(w * self._kept_nodes(i, grid) for i, w in self.weights(t)))  # type: ignore[attr-defined]
 
-    def identity(self, points: NDArray, times: NDArray) -> Any:
-        frames = [digest(self.at_frame(i).values) for i in range(len(self.times))]
-        return f"{self.interpolation} {self.continuation} {self.times.tolist()} {frames}"
+    def identity(self, points: NDArray, times: NDArray) -> str:
+        frames: CheckedFrames = self.frames  # type: ignore[assignment]
+        return f"{self.interpolation} {self.continuation} {digest(self.times)} {frames.digest} {self.frame}"
 
     def seen(self, frame: Frame) -> GridSeries:
         own = self.frame or Frame.none(self.dim, self.components)
-        given = (self.times, self.frames, self.interpolation, self.continuation, self.shape, self.name)
-        return GridSeries(*given, own.within(frame))
+        place = (None, ()) if frame.moves else (self.box, self.units)
+        return replace(self, frame=own.within(frame), box=place[0], units=place[1])
+
+
+def _shortly(times: NDArray[np.float64]) -> str:
+    return np.array2string(times, threshold=6, precision=6)

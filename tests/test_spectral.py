@@ -121,12 +121,16 @@ def test_the_trigonometric_continuation_is_the_trigonometric_interpolant():
     assert np.abs(GridVelocity(values, "trigonometric")(x) - exact).max() < 1e-4
 
 
-@pytest.mark.parametrize(("large", "degree", "error"), [(2**22, 3, 7e-5), (0, 5, 2.2e-5)])
+@pytest.mark.parametrize(
+    ("large", "huge", "degree", "finer", "error"),
+    [(2**22, 2**25, 3, 8, 7e-5), (0, 2**25, 5, 4, 2.2e-5), (0, 0, 5, 3, 1.5e-4)],
+)
 @pytest.mark.parametrize(("dim", "n"), [(1, 16), (1, 15), (2, 8), (3, 6)])
 def test_a_wave_is_continued_to_the_stated_error_and_much_better_where_it_is_long(
-    dim, n, large, degree, error, monkeypatch
+    dim, n, large, huge, degree, finer, error, monkeypatch
 ):
     monkeypatch.setattr("pdekit.numerics.splines._LARGE", large)
+    monkeypatch.setattr("pdekit.numerics.splines._HUGE", huge)
     x = np.random.default_rng(0).uniform(-1, 2, (500, dim))
     for cycles in ((n - 1) // 2, 1):
         k = np.zeros(dim)
@@ -136,8 +140,8 @@ def test_a_wave_is_continued_to_the_stated_error_and_much_better_where_it_is_lon
             return np.cos(TAU * (p @ k) + 0.3)
 
         table = spline_table(wave(node_points(n, dim))[None], "trigonometric")
-        assert table.degree == degree
-        frequency = cycles / (n * {3: 8, 5: 4}[degree])  # cycles between two points of the finer grid
+        assert (table.degree, table.coefficients.shape[0]) == (degree, finer * n + degree)
+        frequency = cycles / (n * finer)  # cycles between two points of the finer grid
         aliases = (frequency / np.array([j - frequency for j in range(-9, 10) if j])) ** (degree + 1)
         assert np.abs(table(x)[:, 0] - wave(x)).max() < min(2.0 * aliases.sum() + 1e-13, error)
 
@@ -153,6 +157,15 @@ def test_the_table_of_a_fine_grid_in_three_dimensions_is_built_in_little_more_me
     assert peak < 1.5 * table.coefficients.nbytes
     x = node_points(32, 3)[::8, ::8, ::8]
     np.testing.assert_allclose(np.moveaxis(table(x), -1, 0), nodes[:, ::8, ::8, ::8], atol=1e-12)
+
+
+@pytest.mark.parametrize("continuation", ["trigonometric", "bicubic", "bilinear"])
+@pytest.mark.parametrize("grid", [(12, 6), (5, 9), (6, 10, 4), (4, 7, 12)])
+def test_other_numbers_of_nodes_along_each_axis_are_continued_from_all_of_them(grid, continuation):
+    values = random_field((2, *grid))
+    table = spline_table(values, continuation)
+    atol = 1e-12 * np.abs(values).max()
+    np.testing.assert_allclose(np.moveaxis(table(node_points(grid, len(grid))), -1, 0), values, atol=atol)
 
 
 def test_bicubic_continuation_converges_with_fourth_order():

@@ -109,11 +109,10 @@ def velocity_spectra(problem: ConvectionDiffusion, grid: Grid, times: Sequence[f
     """Of F at some times, from its own nodes, or along lines finer than a grid."""
     dim, spectra = problem.dim, []
     for t in times:
-        velocity = problem.velocity.standing(t)
-        if (values := velocity.own_nodes) is not None:
+        if (values := problem.velocity.own_nodes_at(t)) is not None:
             along = [np.moveaxis(values, axis + 1, -1) for axis in range(dim)]
         else:
-            along = [np.moveaxis(velocity.at(points, t), -1, 0) for points in _lines(grid)]
+            along = [np.moveaxis(problem.velocity.at(points, t), -1, 0) for points in _lines(grid)]
         spectra.append(_spectrum(along, components=dim))
     return spectra
 
@@ -162,20 +161,30 @@ class Flow:
 def _instants(problem: ConvectionDiffusion) -> tuple[float, ...]:
     """Times at which F is looked at: in each of some equal parts of the horizon, the one where it is largest.
 
-    That one is found from a few points at irregular times, so that pulses and periodic factors do not hide.
+    That one is found from a few points at irregular times, so that pulses and periodic factors do not hide; of an F
+    given at some times, from its own nodes at some of these.
     """
     horizon = problem.horizon
     if problem.velocity.steady:
         return (0.0,)
     if problem.velocity.jumps:
         return tuple(float(t) for t in np.linspace(0.0, horizon, _INSTANTS, endpoint=False))
+    velocity, own = problem.velocity, problem.velocity.own_times
     rng = np.random.default_rng(0)
     points = rng.random((64, problem.dim))
+
+    def size(t: float) -> float:
+        values = velocity.at(points, t) if own is None else velocity.own_nodes_at(t)
+        return float(np.abs(values).max())  # type: ignore[arg-type]
+
     chosen = []
     for part in range(_INSTANTS):
         glances = horizon * (part + rng.random(_GLANCES)) / _INSTANTS
-        sizes = [float(np.abs(problem.velocity.at(points, float(t))).max()) for t in glances]
-        chosen.append(float(glances[int(np.argmax(sizes))]))
+        if own is not None:
+            begin, end = (horizon * k / _INSTANTS for k in (part, part + 1))
+            within = own[(own >= begin) & (own <= end)]
+            glances = within[:: math.ceil(len(within) / _GLANCES)] if len(within) else np.array([0.5 * (begin + end)])
+        chosen.append(max(map(float, glances), key=size))
     return (0.0, *chosen, horizon)
 
 

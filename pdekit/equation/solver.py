@@ -239,10 +239,10 @@ def computed(
             attrs |= {"tail": record.tail, "terminal_lost": plan.terminal_lost, "velocity_lost": plan.velocity_lost}
     attrs |= {k: v for k, v in {"growth": setup.growth, "rtol": setup.rtol, "seed": seed}.items() if v is not None}
     stored = np.array([t for _, t in reversed(setup.stops)])
-    coords: dict[str, Any] = {"time": ("time", stored, {"long_name": "problem time t"})}
-    for name, n, a, length in zip("xyz", grid, given.origin, given.lengths, strict=False):
-        described = {"long_name": name} | ({} if given.box else {"units": "box lengths"})
-        coords[name] = (name, a + length * np.arange(n) / n, described)
+    *lengths, duration = given.units if given.box else ("box lengths",) * problem.dim + given.units[-1:]
+    coords: dict[str, Any] = {"time": ("time", stored, _named("problem time t", duration))}
+    for name, n, a, length, unit in zip("xyz", grid, given.origin, given.lengths, lengths, strict=False):
+        coords[name] = (name, a + length * np.arange(n) / n, _named(name, unit))
     solution = frames.finish(coords, attrs)
     if restart is not None:
         restart.discard()
@@ -270,6 +270,10 @@ def checked_grid(num_points: int | tuple[int, ...], dim: int) -> Grid:
     if len(counts) != dim:
         raise ValueError(f"num_points: expected one number or one for each of {dim} axes, got {num_points}")
     return tuple(check_whole("num_points", n, 8) for n in counts)
+
+
+def _named(name: str, unit: str) -> dict[str, str]:
+    return {"long_name": name, "units": unit} if unit else {"long_name": name}
 
 
 def _described(problem: ConvectionDiffusion) -> Any:

@@ -6,9 +6,10 @@ end as a B-spline on a (possibly finer) grid, so that one kernel evaluates them 
     bilinear       degree 1 on the nodes; local, never exceeds the node values
     bicubic        degree 3 on the nodes; C², interpolating
     trigonometric  the trigonometric interpolant of the nodes, sampled on a finer grid and splined there: eight times
-                   finer with degree 3, or four times with degree 5 where that table would be large. The relative
-                   error of the highest resolved mode is below 7e-5, or 2.2e-5, along each axis; it falls with the
-                   fourth or sixth power of the wave number
+                   finer with degree 3, four times with degree 5 where that table would be large, three times where
+                   that one would be (64³ nodes of a velocity: 0.17 GB). The relative error of the highest resolved
+                   mode is below 7e-5, 2.2e-5, or 1.5e-4, along each axis; it falls with the fourth or sixth power of
+                   the wave number
 
 Points outside the box are wrapped into it.
 """
@@ -38,8 +39,8 @@ CONTINUATIONS: tuple[str, ...] = get_args(Continuation)
 
 # Degree and grid points per node for the trigonometric continuation: few gathers where they come from a cache, few
 # grid points where they would not.
-_SMALL_TABLE, _LARGE_TABLE = (3, 8), (5, 4)
-_LARGE = 2**22  # coefficients
+_SMALL_TABLE, _LARGE_TABLE, _HUGE_TABLE = (3, 8), (5, 4), (5, 3)
+_LARGE, _HUGE = 2**22, 2**25  # coefficients that the next smaller kind of table would have
 _GHOST = {1: 1, 3: 1, 5: 2}  # table index of node 0: ghost layers below, one more above: kernels never wrap indices
 _BLOCK = 256  # points that a kernel works on at a time
 
@@ -48,8 +49,8 @@ _BLOCK = 256  # points that a kernel works on at a time
 class SplineTable:
     """B-spline coefficients ready for the kernels.
 
-    coefficients: (M + 3,) * d + (C,), C components, with one periodic ghost layer below and two above; (M + 5,) * d +
-        (C,) with two below and three above for degree 5.
+    coefficients: (M₁ + 3, ..., M_d + 3, C), C components, with one periodic ghost layer below and two above; M + 5
+        with two below and three above for degree 5.
     degree: 1, 3 or 5.
     """
 
@@ -82,37 +83,41 @@ def check_continuation(name: str) -> None:
 
 
 def spline_table(values: ArrayLike, continuation: str) -> SplineTable:
-    """Table of the continuation of node values (C, N, ..., N); d = 1, 2 or 3.
+    """Table of the continuation of node values (C, N₁, ..., N_d); d = 1, 2 or 3.
 
     Raises ValueError for an unknown continuation or d > 3.
     """
     check_continuation(continuation)
     nodes = np.asarray(values, dtype=np.float64)
-    dim, num_points = nodes.ndim - 1, nodes.shape[-1]
+    dim = nodes.ndim - 1
     if not 1 <= dim <= 3:
         raise ValueError(f"node values: expected 1 to 3 space dimensions, got shape {nodes.shape}")
     degree, oversampling = {"bilinear": (1, 1), "bicubic": (3, 1)}.get(continuation, _SMALL_TABLE)
-    if continuation == "trigonometric" and nodes.size * oversampling**dim > _LARGE:
-        degree, oversampling = _LARGE_TABLE
+    if continuation == "trigonometric":
+        for most, finer in ((_LARGE, _LARGE_TABLE), (_HUGE, _HUGE_TABLE)):
+            if nodes.size * oversampling**dim > most:
+                degree, oversampling = finer
     below = _GHOST[degree]
-    size = oversampling * num_points
-    coefficients = np.empty((*[size + max(degree, 3)] * dim, len(nodes)))
-    inside = coefficients[(slice(below, below + size),) * dim]
+    sizes = tuple(oversampling * n for n in nodes.shape[1:])
+    coefficients = np.empty((*(size + max(degree, 3) for size in sizes), len(nodes)))
+    inside = coefficients[tuple(slice(below, below + size) for size in sizes)]
     for c in range(len(nodes)):
         # The first axis comes last, a plane at a time: all at once takes several times the memory of the table.
-        across = _refined(nodes[c], size, degree, axes=tuple(range(1, dim)))
+        across = _refined(nodes[c], sizes[1:], degree, axes=tuple(range(1, dim)))
         for j in np.ndindex(across.shape[1:2]):
-            inside[(slice(None), *j, ..., c)] = _refined(across[(slice(None), *j)], size, degree, axes=(0,))
-    for axis in range(dim):
+            inside[(slice(None), *j, ..., c)] = _refined(across[(slice(None), *j)], sizes[:1], degree, axes=(0,))
+    for axis, size in enumerate(sizes):
         along = np.moveaxis(coefficients, axis, 0)
         along[:below] = along[size : size + below]
         along[below + size :] = along[below : len(along) - size]
     return SplineTable(coefficients, degree)
 
 
-def _refined(values: NDArray[np.float64], size: int, degree: int, axes: tuple[int, ...]) -> NDArray[np.float64]:
-    """Along some axes, the B-spline coefficients of the trigonometric interpolant's values on `size` grid points."""
-    fine = resample(values, size, axes=axes)
+def _refined(
+    values: NDArray[np.float64], sizes: tuple[int, ...], degree: int, axes: tuple[int, ...]
+) -> NDArray[np.float64]:
+    """Along some axes, the B-spline coefficients of the trigonometric interpolant's values on so many grid points."""
+    fine = resample(values, sizes, axes=axes)
     for axis in axes if degree > 1 else ():
         fine = spline_filter1d(fine, degree, axis, mode="grid-wrap")
     return fine
