@@ -95,7 +95,8 @@ class ConvectionDiffusion:
             terminal = _terminal_of(terminal)
         if not callable(terminal):
             terminal = check_nodes("terminal", terminal)
-        velocity = as_velocity(velocity, _told(dims.get("dim"), places.get("terminal", terminal)))
+        told = places["terminal"].dim if places else dims.get("dim")
+        velocity = as_velocity(velocity, _told(told, terminal))
         dims = {"velocity": velocity.dim} | dims
         if len(set(dims.values())) != 1:
             raise ValueError(f"dimensions do not agree: {', '.join(f'{n} has {d}' for n, d in dims.items())}")
