@@ -45,7 +45,8 @@ class ConvectionDiffusion:
     velocity: F, node values (d, N₁, ..., N_d), continued trigonometrically; or one of `GridVelocity`,
         `RedrawnVelocity`, `CompiledVelocity`, a `compiled` function; or a callable (x, t) -> F with x and F of shape
         (..., d). In lengths of x per time of t.
-    terminal: f, node values (N₁, ..., N_d), continued trigonometrically; or a callable x -> f with x (..., d), f (...).
+    terminal: f, node values (N₁, ..., N_d), continued trigonometrically, or a `GridField` of these; or a callable
+        x -> f with x (..., d), f (...).
         With a further axis at the end of either, (N₁, ..., N_d, K) or (..., K), it stands for K functions, which share
         one flow, and u gets that axis, too.
     sigma: noise of the paths, in lengths per square root of time: a number >= 0, a vector (d,) of the axes, a matrix
@@ -78,7 +79,7 @@ class ConvectionDiffusion:
     def __init__(
         self,
         velocity: Field | Function | ArrayLike,
-        terminal: Terminal | ArrayLike,
+        terminal: Field | Terminal | ArrayLike,
         sigma: Sigma | Noise,
         dim: int = 0,
         horizon: float = 1.0,
@@ -307,7 +308,7 @@ class ConvectionDiffusion:
     def from_initial_value(
         cls,
         velocity: Field | Function | ArrayLike,
-        initial: Terminal | ArrayLike,
+        initial: Field | Terminal | ArrayLike,
         sigma: Sigma,
         *,
         dim: int = 0,
@@ -387,7 +388,7 @@ def _check_spans(fields: dict[str, Field], horizon: float) -> None:
             )
 
 
-def _told(dim: int | None, terminal: Terminal | ArrayLike) -> int | None:
+def _told(dim: int | None, terminal: Field | Terminal | ArrayLike) -> int | None:
     """The dimension of a velocity that does not say it: as told, or of node values of f."""
     if isinstance(terminal, Field):
         return dim or terminal.dim
