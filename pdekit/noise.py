@@ -18,6 +18,8 @@ from pdekit.runtime.checks import check_real, real_values
 
 Sigma = float | ArrayLike | Function | Field
 
+_LOOKED_AT = 2**14  # points, to tell a noise that depends on x from one that does not
+
 
 @dataclass(frozen=True, eq=False)
 class Noise:
@@ -74,6 +76,19 @@ class Noise:
             return None
         first = abs(float(self.constant[0, 0]))
         return first if (self.constant == first * np.eye(self.dim)).all() else None
+
+    def same_everywhere(self, horizon: float) -> bool:
+        """Whether it does not depend on x: a function has the same values at many points at each of some times."""
+        if self.field is None:
+            return True
+        rng = np.random.default_rng(0)
+        x = rng.random((_LOOKED_AT, self.dim))
+        x[: _LOOKED_AT // 8] = 10.0 ** rng.uniform(-3, 3, (_LOOKED_AT // 8, 1)) * (2.0 * x[: _LOOKED_AT // 8] - 1.0)
+        for t in (0.1234 * horizon, 0.5719 * horizon, horizon):
+            values = self.field.at(x, t)
+            if (values != values[:1]).any():
+                return False
+        return True
 
     def matrix(self, x: NDArray, t: float) -> NDArray[np.float64]:
         """σ at points (..., d), (..., d, m)."""

@@ -219,7 +219,7 @@ class ConvectionDiffusion:
         function = self.terminal
         return ConvectionDiffusion(
             seen(self.velocity, rates),
-            (lambda y: function(self.from_unit(y))) if callable(function) else function,
+            partial(_scaled, function, self.origin, self.lengths) if callable(function) else function,
             noise if noise.field is None else noise.seen(seen(noise.field)),
             self.dim,
             self.horizon,
@@ -397,6 +397,11 @@ def _told(dim: int | None, terminal: Field | Terminal | ArrayLike) -> int | None
 
 def _at_times(field: Field, times: Sequence[float], x: NDArray) -> list[NDArray[np.float64]]:
     return [field.at(x, t) for t in times]
+
+
+def _scaled(function: Callable[[NDArray], NDArray], origin: NDArray, lengths: NDArray, y: NDArray) -> NDArray:
+    """A function of points of the box at points of the unit box; unlike a lambda it can be pickled."""
+    return function(origin + lengths * y)
 
 
 def _ends(box: Sequence[Any], dim: int) -> Box:

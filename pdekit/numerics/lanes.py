@@ -5,26 +5,45 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from numba import types
 from numba.extending import overload
 
+from pdekit.fastmath import exp
 from pdekit.numerics.splines import SPLINES
 from pdekit.runtime.kernels import kernel
 
 LANES = 256  # points in a block: their working set stays in the first-level cache
 
 
-def velocity_on_lanes(velocity, x, t, f):
-    """F at points x (d, L) into f (d, L), in compiled code; a velocity is (table, degree) or a jitted function."""
+def optional(field: Any) -> tuple[Any, ...]:
+    """An argument of kernels for a field that there need not be, () then: kernels find it at [1].
+
+    numba takes a tuple that begins with a function for something else.
+    """
+    return 0, field
+
+
+def field_on_lanes(field, level, x, t, out):
+    """Values (C, L) at points x (d, L) and a time into out, in compiled code.
+
+    field: (table, degree) of a steady one, (tables, degree, first) with a table for each level of time from `first` on,
+        or a jitted function of x, t and out.
+    level: the number of the time t among those for which there are tables.
+    """
     raise RuntimeError("for compiled code only")
 
 
-@overload(velocity_on_lanes)
-def _velocity_on_lanes(velocity, x, t, f):
-    if isinstance(velocity, types.Dispatcher):
-        return lambda velocity, x, t, f: velocity(x, t, f)
-    spline = SPLINES[velocity[0].ndim - 1]
-    return lambda velocity, x, t, f: spline(velocity[0], velocity[1], x, f)
+@overload(field_on_lanes)
+def _field_on_lanes(field, level, x, t, out):
+    if isinstance(field, types.Dispatcher):
+        return lambda field, level, x, t, out: field(x, t, out)
+    if len(field) == 2:
+        spline = SPLINES[field[0].ndim - 1]
+        return lambda field, level, x, t, out: spline(field[0], field[1], x, out)
+    spline = SPLINES[field[0].ndim - 2]
+    return lambda field, level, x, t, out: spline(field[0][level - field[2]], field[1], x, out)
 
 
 @kernel(fastmath={"contract"})
@@ -35,3 +54,10 @@ def add_scaled(x, a, f, y):
         xc, fc, yc = x[c], f[c], y[c]
         for i in range(len(xc)):
             yc[i] = xc[i] + s * fc[i]
+
+
+@kernel(fastmath={"contract"})
+def decay(killed, weight):
+    """weight = e^(-killed)."""
+    for i in range(len(killed)):
+        weight[i] = exp(-killed[i])

@@ -53,7 +53,7 @@ def _gaussian_rows_of_type(key0, key1, path, first, last, z, words):
 
 
 @kernel()
-def _two_point_rows(key0, key1, path, first, last, z, words):
+def two_point_rows(key0, key1, path, first, last, z, words):
     """Signs first..last-1: weak order one needs no more of an increment than its moments up to the third."""
     for draw in range(first // 128, (last + 127) // 128):
         fill_words(key0, key1, path, draw, words)
@@ -76,7 +76,7 @@ def fill_increments(kind, key0, key1, path, first, steps, substeps, scale, dw, z
     if len(kind) == GAUSSIAN:
         offset = _gaussian_rows(key0, key1, path, q0, q1, z, words)
     else:
-        offset = _two_point_rows(key0, key1, path, q0, q1, z, words)
+        offset = two_point_rows(key0, key1, path, q0, q1, z, words)
     s = dw.dtype.type(scale)
     for n in range(steps):
         for c in range(d):

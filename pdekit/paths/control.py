@@ -3,13 +3,14 @@
 By Itô's formula u(X_t, t) is a martingale along the paths, so f(X_T) - u(x, 0) is the sum of σ∇u·dB. The sum
 over the steps of ∇u(X̃, t)·σΔB, with X̃ the drifted point, known before ΔB is, has mean exactly zero whatever
 function stands for ∇u: a wrong solution costs variance and never a bias. The Hessian adds the next term,
-½ Σ ∂ᵢ∂ⱼu (σ²ΔBᵢΔBⱼ - δᵢⱼ σ²Δt), also of mean zero.
+½ Σ ∂ᵢ∂ⱼu (ΔWᵢΔWⱼ - aᵢⱼ Δt) with ΔW = σΔB and a = σσᵀ, also of mean zero. With a potential V each increment counts by
+e^(-∫V) up to its step, which is known before ΔB, too.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 
 import numpy as np
 import xarray as xr
@@ -27,7 +28,8 @@ _NODES_A_WAVE = 4, 8  # with 8 the Taylor step from the nearest node is good to 
 class Control:
     """A solution whose gradient, and with `hessian` also second derivatives, paths look up.
 
-    times: (frames,), increasing; u: (frames, N, ..., N).
+    times: (frames,), increasing; u: (frames, N₁, ..., N_d), on the nodes of the problem's box.
+    several: whether u has a further axis at the end, for the solutions of K terminal functions.
 
     Raises ValueError for other shapes, times that do not increase, or values that are not real and finite.
     """
@@ -35,13 +37,16 @@ class Control:
     times: NDArray[np.float64]
     u: NDArray[np.float64]
     hessian: bool = False
+    several: bool = False
 
     def __post_init__(self) -> None:
         check_flag("hessian", self.hessian)
+        check_flag("several", self.several)
         times, u = real_values("control: times", self.times), real_values("control: u", self.u)
-        if times.ndim != 1 or len(times) == 0 or u.ndim < 2 or len(set(u.shape[1:])) != 1:
+        if times.ndim != 1 or len(times) == 0 or u.ndim < 2 + self.several or u.size == 0:
             raise ValueError(
-                f"control: expected times (frames,) and u (frames, N, ..., N), got {times.shape}, {u.shape}"
+                f"control: expected times (frames,) and u (frames, N, ..., N{', K' if self.several else ''}), "
+                f"got {times.shape}, {u.shape}"
             )
         if len(u) != len(times):
             raise ValueError(f"control: expected as many times as frames, got {len(times)} and {len(u)}")
@@ -54,7 +59,7 @@ class Control:
 
     @classmethod
     def from_solution(cls, solution: xr.Dataset, *, hessian: bool = False) -> Control:
-        """From what `solve` returns: `u` with dimensions ("time", space ...).
+        """From what `solve` returns: `u` with dimensions ("time", space ...[, "field"]).
 
         Raises ValueError where `u` is missing or has other dimensions, and as the class does.
         """
@@ -62,40 +67,53 @@ class Control:
             got = dict(solution["u"].sizes) if "u" in solution else f"variables {list(solution.data_vars)}"
             raise ValueError(f"control: expected a dataset with u over time and space, got {got}")
         solution = solution.sortby("time")
-        return cls(solution["time"].values, solution["u"].values, hessian)
+        return cls(solution["time"].values, solution["u"].values, hessian, solution["u"].dims[-1] == "field")
+
+    @property
+    def dim(self) -> int:
+        return self.u.ndim - 1 - self.several
+
+    @property
+    def num_fields(self) -> int:
+        """K, 1 for a single solution."""
+        return self.u.shape[-1] if self.several else 1
 
     def tables(self, t0: float, dt: float, num_steps: int) -> tuple[NDArray[np.float32], int]:
-        """Tables (runs, nodes, C) of the derivatives along steps from t0 on, and the number of steps in each run."""
+        """Tables (runs, N₁ + 1, ..., N_d + 1, K C) of the derivatives along steps from t0 on, and their length."""
         nodes, stride = self._resolution(num_steps)
-        dim = self.u.ndim - 1
+        dim = self.dim
+        size = self.num_fields * self._components
         # Single precision is plenty for a control variate, and halves what the caches must hold.
-        tables = np.empty((ceil(num_steps / stride), *[nodes + 1] * dim, self._components), dtype=np.float32)
+        tables = np.empty((ceil(num_steps / stride), *[n + 1 for n in nodes], size), dtype=np.float32)
         for table, n in zip(tables, range(0, num_steps, stride), strict=True):
             # The step's martingale is centred at the drifted point, at the step's end.
             t = t0 + (n + 0.5 * (min(stride, num_steps - n) + 1)) * dt
-            components = _derivatives(resample(self._at(t), nodes), self.hessian)
+            fields = _by_field(self._at(t), dim)
+            components = np.concatenate([_derivatives(resample(u, nodes), self.hessian) for u in fields])
             table[...] = np.moveaxis(np.pad(components, [(0, 0)] + [(0, 1)] * dim, mode="wrap"), 0, -1)
-        return tables.reshape(len(tables), -1, self._components), stride
+        return tables, stride
 
     @property
     def _components(self) -> int:
-        dim = self.u.ndim - 1
-        return dim + dim * (dim + 1) // 2 if self.hessian else dim
+        return self.dim + self.dim * (self.dim + 1) // 2 if self.hessian else self.dim
 
-    def _resolution(self, num_steps: int) -> tuple[int, int]:
-        """Nodes along an axis, and steps that share a table: as fine as the memory allows, space giving way first."""
-        dim, most = self.u.ndim - 1, 4 * self.u.shape[-1]
-        coarse, fine = (min(max(each * _waves(self.u), 32), most) for each in _NODES_A_WAVE)
-        bytes_a_node = 4 * self._components * num_steps
-        nodes = min(max(int((_MOST_BYTES / bytes_a_node) ** (1.0 / dim)) - 1, coarse), fine)
-        stride = ceil(bytes_a_node * (nodes + 1) ** dim / _MOST_BYTES)
+    def _resolution(self, num_steps: int) -> tuple[tuple[int, ...], int]:
+        """Nodes along each axis, and steps that share a table: as fine as the memory allows, space giving way first."""
+        waves = max(_waves(u) for u in np.moveaxis(self.u, -1, 0)) if self.several else _waves(self.u)
+        bytes_a_node = 4 * self.num_fields * self._components * num_steps
+        fitting = int((_MOST_BYTES / bytes_a_node) ** (1.0 / self.dim)) - 1
+        nodes = []
+        for n in self.u.shape[1 : 1 + self.dim]:
+            coarse, fine = (min(max(each * waves, 32), 4 * n) for each in _NODES_A_WAVE)
+            nodes.append(min(max(fitting, coarse), fine))
+        size = bytes_a_node * prod(n + 1 for n in nodes)
+        stride = ceil(size / _MOST_BYTES)
         if stride > 1:
             say_once(
-                f"control: tables for each of {num_steps} steps would take "
-                f"{bytes_a_node * (nodes + 1) ** dim / 2**20:,.0f} MiB, so {stride} steps share one, which reduces the "
-                "variance less; take fewer steps or a smoother solution"
+                f"control: tables for each of {num_steps} steps would take {size / 2**20:,.0f} MiB, so {stride} steps "
+                "share one, which reduces the variance less; take fewer steps or a smoother solution"
             )
-        return nodes, stride
+        return tuple(nodes), stride
 
     def _at(self, t: float) -> NDArray[np.float64]:
         """u at time t, linear between frames."""
@@ -106,8 +124,13 @@ class Control:
         return (1.0 - w) * self.u[k] + w * self.u[k + 1]
 
 
+def _by_field(u: NDArray[np.float64], dim: int) -> NDArray[np.float64]:
+    """Values (N₁, ..., N_d[, K]) with the axis of the fields first."""
+    return np.moveaxis(u, -1, 0) if u.ndim > dim else u[None]
+
+
 def _derivatives(u: NDArray[np.float64], hessian: bool) -> NDArray[np.float64]:
-    """Gradient, and the upper triangle of the Hessian, on the nodes, (C, N, ..., N)."""
+    """Gradient, and the upper triangle of the Hessian, on the nodes, (C, N₁, ..., N_d)."""
     first = gradient(u)
     if not hessian:
         return first

@@ -25,13 +25,15 @@ class BiasWarning(RuntimeWarning):
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """Estimates of E[f(X_T) | X_t0 = x] at P points, each with its errors.
+    """Estimates of u(x, t0) = E[f(X_T) e^(-∫V) + ∫ g e^(-∫V) | X_t0 = x] at P points, each with its errors.
 
-    mean, standard_error: (P,); the standard error is that of the mean, from sampling alone.
-    num_paths: paths a point; num_steps: steps a path; scheme: how they were stepped.
-    bias_estimate, bias_standard_error: (P,) or None: how far the time step moves the mean (mean - bias_estimate is
-        nearer to the truth), and the error of that: of sampling, and by what two doublings of the step contradict
-        the order.
+    mean, standard_error: (P,), or (P, K) of K terminal functions; the standard error is that of the mean, from sampling
+        alone.
+    num_paths: paths a point; num_steps: steps a path.
+    scheme: how they were stepped, "euler", "heun", "platen" or, without noise, "rk4".
+    bias_estimate, bias_standard_error: of the same shape, or None: how far the time step moves the mean (mean -
+        bias_estimate is nearer to the truth), and the error of that: of sampling, and by what two doublings of the step
+        contradict the order.
     cost: path-steps in all; seconds: wall time.
     replicates: independent randomisations behind the standard error where it does not come from single paths.
     seed: what to give as `rng` for the same paths again; None where they came from a level function.
@@ -76,8 +78,9 @@ class Estimate:
         return np.sqrt(self.standard_error**2 + self.bias_estimate**2 + self.bias_standard_error**2)
 
     def __repr__(self) -> str:
+        points = f"{len(self.mean)} points" + ("" if self.mean.ndim == 1 else f" of {self.mean.shape[1]} functions")
         lines = [
-            f"Estimate({len(self.mean)} points, {self.num_paths:,} paths of {self.num_steps} {self.scheme} steps, "
+            f"Estimate({points}, {self.num_paths:,} paths of {self.num_steps} {self.scheme} steps, "
             f"{self.cost:.3g} path-steps in {self.seconds:.2f} s{'' if self.seed is None else f', rng={self.seed}'})",
             "  ± one standard error of sampling; confidence_interval() covers "
             + (
@@ -85,13 +88,19 @@ class Estimate:
             ),
         ]
         for p in range(min(len(self.mean), 5)):
-            line = f"  {self.mean[p]: .6g} ± {self.standard_error[p]:.2g}"
+            line = f"  {_first(self.mean, p): .6g} ± {_first(self.standard_error, p):.2g}"
             if self.bias_estimate is not None and self.bias_standard_error is not None:
-                line += f"   time-step bias {self.bias_estimate[p]: .2g} ± {self.bias_standard_error[p]:.1g}"
+                bias, error = _first(self.bias_estimate, p), _first(self.bias_standard_error, p)
+                line += f"   time-step bias {bias: .2g} ± {error:.1g}"
             lines.append(line)
         if len(self.mean) > 5:
             lines.append(f"  ... {len(self.mean) - 5} more")
         return "\n".join(lines)
+
+
+def _first(values: NDArray[np.float64], point: int) -> float:
+    """The value at a point, of the first function."""
+    return float(values[point].flat[0])
 
 
 def quantile(level: float, replicates: int | None = None) -> float:
@@ -122,7 +131,7 @@ def bias_from_doublings(
     gain = 2.0**order
     bias, error = change / (gain - 1.0), change_error / (gain - 1.0)
     z = np.minimum(np.abs(surplus) / np.maximum(surplus_error, np.finfo(float).tiny), 1e9)
-    if special.chdtrc(len(surplus), float((z**2).sum())) > 1e-3:
+    if special.chdtrc(surplus.size, float((z**2).sum())) > 1e-3:
         return bias, error, 0.0
     beyond = np.sqrt(np.maximum(surplus**2 - 4.0 * surplus_error**2, 0.0)) / gain
     size = float((change**2).sum()) + np.finfo(float).tiny
@@ -135,7 +144,7 @@ def bias_from_doublings(
 
 
 class Moments:
-    """Running mean and sum of squared deviations at P points.
+    """Running mean and sum of squared deviations at P points, each of one quantity or of `fields` ones.
 
     Samples are summed within blocks of `LANES` and the blocks merged one after another (Chan, Golub and LeVeque
     1983), so that the result depends neither on threads nor on how the blocks were batched.
@@ -144,40 +153,47 @@ class Moments:
     their spread then gives the standard error, as samples within a replicate are not independent.
     """
 
-    def __init__(self, num_points: int, replicates: int = 1) -> None:
+    def __init__(self, num_points: int, replicates: int = 1, fields: int | None = None) -> None:
         self.replicates = replicates
-        self.counts = np.zeros(num_points, dtype=np.int64)
-        self.mean = np.zeros(num_points)
-        self.squares = np.zeros(num_points)
+        shape = (num_points,) if fields is None else (num_points, fields)
+        self.counts = np.zeros(shape, dtype=np.int64)
+        self.mean = np.zeros(shape)
+        self.squares = np.zeros(shape)
 
     def add(self, blocks: NDArray[np.float64], num_samples: int, where: slice = slice(None)) -> None:
-        """Add what `block_moments` gave for samples (P, num_samples) of the points `where`.
+        """Add what `block_moments` gave for samples (P, [K,] num_samples) of the points `where`.
 
         num_samples: a multiple of `LANES` but for the last call.
         """
-        _merge(blocks, num_samples, self.counts[where], self.mean[where], self.squares[where])
+        running = (values[where].reshape(-1) for values in (self.counts, self.mean, self.squares))  # views
+        _merge(blocks, num_samples, *running)
 
     @property
     def variance(self) -> NDArray[np.float64]:
-        """Unbiased variance of a sample (P,)."""
+        """Unbiased variance of a sample, (P,) or (P, K)."""
         return self.squares / (self.counts - 1)
 
     @property
     def mean_of_replicates(self) -> NDArray[np.float64]:
-        """The mean at each point of evaluation (P / replicates,)."""
-        return self.mean.reshape(-1, self.replicates).mean(axis=1)
+        """The mean at each point of evaluation (P / replicates,) or (P / replicates, K)."""
+        return self._replicated().mean(axis=-1)
 
     @property
     def standard_error(self) -> NDArray[np.float64]:
         """Of `mean_of_replicates`."""
         if self.replicates == 1:
             return np.sqrt(self.variance / self.counts)
-        return self.mean.reshape(-1, self.replicates).std(axis=1, ddof=1) / np.sqrt(self.replicates)
+        return self._replicated().std(axis=-1, ddof=1) / np.sqrt(self.replicates)
+
+    def _replicated(self) -> NDArray[np.float64]:
+        """The means of the replicates of each point along the last axis."""
+        means = self.mean.reshape(-1, self.replicates, *self.mean.shape[1:])
+        return np.ascontiguousarray(np.moveaxis(means, 1, -1))
 
 
 def block_moments(samples: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean and sum of squared deviations of each block of `LANES` samples: (P, n) -> (P, blocks, 2)."""
-    samples = np.ascontiguousarray(samples)
+    """Mean and sum of squared deviations of each block of `LANES` samples: (P, [K,] n) -> (P [K], blocks, 2)."""
+    samples = np.ascontiguousarray(samples).reshape(-1, samples.shape[-1])
     blocks = np.empty((len(samples), -(-samples.shape[1] // LANES), 2))
     spread(_sum, len(samples), samples, blocks, items=samples.size // _CHEAP)
     return blocks

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf, sqrt
 from time import perf_counter
 
@@ -41,7 +41,8 @@ _LEVEL_STREAM = 40  # bits of a stream left for the point's index, below those o
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MultilevelEstimate(Estimate):
-    """An `Estimate` with the diagnostics of its levels, l = 0 .. L; arrays by level (and point: (L + 1, P)).
+    """An `Estimate` with the diagnostics of its levels, l = 0 .. L; arrays by level (and point: (L + 1, P), of K
+    functions (L + 1, P K)).
 
     num_paths: samples over all levels; num_steps: steps at the finest; cost: in units of the cost model, path-steps
     for a problem.
@@ -103,7 +104,8 @@ def multilevel(
 ) -> MultilevelEstimate:
     """Estimate E[P] to a root-mean-square error, sampling and bias together.
 
-    source: a problem, for u(x, t0) at points (P, d), every point to the same rmse; or a level function
+    source: a problem, for u(x, t0) at points (P, d), every point and every terminal function to the same rmse, as in
+        `feynman_kac`, with K functions (P, K); or a level function
         (level, num_samples) -> sums (6,) or (6, P) over that many new, independent samples of
         Y, Y², Y³, Y⁴, P, P², where P = P_l and Y = P_l - P_{l-1} from the same randomness (Y = P_0 at level 0).
     rmse: requested error; half of rmse² goes to sampling, a quarter to the bias, a quarter is kept in reserve.
@@ -145,7 +147,11 @@ def multilevel(
     levels = ProblemLevels(source, points, scheme=scheme, rng=rng, t0=t0, first_steps=first_steps, executor=executor)
     run = _Run(levels, rmse, level_cost or levels.cost, max_level, max_cost, alpha or WEAK_ORDER[scheme], beta)
     run.converge(progress)
-    return run.result(scheme, levels.steps(len(run.counts) - 1), start, levels.seed)
+    found = run.result(levels.scheme_used, levels.steps(len(run.counts) - 1), start, levels.seed)
+    if source.num_fields is None:
+        return found
+    names = ("mean", "standard_error", "bias_estimate", "bias_standard_error")
+    return replace(found, **{name: getattr(found, name).reshape(len(levels.points), -1) for name in names})
 
 
 class ProblemLevels:
@@ -170,8 +176,8 @@ class ProblemLevels:
         if problem.noise.none:
             raise ValueError("sigma: expected noise to sample, got 0; use characteristics instead")
         self.seed = repeatable(rng)
-        simulation = Simulation(problem, seed_of(self.seed), scheme, t0=check_start(t0, problem))
-        self._coupled = _Coupled(simulation, check_points(points, problem))
+        simulation = Simulation(problem.on_unit_box, seed_of(self.seed), scheme, t0=check_start(t0, problem))
+        self._coupled = _Coupled(simulation, problem.to_unit(check_points(points, problem)))
         self._executor = executor
         self._done: dict[int, int] = {}
         self.first_steps = self._choose_start() if first_steps is None else check_whole("first_steps", first_steps, 1)
@@ -187,8 +193,12 @@ class ProblemLevels:
         """Path-steps of one sample, the coarse path included."""
         return self.first_steps * (1.5 * 2**level if level else 1.0)
 
+    @property
+    def scheme_used(self) -> str:
+        return self._coupled.simulation.scheme_used
+
     def __call__(self, level: int, num_samples: int) -> NDArray[np.float64]:
-        """Sums (6, P) over new samples, their number rounded up to whole blocks by the caller."""
+        """Sums (6, P), or (6, P K) for K functions, over new samples, of which the caller asks for whole blocks."""
         first = self._done.get(level, 0)
         self._done[level] = first + num_samples
         steps = self.steps(level)
@@ -196,22 +206,23 @@ class ProblemLevels:
             _Pairs(level, where, first + begin, count, steps)
             for where, begin, count in self._coupled.simulation.batches(len(self.points), num_samples, steps)
         ]
-        sums = np.zeros((6, len(self.points)))
+        sums = np.zeros((6, len(self.points), self._coupled.simulation.problem.num_fields or 1))
         for shard, found in zip(shards, in_order(self._executor, _sums_of, self._coupled, shards, each=8), strict=True):
-            sums[:, shard.where] += found
-        return sums
+            sums[:, shard.where] += found.reshape(6, -1, sums.shape[2])
+        return sums.reshape(6, -1)
 
     def _choose_start(self) -> int:
         """Fewest steps m at which levels from m on cost less than levels from 2m on (Giles 2015, Section 2.6)."""
-        velocity = self._coupled.simulation.problem.velocity
+        simulation = self._coupled.simulation
         m = 1
-        if velocity.jumps:  # a step may not straddle two intervals
-            m = ceil(self._coupled.simulation.duration / velocity.interval - 1e-9)
+        for field in simulation.fields.values():
+            if field.jumps:  # a step may not straddle two intervals
+                m = max(m, ceil(simulation.duration / field.interval - 1e-9))
         pilot_level = 2**20
         while m < _FINEST_START:
             fine, coarse = self._coupled(_Pairs(pilot_level + m, slice(None), 0, 2 * _PILOT, 2 * m))
-            below, above = coarse.var(axis=1), fine.var(axis=1)
-            extra = (fine - coarse).var(axis=1)
+            below, above = coarse.var(axis=-1), fine.var(axis=-1)
+            extra = (fine - coarse).var(axis=-1)
             if (np.sqrt(below * m) + np.sqrt(extra * 3 * m) < np.sqrt(above * 2 * m)).all():
                 break
             m *= 2
@@ -252,7 +263,7 @@ def _sums_of(coupled: _Coupled, pairs: _Pairs) -> NDArray[np.float64]:
     fine, coarse = coupled(pairs)
     difference = fine if pairs.level == 0 else fine - coarse
     powers = [difference, difference**2, difference**3, difference**4, fine, fine**2]
-    return np.stack([p.sum(axis=1) for p in powers])
+    return np.stack([p.sum(axis=-1) for p in powers])
 
 
 class _Run:

@@ -1,4 +1,7 @@
-"""Feynman-Kac: u(x, t0) = E[f(X_T) | X_t0 = x] from paths of dX = F(X, t) dt + σ dB   (Eq. 14)."""
+"""Feynman-Kac: u(x, t0) from paths of dX = F(X, t) dt + σ(X, t) dB   (Eq. 14)
+
+u(x, t0) = E[ f(X_T) e^(-∫V) + ∫ g e^(-∫V) ds | X_t0 = x ].
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from pdekit.characteristics import characteristics, check_points
+from pdekit.characteristics import check_points, without_noise
 from pdekit.numerics.lanes import LANES
 from pdekit.paths.control import Control
 from pdekit.paths.estimate import BiasWarning, Estimate, Moments, bias_from_doublings, quantile
@@ -86,8 +89,11 @@ def feynman_kac(
     executor: Executor | None = None,
     progress: bool | None = None,
 ) -> Estimate:
-    """Monte Carlo estimates of u(x, t0) = E[f(X_T) | X_t0 = x] at points x, with their standard errors   (Eq. 14).
+    """Monte Carlo estimates of u(x, t0) at points x, with their standard errors   (Eq. 14):
 
+        u(x, t0) = E[ f(X_T) e^(-∫V) + ∫ g e^(-∫V) ds | X_t0 = x ]   over the paths of   dX = F(X, t) dt + σ(X, t) dB.
+
+    K terminal functions share the paths: mean and errors are then (P, K), and a tolerance holds for the worst of them.
     With the same `rng` the result is a function of the arguments alone: the same to the last bit for any number of
     threads, with any executor, and for all points at once or in several calls (`first_point`).
 
@@ -95,8 +101,9 @@ def feynman_kac(
         periodic and wrap where they are looked up, a callable sees the coordinates as they are.
     num_paths: paths a point; more where a `tolerance` asks for them, in place of this number.
     num_steps: steps from t0 to the horizon.
-    scheme: "heun" (weak order 2 for additive noise) or "euler" (Euler-Maruyama, weak order 1). A redrawn velocity is
-        frozen within its interval, both ends of a step included.
+    scheme: "heun" (weak order 2; where the noise depends on x it is Platen's explicit scheme, which is Heun's where it
+        does not) or "euler" (Euler-Maruyama, weak order 1); the integrals of V and g are trapezoidal sums. A redrawn
+        velocity is frozen within its interval, both ends of a step included.
     bias: estimate the time-step bias from a quarter of the paths, walked again with steps doubled once and, where they
         divide, twice: its estimate is widened where the two contradict the weak order. The confidence interval
         then covers u. Without it a few paths are walked with doubled steps all the same, where they divide and are few
@@ -104,7 +111,7 @@ def feynman_kac(
     control: what `solve` returned for this problem; its gradient becomes a martingale control variate, unbiased even if
         that solution is wrong. Between frames it is linear in time: keep some thirty of them,
         `solve(..., times=np.linspace(0, T, 33))`. `Control.from_solution(solution, hessian=True)` takes second
-        derivatives, too.
+        derivatives, too, where the noise does not depend on x.
     rng: anything `numpy.random.default_rng` takes (SPEC 7). None draws fresh entropy, so that two calls are
         independent; `seed` of the result, given as `rng`, repeats it.
     first_point: index of points[0] in the caller's own list, where that is worked through in several calls.
@@ -112,8 +119,8 @@ def feynman_kac(
         NUMBA_NUM_THREADS says there.
     progress: show a progress bar; default: on a terminal only.
 
-    At sigma = 0 there is nothing random: the result is f at the end of the characteristic, with the time-step error
-    estimated by halving the step; `num_paths` and the options for random paths have no effect.
+    At sigma = 0 there is nothing random: the result comes from the characteristic, with the time-step error estimated
+    by halving the step; `num_paths` and the options for random paths have no effect.
 
     Warns (RuntimeWarning) of a tolerance that `max_paths` does not allow, and (its subclass `BiasWarning`) of a
     time-step bias that the interval lacks or that does not follow the weak order.
@@ -136,12 +143,14 @@ def feynman_kac(
         control = Control.from_solution(control)
     if not isinstance(control, Control | None):
         raise ValueError(f"control: expected what solve returned, or a pdekit.Control, got {type(control).__name__}")
-    if control is not None and control.u.ndim != 1 + problem.dim:
-        raise ValueError(f"control: expected u over {problem.dim} space dimensions, got {control.u.ndim - 1}")
-    simulation = Simulation(problem, seed_of(seed), scheme, sampling.increments, sampling.dtype, t0, control=control)
-    samples = Samples.of(simulation, x, num_steps, sampling, first_point)
+    if control is not None:
+        _check_control(control, problem)
+    simulation = Simulation(
+        problem.on_unit_box, seed_of(seed), scheme, sampling.increments, sampling.dtype, t0, control=control
+    )
+    samples = Samples.of(simulation, problem.to_unit(x), num_steps, sampling, first_point)
     most = samples.most(num_paths if tolerance is None else tolerance.max_paths, exact=tolerance is None)
-    moments, *changes = (Moments(len(samples.points), samples.replicates) for _ in range(3))
+    moments, *changes = (Moments(len(samples.points), samples.replicates, problem.num_fields) for _ in range(3))
     cost = 0
 
     def add(to: list[Moments], doublings: int, first: int, last: int) -> Iterator[None]:
@@ -195,7 +204,7 @@ def feynman_kac(
         standard_error=moments.standard_error,
         num_paths=done * samples.paths_each,
         num_steps=num_steps,
-        scheme=scheme,
+        scheme=simulation.scheme_used,
         cost=cost,
         seconds=perf_counter() - start,
         replicates=samples.replicates if sampling.qmc else None,
@@ -262,13 +271,13 @@ def _without_noise(
     problem: ConvectionDiffusion, x: NDArray[np.float64], num_steps: int, t0: float, start: float
 ) -> Estimate:
     """σ = 0: one characteristic a point, and the error of its steps from steps of half their length."""
-    used, finer = (
-        problem.evaluate_terminal(characteristics(problem, x, num_steps=n, t0=t0)) for n in (num_steps, 2 * num_steps)
-    )
-    order = 2 if problem.velocity.continuation == "bilinear" else 4  # F has kinks between bilinear nodes
+    used, finer = (without_noise(problem, x, num_steps=n, t0=t0) for n in (num_steps, 2 * num_steps))
+    fields = (problem.velocity, problem.potential, problem.source)
+    rough = any(field is not None and field.continuation == "bilinear" for field in fields)
+    order = 2 if rough else 4  # there are kinks between bilinear nodes
     return Estimate(
         mean=used,
-        standard_error=np.zeros(len(x)),
+        standard_error=np.zeros(used.shape),
         num_paths=1,
         num_steps=num_steps,
         scheme="rk4",
@@ -285,6 +294,16 @@ def check_start(t0: float, problem: ConvectionDiffusion) -> float:
     if check_finite("t0", t0, expected) >= problem.horizon:
         raise ValueError(f"t0: expected {expected}, got {t0:g}")
     return float(t0)
+
+
+def _check_control(control: Control, problem: ConvectionDiffusion) -> None:
+    """One line for a control of another problem."""
+    if problem.domain == "space":
+        raise ValueError("control: expected a problem on a box, which a solution on a grid has, got domain='space'")
+    if control.dim != problem.dim:
+        raise ValueError(f"control: expected u over {problem.dim} space dimensions, got {control.dim}")
+    if control.num_fields != (problem.num_fields or 1):
+        raise ValueError(f"control: expected u of {problem.num_fields or 1} functions, got {control.num_fields}")
 
 
 def _check_together(num_steps: int, scheme: str, sampling: Sampling, bias: bool) -> None:

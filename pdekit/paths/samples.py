@@ -95,10 +95,8 @@ class Samples:
 
     @property
     def doublings(self) -> int:
-        """How often the step can be doubled, twice at most, without straddling a jump of F."""
-        dt = self.simulation.duration / self.num_steps
-        jumps = self.simulation.problem.velocity.jump_steps(self.simulation.t0, dt, self.num_steps)
-        whole = [self.num_steps, *jumps]
+        """How often the step can be doubled, twice at most, without straddling a jump."""
+        whole = [self.num_steps, *self.simulation.jump_steps(self.num_steps)]
         possible = next(k for k in (2, 1, 0) if all(steps % 2**k == 0 for steps in whole))
         return possible - int(self.sampling.extrapolate)
 
@@ -116,7 +114,7 @@ class Samples:
             raise ValueError(f"num_paths: expected at most {most:,} with qmc=True, got {num_paths:,}")
         bits = min(bits, _MOST_BITS)
         sim = self.simulation
-        sim.quasi = SobolPaths(sim.seed, self.num_steps, self.points.shape[1], self.replicates, bits)
+        sim.quasi = SobolPaths(sim.seed, self.num_steps, sim.columns, self.replicates, bits)
         return 2**bits
 
     def rounded(self, count: float) -> int:
@@ -126,7 +124,7 @@ class Samples:
         return 2 ** min(self.simulation.quasi.bits, max(8, ceil(log2(count))))
 
     def at(self, batch: Batch, coarsening: int) -> NDArray[np.float64]:
-        """Samples (streams, count) with steps `coarsening` times as long."""
+        """Samples (streams, count) or (streams, K, count) with steps `coarsening` times as long."""
         fine = self._walk(batch, coarsening)
         if not self.sampling.extrapolate:
             return fine
