@@ -260,7 +260,7 @@ class _Held:
             self._prepared = self._fixed.copy()
             for name, field in whole.inputs.items():
                 for i, w in field.weights(at):
-                    self._prepared[whole.rows[name]] += w * self._frames[name][i]
+                    _add(w, self._frames[name][i], self._prepared[whole.rows[name]])
             self._at = at
         return self._prepared
 
@@ -289,6 +289,7 @@ class _Sums:
             for name, field in whole.inputs.items()
         }
         self._by_noise = np.zeros_like(self._now[whole.noise_rows])
+        self._time: float | None = None  # of what is in `_now`
         self.by_symbol = np.zeros(operator.shape)
         self.with_source = whole.source is not None
         frames = whole.source.num_frames if whole.source else 0
@@ -296,10 +297,12 @@ class _Sums:
 
     def add(self, u: NDArray, v: NDArray, weight: float, t: float) -> None:
         """weight · v D^c u for modes (K, ...) of u and v = ∂J/∂N at a time."""
+        at = 0.0 if self._whole.steady else t
+        if at != self._time:
+            self._hand_out()
+            self._time = at
         for own, other in zip(u, v, strict=True):
             self._operator.pair(own, other, weight, self._now)
-        if not self._whole.steady:
-            self._hand_out(t)
 
     def add_source(self, v: NDArray, t: float) -> None:
         """v = ∂J/∂N (K, ...) at a time."""
@@ -311,18 +314,20 @@ class _Sums:
         """weight · v u for the modes of u and of v = ∂J/∂(L u)."""
         _add_products(weight, u.reshape(len(u), -1), v.reshape(len(v), -1), self.by_symbol.reshape(-1))
 
-    def _hand_out(self, t: float) -> None:
+    def _hand_out(self) -> None:
+        """Add what there is of one time to the frames that the fields have there."""
         whole = self._whole
+        if self._time is None:
+            return
         for name, field in whole.inputs.items():
-            for i, w in field.weights(t):
-                self._by_frames[name][i] += w * self._now[whole.rows[name]]
+            for i, w in field.weights(self._time):
+                _add(w, self._now[whole.rows[name]], self._by_frames[name][i])
         self._by_noise += self._now[whole.noise_rows]
         self._now[:] = 0.0
 
     def gradients(self, adjoint: NDArray) -> Gradients:
         """Those by what was given; adjoint: λ(T), modes (K, ...)."""
-        if self._whole.steady:
-            self._hand_out(0.0)
+        self._hand_out()
         whole, operator, given = self._whole, self._operator, self._whole.given
         count = math.prod(operator.grid)
         by_killing = -float((self.by_symbol * operator.multiplicity).sum())
@@ -386,6 +391,17 @@ def _as_given(matrix: NDArray, given: ConvectionDiffusion) -> Any:
     if isinstance(given.sigma, float):
         return float(np.trace(matrix))
     return np.diagonal(matrix).copy() if np.ndim(given.sigma) == 1 else matrix
+
+
+def _add(weight: float, values: NDArray, out: NDArray) -> None:
+    """out += weight values."""
+    _add_scaled(weight, values.reshape(-1), out.reshape(-1))
+
+
+@kernel(fastmath={"contract"})
+def _add_scaled(weight: float, values: NDArray, out: NDArray) -> None:
+    for p in range(len(out)):
+        out[p] += weight * values[p]
 
 
 @kernel(fastmath={"contract"})
