@@ -10,6 +10,7 @@ import pytest
 
 from pdekit import ConvectionDiffusion, RedrawnVelocity, UnstableError, solve
 from pdekit.equation.adjoint import Gradients, resample_transposed, solve_and_pull
+from pdekit.equation.operator import SpectralOperator, available_backends, gradient_terms
 from pdekit.field import FunctionField, GridField
 from pdekit.noise import Noise
 from pdekit.numerics.spectral import resample
@@ -231,6 +232,23 @@ def test_memory_grows_with_the_root_of_the_steps():
     peak(16)
     few, many = peak(100), peak(1600)
     assert many < 5.0 * few
+
+
+@pytest.mark.parametrize("backend", available_backends())
+@pytest.mark.parametrize("grid", [(16,), (12, 15), (8, 9, 10), (300, 300)])
+def test_pulling_in_one_go_is_the_transpose_and_the_pairing(grid, backend):
+    rng, dim = np.random.default_rng(0), len(grid)
+    terms = (*gradient_terms(dim), (0,) * dim, (2,) + (0,) * (dim - 1))
+    operator = SpectralOperator(grid, terms=terms, fft=backend)
+    u, v = (operator.to_modes(rng.standard_normal(grid)) for _ in range(2))
+    coefficients = operator.prepare(rng.standard_normal((len(terms), *grid)))
+    by, expected_by = np.ones_like(coefficients), np.ones_like(coefficients)
+    out, expected = np.empty_like(u), np.empty_like(u)
+    operator.pull(u, v, coefficients, by, out)
+    operator.transpose(v, coefficients, expected)
+    operator.pair(u, v, 1.0, expected_by)
+    np.testing.assert_allclose(out, expected, rtol=1e-13)
+    np.testing.assert_allclose(by, expected_by, rtol=1e-13)
 
 
 @pytest.mark.parametrize(("old", "new"), [(8, 12), (7, 12), (8, 13), (12, 8), (13, 8), (12, 7), (8, 8), (6, 7)])

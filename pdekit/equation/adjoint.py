@@ -295,14 +295,23 @@ class _Sums:
         frames = whole.source.num_frames if whole.source else 0
         self._by_source = np.zeros((frames, *operator.shape), dtype=complex)
 
-    def add(self, u: NDArray, v: NDArray, weight: float, t: float) -> None:
-        """weight · v D^c u for modes (K, ...) of u and v = ∂J/∂N at a time."""
+    def add(self, u: NDArray, v: NDArray, t: float) -> None:
+        """v D^c u for modes (K, ...) of u and v = ∂J/∂N at a time."""
+        self._at(t)
+        for own, other in zip(u, v, strict=True):
+            self._operator.pair(own, other, 1.0, self._now)
+
+    def pull(self, u: NDArray, v: NDArray, t: float, prepared: NDArray, out: NDArray) -> None:
+        """`add`, and out = (∂N/∂u)ᵀ v."""
+        self._at(t)
+        for own, other, into in zip(u, v, out, strict=True):
+            self._operator.pull(own, other, prepared, self._now, into)
+
+    def _at(self, t: float) -> None:
         at = 0.0 if self._whole.steady else t
         if at != self._time:
             self._hand_out()
             self._time = at
-        for own, other in zip(u, v, strict=True):
-            self._operator.pair(own, other, weight, self._now)
 
     def add_source(self, v: NDArray, t: float) -> None:
         """v = ∂J/∂N (K, ...) at a time."""
@@ -432,11 +441,9 @@ class _Lawson(_Held, LawsonMethod):
         if self.tape is not None:
             self.tape.append((u_hat.copy(), self._time(s), out.copy()))
 
-    def transposed(self, v: NDArray, t: float, out: NDArray) -> None:
-        """out = (∂N/∂u)ᵀ v at a time, for each field."""
-        prepared = self._prepared_at(t)
-        for modes, into in zip(v, out, strict=True):
-            self.operator.transpose(modes, prepared, into)
+    def prepared(self, t: float) -> NDArray[np.float64]:
+        """Coefficients on the product grid at a time."""
+        return self._prepared_at(t)
 
 
 def _lawson(whole: _Whole, padded: bool, library: str, kind: str, dt: float) -> tuple[NDArray[np.float64], PullBack]:
@@ -474,8 +481,7 @@ def _lawson(whole: _Whole, padded: bool, library: str, kind: str, dt: float) -> 
 
             def pull_at(i: int, v: NDArray, out: NDArray) -> None:
                 at, t, slope = entries[i]
-                method.transposed(v, t, out)
-                sums.add(at, v, 1.0, t)
+                sums.pull(at, v, t, method.prepared(t), out)
                 sums.add_source(v, t)
                 if nodes[i]:
                     sums.add_symbol(at, out, nodes[i] * dt)
@@ -583,7 +589,7 @@ def _add_integral(
     left, values, right = np.linalg.svd(expm(block)[:m, m:])
     rank = int((values > 1e-2 * rtol * values[0]).sum())
     for u, v in zip(of_u.combined((left[:, :rank] * values[:rank]).T), of_adjoint.combined(right[:rank]), strict=True):
-        sums.add(u[None], v[None], 1.0, 0.0)
+        sums.add(u[None], v[None], 0.0)
         sums.add_symbol(u[None], v[None], 1.0)
     if sums.with_source:
         forced = np.zeros((len(z) + 1, len(z) + 1))

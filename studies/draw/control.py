@@ -70,8 +70,9 @@ def report(stored: Mapping[str, Any]) -> None:
         },
         list(groups(rows)),
         caption=f"± half of a 95 % interval over seeds; {config['num_test']} fresh points each. Flipped: right, but "
-        f"not within {config['eps']:g}. γ: steepening rate of F, of Theorem 2.\nEquations are measured on twice the nodes "
-        f"of the search, from which u differs by at most {off:.2g}; of the networks' own, {steep} are not resolved.\n"
+        f"not within {config['eps']:g}. γ: steepening rate of F, of Theorem 2.\n"
+        "Equations are measured on twice the nodes of the search, from which "
+        f"u differs by at most {off:.2g}; of the networks' own, {steep} are not resolved.\n"
         f"{np.mean([row['evaluations'] for row in searched]):.0f} gradients a search, "
         f"{np.mean([row['seconds'] for row in searched]):.1f} s.",
         num_texts=2,
