@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from pdekit import ConvectionDiffusion, RedrawnVelocity, UnstableError, solve
-from pdekit.equation.adjoint import Gradients, resample_transposed, solve_and_pull
+from pdekit.equation.adjoint import solve_and_pull
 from pdekit.equation.operator import SpectralOperator, available_backends, gradient_terms
+from pdekit.equation.sensitivity import Gradients, resample_transposed
 from pdekit.field import FunctionField, GridField
 from pdekit.noise import Noise
 from pdekit.numerics.spectral import resample

@@ -15,7 +15,7 @@ from studies.lab.reporting import read_object, show
 
 Row = Mapping[str, Any]
 
-MEASURES = {"accuracy": "accuracy", "gradient": "max|∇u(·, 0)|", "flipped": "flipped within eps"}
+MEASURES = {"accuracy": "accuracy", "gradient": "max|∇u(·, 0)|", "flipped": "share flipped within {eps:g}"}
 _LEVELS = np.linspace(0.0, 1.0, 11)
 _SERIES = {  # name: (method, which rows, marker, filled, shade)
     "equation, σ in training": ("equation", "own", "o", "0.1"),
@@ -88,26 +88,24 @@ def draw(out: Path) -> None:
     with styled({"font.size": 8, "axes.titlesize": 8.5, "axes.linewidth": 0.6}):
         from matplotlib.figure import Figure
 
-        columns = len(sigmas) + 1
-        figure = Figure(figsize=(1.75 * len(sigmas) + 2.9, max(1.75 * len(shapes), 5.2)), layout="constrained")
-        grid = figure.add_gridspec(3 * len(shapes), columns, width_ratios=[1.0] * len(sigmas) + [1.5])
-        for i, shape in enumerate(shapes):
-            for j, sigma in enumerate(sigmas):
-                axes = figure.add_subplot(grid[3 * i : 3 * i + 3, j])
+        figure = Figure(figsize=(1.6 * len(sigmas) + 3.2, max(1.6 * len(shapes) + 0.7, 4.2)), layout="constrained")
+        halves: Any = figure.subfigures(1, 2, width_ratios=[1.6 * len(sigmas), 3.2])
+        left, right = halves
+        maps = left.subplots(len(shapes), len(sigmas), squeeze=False)
+        for row, shape in zip(maps, shapes, strict=True):
+            for axes, sigma in zip(row, sigmas, strict=True):
                 filled = _map(axes, pictures, shape, sigma)
-                if i == 0:
-                    axes.set_title(f"({'abcdef'[j]}) $σ = {sigma:g}$ in training")
-                if j == 0:
-                    axes.set_ylabel(shape)
-                if (i, j) == (len(shapes) - 1, len(sigmas) - 1):
-                    bar = figure.colorbar(filled, ax=axes, location="bottom", shrink=0.9, ticks=[0, 0.5, 1], pad=0.04)
-                    bar.set_label("$u(x, 0)$; white line: ½")
-        for k, (name, title) in enumerate(MEASURES.items()):
-            axes = figure.add_subplot(grid[k * len(shapes) : (k + 1) * len(shapes), -1])
+            row[0].set_ylabel(shape)
+        for letter, axes, sigma in zip("abcdef", maps[0], sigmas, strict=False):
+            axes.set_title(f"({letter}) $σ = {sigma:g}$ in training")
+        bar = left.colorbar(filled, ax=maps, location="bottom", shrink=0.5, aspect=30, ticks=[0, 0.5, 1], pad=0.02)
+        bar.set_label("$u(x, 0)$; white line: ½")
+        panels = right.subplots(len(MEASURES), 1, sharex=True)
+        for letter, axes, (name, title) in zip("abcdefghi"[len(sigmas) :], panels, MEASURES.items(), strict=False):
             _measure(axes, rows, shapes, sigmas, name)
-            axes.set_title(f"({'abcdefghi'[len(sigmas) + k]}) {title}")
-            if k == 0:
-                axes.legend(fontsize=5.5, loc="lower left", handletextpad=0.2, borderpad=0.1)
+            axes.set_title(f"({letter}) {title.format(**config)}")
+        handles, labels = panels[0].get_legend_handles_labels()
+        right.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=6, handletextpad=0.2)
         save(figure, out / "control.png", dpi=220)
 
 
@@ -139,23 +137,17 @@ def _measure(axes: Any, rows: Sequence[Row], shapes: Sequence[str], sigmas: Sequ
             place = 0 if sigma == least else list(sigmas).index(sigma)
             x.append(width * list(shapes).index(shape) + place + 0.2 * (number - 1.5))
             y.append(mean)
-            half.append(spread)
+            half.append(min(spread, 0.9 * mean) if name == "gradient" else spread)  # on a logarithmic axis
         style = {"markersize": 3.2, "elinewidth": 0.7, "markeredgewidth": 0.6, "markeredgecolor": "0.1"}
         axes.errorbar(x, y, half, fmt=marker, color="0.3", markerfacecolor=face, label=title, **style)
     places = [width * i + j for i in range(len(shapes)) for j in range(len(sigmas))]
-    axes.set_xticks(places, [f"{s:g}" if i else "least" for _ in shapes for i, s in enumerate(sigmas)], fontsize=5.5)
+    ticks = [f"{sigma:g}" if j else "least" for _ in shapes for j, sigma in enumerate(sigmas)]
     for i, shape in enumerate(shapes):
-        axes.annotate(
-            shape,
-            (width * i + (len(sigmas) - 1) / 2, 0),
-            (0, -18),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            fontsize=6.5,
-        )
+        ticks[i * len(sigmas) + len(sigmas) // 2] += f"\n{shape}"
+    axes.set_xticks(places, ticks, fontsize=5.5)
     axes.tick_params(length=2, labelsize="small")
     if name == "gradient":
         axes.set_yscale("log")
+    else:
+        axes.set_ylim(max(axes.get_ylim()[0], 0.0), min(axes.get_ylim()[1], 1.02))
     axes.grid(axis="y", alpha=0.25, linewidth=0.5)

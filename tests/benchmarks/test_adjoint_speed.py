@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from pdekit import ConvectionDiffusion, solve
-from pdekit.equation.adjoint import Gradients, solve_and_pull
+from pdekit.equation.adjoint import solve_and_pull
+from pdekit.equation.sensitivity import Gradients
 from pdekit.field import node_points
 from pdekit.numerics.spectral import truncated, wavenumbers
 from studies.work_precision import Symbols, smooth_terminal, smooth_velocity
