@@ -295,3 +295,12 @@ def test_nothing_to_pull_gives_nothing():
     assert gradients.source is None
     assert not gradients.velocity.any()
     assert gradients.sigma == 0.0
+
+
+@pytest.mark.parametrize("method", ["spectral_rk4", "spectral_krylov"])
+def test_a_source_has_a_gradient_where_u_is_zero(method):
+    """u = T g for a constant g without anything else, however small u is."""
+    problem = ConvectionDiffusion(np.zeros((1, 4)), np.zeros(8), 0.2, horizon=0.5, source=np.zeros(4))
+    u, pull = solve_and_pull(problem, num_points=8, method=method, dt=0.05)
+    assert not u.any()
+    assert pull(np.ones(8)).source.sum() == pytest.approx(0.5 * 8.0, rel=1e-10)

@@ -18,7 +18,7 @@ values tell the few pairs of fields that matter.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,8 @@ from pdekit.runtime.checks import check_real, check_whole, real_values
 
 PULLED = ("spectral_rk4", "spectral_ab4", "spectral_krylov")
 
-
-PullBack = Callable[[NDArray], Gradients]
+PullBack = Callable[[NDArray], Gradients]  # ∂J/∂u(x_i, 0) -> ∂J by what the problem was given by
+Evaluation = tuple[NDArray, float, NDArray]  # of N: the state, the problem time, and what came out
 
 
 def solve_and_pull(
@@ -106,7 +106,7 @@ def _cotangent(value: NDArray, u: NDArray) -> NDArray[np.float64]:
 class _Lawson(Held, LawsonMethod):
     """A Lawson method that notes what it evaluates N at, and what comes out."""
 
-    tape: list[tuple[NDArray, float, NDArray]] | None = None
+    tape: list[Evaluation] | None = None
 
     def advance(self, u_hat: NDArray, s: float, out: NDArray) -> None:
         super().advance(u_hat, s, out)
@@ -137,36 +137,8 @@ def _lawson(whole: Whole, padded: bool, library: str, kind: str, dt: float) -> t
     u, last = method.field(state), state
     _check_finite(u)
 
-    def pull(cotangent: NDArray) -> Gradients:
-        method = begin()
-        symbol = method.symbol
-        adjoint = method.start(_cotangent(cotangent, u) * math.prod(grid))
-        sums = Sums(method)
-        after = last.copy()
-        rk4 = TransposedRK4(symbol, dt, fields)
-        ab4 = TransposedAB4(symbol, dt, fields) if kind == "spectral_ab4" else None
-        aged = np.zeros_like(adjoint)
-        nodes = TransposedRK4.nodes
-
-        def step_back(n: int, entries: Sequence[tuple[NDArray, float, NDArray]], after: NDArray) -> None:
-            """One step, from its evaluations and the state after it."""
-
-            def pull_at(i: int, v: NDArray, out: NDArray) -> None:
-                at, t, slope = entries[i]
-                sums.pull(at, v, t, method.prepared(t), out)
-                sums.add_source(v, t)
-                if nodes[i]:
-                    sums.add_symbol(at, out, nodes[i] * dt)
-                    sums.add_symbol(slope, v, -nodes[i] * dt)
-
-            sums.add_symbol(after, adjoint, dt)
-            if ab4 is None:
-                rk4.step(adjoint, pull_at)
-                return
-            ab4.step(adjoint, n, pull_at)
-            ab4.aged(n, aged)
-            sums.add_symbol(entries[0][2], aged, dt)
-
+    def backward(method: _Lawson) -> Iterator[tuple[int, list[Evaluation]]]:
+        """Steps n - 1, ..., 0 with their evaluations, from one kept state to the next done again."""
         for first in range((len(kept) - 1) * every, -1, -every):
             state, history = kept[first // every]
             # a stepper that has left its start behind cannot make it again
@@ -178,10 +150,37 @@ def _lawson(whole: Whole, padded: bool, library: str, kind: str, dt: float) -> t
                 state, _ = again.step(state, n * dt)
                 taped.append(again.tape)
             again.tape = None
-            for n in reversed(range(first, first + len(taped))):
-                entries = taped.pop()
-                step_back(n, entries, after)
-                after = entries[0][0]
+            while taped:
+                yield first + len(taped) - 1, taped.pop()
+
+    def pull(cotangent: NDArray) -> Gradients:
+        method = begin()
+        adjoint = method.start(_cotangent(cotangent, u) * math.prod(grid))
+        sums, after, aged = Sums(method), last.copy(), np.zeros_like(adjoint)
+        rk4 = TransposedRK4(method.symbol, dt, fields)
+        ab4 = TransposedAB4(method.symbol, dt, fields) if kind == "spectral_ab4" else None
+
+        def step_back(n: int, evaluations: Sequence[Evaluation]) -> None:
+            # a weight exp(L c dt) of the scheme has the derivative c dt exp(L c dt) by the symbol L
+            def pull_at(i: int, v: NDArray, out: NDArray) -> None:
+                (state, t, slope), passed = evaluations[i], TransposedRK4.nodes[i] * dt
+                sums.pull(state, v, t, method.prepared(t), out)
+                sums.add_source(v, t)
+                if passed:
+                    sums.add_symbol(state, out, passed)
+                    sums.add_symbol(slope, v, -passed)
+
+            sums.add_symbol(after, adjoint, dt)
+            if ab4 is None:
+                rk4.step(adjoint, pull_at)
+                return
+            ab4.step(adjoint, n, pull_at)
+            ab4.aged(n, aged)
+            sums.add_symbol(evaluations[0][2], aged, dt)
+
+        for n, evaluations in backward(method):
+            step_back(n, evaluations)
+            after = evaluations[0][0]
         return sums.gradients(adjoint)
 
     return u, pull
@@ -250,11 +249,16 @@ def _add_integral(
     sums: Sums, of_u: Krylov, of_adjoint: Krylov, horizon: float, t: float, end: float, rtol: float
 ) -> None:
     """The integrals over [t, end], in which one basis serves u and one λ."""
-    y = of_u.length * of_u.small_state(min(horizon - end, of_u.until))
+    h = end - t
     z = of_adjoint.length * of_adjoint.small_state(t)
+    y = of_u.length * of_u.small_state(min(horizon - end, of_u.until))
+    if sums.with_source:
+        forced = np.zeros((len(z) + 1, len(z) + 1))
+        forced[:-1, :-1], forced[:-1, -1] = h * of_adjoint.hessenberg, h * z
+        sums.add_source(of_adjoint.combined(expm(forced)[None, :-1, -1]), 0.0)
     if not (y.any() and z.any()):
         return
-    h, m = end - t, len(y)
+    m = len(y)
     block = np.zeros((m + len(z), m + len(z)))
     block[:m, :m], block[m:, m:] = h * of_u.hessenberg, h * of_adjoint.hessenberg.T
     block[:m, m:] = h * np.outer(y, z)
@@ -263,7 +267,3 @@ def _add_integral(
     for u, v in zip(of_u.combined((left[:, :rank] * values[:rank]).T), of_adjoint.combined(right[:rank]), strict=True):
         sums.add(u[None], v[None], 0.0)
         sums.add_symbol(u[None], v[None], 1.0)
-    if sums.with_source:
-        forced = np.zeros((len(z) + 1, len(z) + 1))
-        forced[:-1, :-1], forced[:-1, -1] = h * of_adjoint.hessenberg, h * z
-        sums.add_source(of_adjoint.combined(expm(forced)[None, :-1, -1]), 0.0)
