@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pdekit.equation.adjoint import Gradients, solve_and_pull
+from pdekit.equation.adjoint import solve_and_pull
+from pdekit.equation.sensitivity import Gradients
 from pdekit.noise import Noise
 from pdekit.problem import ConvectionDiffusion
 from pdekit.series import GridSeries

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from pdekit import ConvectionDiffusion, RedrawnVelocity, UnstableError, solve
-from pdekit.equation.adjoint import Gradients, resample_transposed, solve_and_pull
+from pdekit.equation.adjoint import solve_and_pull
+from pdekit.equation.operator import SpectralOperator, available_backends, gradient_terms
+from pdekit.equation.sensitivity import Gradients, resample_transposed
 from pdekit.field import FunctionField, GridField
 from pdekit.noise import Noise
 from pdekit.numerics.spectral import resample
@@ -233,6 +235,23 @@ def test_memory_grows_with_the_root_of_the_steps():
     assert many < 5.0 * few
 
 
+@pytest.mark.parametrize("backend", available_backends())
+@pytest.mark.parametrize("grid", [(16,), (12, 15), (8, 9, 10), (300, 300)])
+def test_pulling_in_one_go_is_the_transpose_and_the_pairing(grid, backend):
+    rng, dim = np.random.default_rng(0), len(grid)
+    terms = (*gradient_terms(dim), (0,) * dim, (2,) + (0,) * (dim - 1))
+    operator = SpectralOperator(grid, terms=terms, fft=backend)
+    u, v = (operator.to_modes(rng.standard_normal(grid)) for _ in range(2))
+    coefficients = operator.prepare(rng.standard_normal((len(terms), *grid)))
+    by, expected_by = np.ones_like(coefficients), np.ones_like(coefficients)
+    out, expected = np.empty_like(u), np.empty_like(u)
+    operator.pull(u, v, coefficients, by, out)
+    operator.transpose(v, coefficients, expected)
+    operator.pair(u, v, 1.0, expected_by)
+    np.testing.assert_allclose(out, expected, rtol=1e-13)
+    np.testing.assert_allclose(by, expected_by, rtol=1e-13)
+
+
 @pytest.mark.parametrize(("old", "new"), [(8, 12), (7, 12), (8, 13), (12, 8), (13, 8), (12, 7), (8, 8), (6, 7)])
 def test_resampling_is_transposed(old, new):
     rng = np.random.default_rng(0)
@@ -276,3 +295,12 @@ def test_nothing_to_pull_gives_nothing():
     assert gradients.source is None
     assert not gradients.velocity.any()
     assert gradients.sigma == 0.0
+
+
+@pytest.mark.parametrize("method", ["spectral_rk4", "spectral_krylov"])
+def test_a_source_has_a_gradient_where_u_is_zero(method):
+    """u = T g for a constant g without anything else, however small u is."""
+    problem = ConvectionDiffusion(np.zeros((1, 4)), np.zeros(8), 0.2, horizon=0.5, source=np.zeros(4))
+    u, pull = solve_and_pull(problem, num_points=8, method=method, dt=0.05)
+    assert not u.any()
+    assert pull(np.ones(8)).source.sum() == pytest.approx(0.5 * 8.0, rel=1e-10)

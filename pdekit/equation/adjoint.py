@@ -4,7 +4,8 @@ With λ = ∂J/∂u, which starts from the cotangent at t = 0 and goes forward w
 
     ∂J/∂a_c = ∫ λ D^c u ds,   ∂J/∂g = ∫ λ ds,   ∂J/∂f = λ(T),
 
-for the coefficients a_c of the terms D^c u; from the product grid these go back to the nodes that a field is given by.
+for the coefficients a_c of the terms D^c u; from these it goes back to what the problem was given by
+(`pdekit.equation.sensitivity`).
 
 "spectral_rk4" and "spectral_ab4": the gradient of the discrete scheme, exact up to rounding. u is kept at about √n of
 the n steps; from each of these the steps up to the next are done again, with their stages, and taken back.
@@ -17,57 +18,29 @@ values tell the few pairs of fields that matter.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft as fourier
 from scipy.linalg import expm
 
-from pdekit.equation.coefficients import INSTANTS, Coefficients, looked_at
 from pdekit.equation.krylov import Krylov
 from pdekit.equation.method import METHODS
-from pdekit.equation.operator import Grid, SpectralOperator, fft_library, gradient_terms
+from pdekit.equation.operator import fft_library
 from pdekit.equation.plan import Planner, UnstableError, growth_exponent, stands
 from pdekit.equation.resolution import Flow
-from pdekit.equation.spectral_method import KrylovMethod, LawsonMethod, fields_last
+from pdekit.equation.sensitivity import Gradients, Held, Sums, Whole
+from pdekit.equation.spectral_method import KrylovMethod, LawsonMethod
 from pdekit.equation.steppers import TransposedAB4, TransposedRK4
-from pdekit.field import Field, GridField, as_grid
-from pdekit.numerics.spectral import truncated
+from pdekit.field import as_grid
 from pdekit.problem import ConvectionDiffusion
 from pdekit.runtime.checks import check_real, check_whole, real_values
-from pdekit.runtime.kernels import kernel
-from pdekit.series import GridSeries
 
 PULLED = ("spectral_rk4", "spectral_ab4", "spectral_krylov")
 
-
-@dataclass(frozen=True)
-class Gradients:
-    """∂J by the values that a problem was given by.
-
-    velocity: (d, N₁, ..., N_d) by the nodes of node values, (M, d, N₁, ..., N_d) by those of a `GridSeries`, and by
-        its values on the nodes of the solve for a function.
-    terminal: (N₁, ..., N_d) or (N₁, ..., N_d, K), by its nodes, or for a function those of the solve.
-    potential, source: (N₁, ..., N_d), or (M, 1, N₁, ..., N_d) of a series; None where there is none. A number stands
-        for two nodes an axis: their sum is its derivative.
-    sigma: a number, (d,) or (d, m) as the problem has it; for a function by its values on the nodes, (N₁, ..., N_d) or
-        (C, N₁, ..., N_d) with the C elements of a vector or a matrix in a row.
-    sigma_matrix: (d, m), by the matrix that any constant σ stands for; None for a function.
-    """
-
-    velocity: NDArray[np.float64]
-    terminal: NDArray[np.float64]
-    potential: NDArray[np.float64] | None
-    source: NDArray[np.float64] | None
-    sigma: NDArray[np.float64] | float
-    sigma_matrix: NDArray[np.float64] | None
-
-
-PullBack = Callable[[NDArray], Gradients]
+PullBack = Callable[[NDArray], Gradients]  # ∂J/∂u(x_i, 0) -> ∂J by what the problem was given by
+Evaluation = tuple[NDArray, float, NDArray]  # of N: the state, the problem time, and what came out
 
 
 def solve_and_pull(
@@ -107,7 +80,7 @@ def solve_and_pull(
     if METHODS[method].standing and not stands(problem):
         raise ValueError(f"method: expected another one for a problem that changes in time, got {method!r}")
     library = fft_library(fft)
-    whole = _Whole(problem, grid)
+    whole = Whole(problem, grid)
     if padded is None:
         flow = Flow.of(whole.problem, grid, with_strain=False)
         planner = Planner(whole.problem, grid, flow, problem.horizon)
@@ -120,283 +93,6 @@ def solve_and_pull(
     return _lawson(whole, padded, library, method, dt)
 
 
-# from values that are given to coefficients, and back
-
-
-class _Input:
-    """A field on the unit box as a sum of frames with weights in time, a single one where it stands still.
-
-    factor: (C,), by which the values that were given are multiplied.
-    """
-
-    def __init__(self, given: Field, unit: Field, factor: NDArray) -> None:
-        name = given.name
-        if unit.jumps:
-            raise ValueError(f"{name}: expected values to differentiate by, got a field that is redrawn in time")
-        if not unit.steady and not isinstance(unit, GridSeries):
-            raise ValueError(
-                f"{name}: expected values to differentiate by, got a function of t; give a GridSeries, or interval = "
-                "math.inf to a function that does not depend on t"
-            )
-        if isinstance(unit, GridField | GridSeries) and unit.continuation != "trigonometric":
-            raise ValueError(f"{name}: expected the continuation 'trigonometric', got {unit.continuation!r}")
-        self.unit, self.shape = unit, unit.shape
-        self.factor, self.own_grid = factor, unit.grid if isinstance(unit, GridField | GridSeries) else None
-        self.num_frames = 1
-        if isinstance(unit, GridSeries):
-            self.num_frames = len(unit.times)
-            self.factor = np.ones(len(factor)) if unit.frame is None else np.array(unit.frame.factor)
-
-    def weights(self, t: float) -> list[tuple[int, float]]:
-        return self.unit.weights(t) if isinstance(self.unit, GridSeries) else [(0, 1.0)]
-
-    def nodes(self, frame: int, grid: Grid) -> NDArray[np.float64]:
-        """(C, N₁, ..., N_d) of a frame."""
-        field = self.unit.at_frame(frame) if isinstance(self.unit, GridSeries) else self.unit
-        return field.nodes(grid, 0.0)
-
-    def pulled(self, by_nodes: NDArray) -> NDArray[np.float64]:
-        """Gradients (M, C, N₁, ..., N_d) by the nodes of the solve as those by the values that were given."""
-        if self.own_grid is not None:
-            by_nodes = resample_transposed(by_nodes, self.own_grid)
-        by_nodes = by_nodes * self.factor.reshape(-1, *[1] * (by_nodes.ndim - 2))
-        if isinstance(self.unit, GridSeries):
-            return by_nodes
-        return by_nodes[0] if self.shape else by_nodes[0, 0]
-
-
-def resample_transposed(values: NDArray, grid: Grid) -> NDArray[np.float64]:
-    """Transposed `pdekit.numerics.spectral.resample` of trailing axes: (..., N₁, ..., N_d) to (..., *grid).
-
-    As its Nyquist mode is split evenly towards a finer grid, here its real part is taken, and the other way round.
-    """
-    for axis, n in enumerate(grid, start=-len(grid)):
-        if values.shape[axis] != n:
-            values = fourier.irfft(fourier.rfft(values, axis=axis), n=n, axis=axis)
-    return values
-
-
-class _Whole(Coefficients):
-    """The coefficients with all terms and modes that they get when the values of the fields change.
-
-    given: the problem as it was given; problem: the same on the unit box.
-    """
-
-    def __init__(self, given: ConvectionDiffusion, grid: Grid) -> None:
-        unit = given.on_unit_box
-        super().__init__(unit, grid)
-        self.given, dim, one = given, unit.dim, np.ones(1)
-        # Lawson's weights, whose derivative by the symbol is known, about the mean itself
-        self.diffusion, self.explicit_diffusivity = self.mean_diffusion, 0.0
-        self.velocity = _Input(given.velocity, unit.velocity, 1.0 / given.lengths)
-        self.potential = self.source = None
-        if given.potential is not None and unit.potential is not None:
-            self.potential = _Input(given.potential, unit.potential, one)
-        if given.source is not None and unit.source is not None:
-            self.source = _Input(given.source, unit.source, one)
-        self.sigma = None
-        if unit.noise.field is not None:
-            if not unit.noise.steady:
-                raise ValueError("sigma: expected one that does not change in time, got a function of t")
-            self.sigma = _Input(unit.noise.field, unit.noise.field, np.ones(unit.noise.field.components))
-            own = self.sigma.own_grid
-            if own is not None and any(n > here for n, here in zip(own, grid, strict=True)):
-                raise ValueError(f"sigma: expected node values on at most the nodes of the solve {grid}, got {own}")
-        others = self.terms[dim + (self._potential is not None) :]
-        killed = ((0,) * dim,) if self.potential else ()
-        self.terms = (*gradient_terms(dim), *killed, *others)
-        self.rows = {"velocity": slice(0, dim), "potential": slice(dim, dim + len(killed))}
-        self.noise_rows = slice(dim + len(killed), len(self.terms))
-        self.signs = {"velocity": 1.0, "potential": -1.0}
-        self.inputs = {"velocity": self.velocity} | ({"potential": self.potential} if self.potential else {})
-        grids = [i.own_grid for i in self.inputs.values()] + ([None] if self.sigma else [])
-        self.bands = None if None in grids else tuple(max(ns) // 2 for ns in zip(*grids, strict=True))
-        self.steady = all(i.unit.steady for i in self.inputs.values())
-
-    def mean_weights(self, field: _Input) -> list[tuple[int, float]]:
-        """(frame, weight) of the mean over time that goes into the symbol."""
-        times = looked_at(field.unit, np.linspace(0.0, self.problem.horizon, INSTANTS))
-        return [(i, w / len(times)) for t in times for i, w in field.weights(t)]
-
-    def fixed(self) -> NDArray[np.float64]:
-        """What of the coefficients on the nodes comes from no frame."""
-        out = np.zeros((len(self.terms), *self.grid))
-        out[self.rows["potential"]] = self.killing
-        if self.sigma:
-            out[self.noise_rows] = super().nodes(0.0)[-len(self.terms[self.noise_rows]) :]
-        return out
-
-
-class _Held:
-    """Part of a method on modes whose coefficients are sums of frames, which are prepared once."""
-
-    coefficients: Coefficients
-    operator: SpectralOperator
-    _transposed: bool
-    _at: float | None = None
-
-    @property
-    def whole(self) -> _Whole:
-        assert isinstance(self.coefficients, _Whole)
-        return self.coefficients
-
-    @cached_property
-    def _frames(self) -> dict[str, list[NDArray]]:
-        whole = self.whole
-        return {
-            name: [
-                self.operator.prepare(whole.signs[name] * field.nodes(i, whole.grid)) for i in range(field.num_frames)
-            ]
-            for name, field in whole.inputs.items()
-        }
-
-    @cached_property
-    def _fixed(self) -> NDArray:
-        return self.operator.prepare(self.whole.fixed())
-
-    def _prepared_at(self, t: float) -> NDArray:
-        whole = self.whole
-        at = 0.0 if whole.steady else t
-        if at != self._at:
-            self._prepared = self._fixed.copy()
-            for name, field in whole.inputs.items():
-                for i, w in field.weights(at):
-                    self._prepared[whole.rows[name]] += w * self._frames[name][i]
-            self._at = at
-        return self._prepared
-
-    @cached_property
-    def _source_frames(self) -> list[NDArray]:
-        source = self.whole.source
-        assert source is not None
-        return [self.operator.to_modes(source.nodes(i, self.operator.grid)[0]) for i in range(source.num_frames)]
-
-    def _source_modes(self, t: float) -> NDArray | None:
-        source = self.whole.source
-        if source is None or self._transposed:
-            return None
-        return np.asarray(sum(w * self._source_frames[i] for i, w in source.weights(t)))
-
-
-class _Sums:
-    """∂J by coefficients, source and symbol, added up on the way through time."""
-
-    def __init__(self, method: _Held) -> None:
-        self._whole, self._operator = method.whole, method.operator
-        whole, operator = self._whole, self._operator
-        self._now = np.zeros((len(whole.terms), *operator.product_grid))
-        self._by_frames = {
-            name: np.zeros((field.num_frames, *self._now[whole.rows[name]].shape))
-            for name, field in whole.inputs.items()
-        }
-        self._by_noise = np.zeros_like(self._now[whole.noise_rows])
-        self.by_symbol = np.zeros(operator.shape)
-        self.with_source = whole.source is not None
-        frames = whole.source.num_frames if whole.source else 0
-        self._by_source = np.zeros((frames, *operator.shape), dtype=complex)
-
-    def add(self, u: NDArray, v: NDArray, weight: float, t: float) -> None:
-        """weight · v D^c u for modes (K, ...) of u and v = ∂J/∂N at a time."""
-        for own, other in zip(u, v, strict=True):
-            self._operator.pair(own, other, weight, self._now)
-        if not self._whole.steady:
-            self._hand_out(t)
-
-    def add_source(self, v: NDArray, t: float) -> None:
-        """v = ∂J/∂N (K, ...) at a time."""
-        if self._whole.source:
-            for i, w in self._whole.source.weights(t):
-                self._by_source[i] += w * v.sum(axis=0)
-
-    def add_symbol(self, u: NDArray, v: NDArray, weight: float) -> None:
-        """weight · v u for the modes of u and of v = ∂J/∂(L u)."""
-        _add_products(weight, u.reshape(len(u), -1), v.reshape(len(v), -1), self.by_symbol.reshape(-1))
-
-    def _hand_out(self, t: float) -> None:
-        whole = self._whole
-        for name, field in whole.inputs.items():
-            for i, w in field.weights(t):
-                self._by_frames[name][i] += w * self._now[whole.rows[name]]
-        self._by_noise += self._now[whole.noise_rows]
-        self._now[:] = 0.0
-
-    def gradients(self, adjoint: NDArray) -> Gradients:
-        """Those by what was given; adjoint: λ(T), modes (K, ...)."""
-        if self._whole.steady:
-            self._hand_out(0.0)
-        whole, operator, given = self._whole, self._operator, self._whole.given
-        count = math.prod(operator.grid)
-        by_killing = -float((self.by_symbol * operator.multiplicity).sum())
-
-        velocity = whole.velocity.pulled(self._on_nodes(self._by_frames["velocity"]))
-        terminal = np.stack([operator.to_grid(modes) / count for modes in adjoint])
-        if not callable(given.terminal):
-            terminal = resample_transposed(terminal, given.terminal.shape[: given.dim])
-        potential = source = None
-        if whole.potential:
-            by_value = self._by_frames["potential"].sum() / math.prod(operator.product_grid) + by_killing
-            by_nodes = -self._on_nodes(self._by_frames["potential"])
-            for i, w in whole.mean_weights(whole.potential):
-                by_nodes[i] += w * by_value / count
-            potential = whole.potential.pulled(by_nodes)
-        if whole.source:
-            by_nodes = np.stack([operator.to_grid(modes)[None] / count for modes in self._by_source])
-            source = whole.source.pulled(by_nodes)
-        sigma, matrix = self._sigma()
-        return Gradients(velocity, fields_last(terminal, given), potential, source, sigma, matrix)
-
-    def _on_nodes(self, by_products: NDArray) -> NDArray[np.float64]:
-        """Transposed `SpectralOperator.prepare`, and the mean over the product grid."""
-        operator = self._operator
-        by_nodes = resample_transposed(by_products, operator.grid) / math.prod(operator.product_grid)
-        return truncated(by_nodes, operator.bands)
-
-    def _sigma(self) -> tuple[Any, NDArray | None]:
-        whole, operator = self._whole, self._operator
-        dim, noise = whole.problem.dim, whole.problem.noise
-        k, weights = operator.wavenumbers, self.by_symbol * operator.multiplicity
-        by_diffusion = np.array([[-float((weights * k[i] * k[j]).sum()) for j in range(dim)] for i in range(dim)])
-        if noise.constant is not None:
-            # of ½σσᵀ, a symmetric matrix
-            matrix = by_diffusion @ noise.constant / whole.given.lengths[:, None]
-            return _as_given(matrix, whole.given), matrix
-        assert whole.sigma is not None
-        assert noise.field is not None
-        by_pairs = self._on_nodes(self._by_noise[None])[0]
-        by_half = np.zeros((dim, dim, *operator.grid))
-        for (i, j), own in zip(noise.pairs, by_pairs, strict=True):
-            by_half[i, j] = by_half[j, i] = own
-        over_space = tuple(range(2, 2 + dim))
-        mean = (by_diffusion - by_half.sum(axis=over_space)) / math.prod(operator.grid)
-        by_half += mean[(..., *[None] * dim)]
-        points = np.stack(np.meshgrid(*[np.arange(n) / n for n in operator.grid], indexing="ij"), axis=-1)
-        values = np.moveaxis(noise.matrix(points, 0.0), (-2, -1), (0, 1))
-        by_matrix = np.einsum("ij...,jm...->im...", by_half, values)
-        if noise.factor:
-            by_matrix *= np.reshape(noise.factor, (-1, *[1] * (dim + 1)))
-        shape = noise.field.shape
-        if len(shape) < 2:
-            diagonal = np.einsum("ii...->i...", by_matrix)
-            by_matrix = diagonal if shape else diagonal.sum(axis=0)
-        by_values = by_matrix.reshape(1, noise.field.components, *operator.grid)
-        return whole.sigma.pulled(by_values), None
-
-
-def _as_given(matrix: NDArray, given: ConvectionDiffusion) -> Any:
-    """The gradient by the matrix of a constant σ as that by σ itself."""
-    if isinstance(given.sigma, float):
-        return float(np.trace(matrix))
-    return np.diagonal(matrix).copy() if np.ndim(given.sigma) == 1 else matrix
-
-
-@kernel(fastmath={"contract"})
-def _add_products(weight: float, u: NDArray, v: NDArray, out: NDArray) -> None:
-    """out (M,) += weight Re Σ v* u over the fields (K, M)."""
-    for k in range(len(u)):
-        for p in range(len(out)):
-            out[p] += weight * (u[k, p].real * v[k, p].real + u[k, p].imag * v[k, p].imag)
-
-
 def _cotangent(value: NDArray, u: NDArray) -> NDArray[np.float64]:
     values = real_values("cotangent", value)
     if values.shape != u.shape:
@@ -407,24 +103,22 @@ def _cotangent(value: NDArray, u: NDArray) -> NDArray[np.float64]:
 # steps of a fixed length
 
 
-class _Lawson(_Held, LawsonMethod):
+class _Lawson(Held, LawsonMethod):
     """A Lawson method that notes what it evaluates N at, and what comes out."""
 
-    tape: list[tuple[NDArray, float, NDArray]] | None = None
+    tape: list[Evaluation] | None = None
 
     def advance(self, u_hat: NDArray, s: float, out: NDArray) -> None:
         super().advance(u_hat, s, out)
         if self.tape is not None:
             self.tape.append((u_hat.copy(), self._time(s), out.copy()))
 
-    def transposed(self, v: NDArray, t: float, out: NDArray) -> None:
-        """out = (∂N/∂u)ᵀ v at a time, for each field."""
-        prepared = self._prepared_at(t)
-        for modes, into in zip(v, out, strict=True):
-            self.operator.transpose(modes, prepared, into)
+    def prepared(self, t: float) -> NDArray[np.float64]:
+        """Coefficients on the product grid at a time."""
+        return self._prepared_at(t)
 
 
-def _lawson(whole: _Whole, padded: bool, library: str, kind: str, dt: float) -> tuple[NDArray[np.float64], PullBack]:
+def _lawson(whole: Whole, padded: bool, library: str, kind: str, dt: float) -> tuple[NDArray[np.float64], PullBack]:
     problem, grid = whole.problem, whole.grid
     steps = max(1, math.ceil(problem.horizon / dt - 1e-9))
     every, dt = math.ceil(math.sqrt(steps)), problem.horizon / steps
@@ -443,37 +137,8 @@ def _lawson(whole: _Whole, padded: bool, library: str, kind: str, dt: float) -> 
     u, last = method.field(state), state
     _check_finite(u)
 
-    def pull(cotangent: NDArray) -> Gradients:
-        method = begin()
-        symbol = method.symbol
-        adjoint = method.start(_cotangent(cotangent, u) * math.prod(grid))
-        sums = _Sums(method)
-        after = last.copy()
-        rk4 = TransposedRK4(symbol, dt, fields)
-        ab4 = TransposedAB4(symbol, dt, fields) if kind == "spectral_ab4" else None
-        aged = np.zeros_like(adjoint)
-        nodes = TransposedRK4.nodes
-
-        def step_back(n: int, entries: Sequence[tuple[NDArray, float, NDArray]], after: NDArray) -> None:
-            """One step, from its evaluations and the state after it."""
-
-            def pull_at(i: int, v: NDArray, out: NDArray) -> None:
-                at, t, slope = entries[i]
-                method.transposed(v, t, out)
-                sums.add(at, v, 1.0, t)
-                sums.add_source(v, t)
-                if nodes[i]:
-                    sums.add_symbol(at, out, nodes[i] * dt)
-                    sums.add_symbol(slope, v, -nodes[i] * dt)
-
-            sums.add_symbol(after, adjoint, dt)
-            if ab4 is None:
-                rk4.step(adjoint, pull_at)
-                return
-            ab4.step(adjoint, n, pull_at)
-            ab4.aged(n, aged)
-            sums.add_symbol(entries[0][2], aged, dt)
-
+    def backward(method: _Lawson) -> Iterator[tuple[int, list[Evaluation]]]:
+        """Steps n - 1, ..., 0 with their evaluations, from one kept state to the next done again."""
         for first in range((len(kept) - 1) * every, -1, -every):
             state, history = kept[first // every]
             # a stepper that has left its start behind cannot make it again
@@ -485,10 +150,37 @@ def _lawson(whole: _Whole, padded: bool, library: str, kind: str, dt: float) -> 
                 state, _ = again.step(state, n * dt)
                 taped.append(again.tape)
             again.tape = None
-            for n in reversed(range(first, first + len(taped))):
-                entries = taped.pop()
-                step_back(n, entries, after)
-                after = entries[0][0]
+            while taped:
+                yield first + len(taped) - 1, taped.pop()
+
+    def pull(cotangent: NDArray) -> Gradients:
+        method = begin()
+        adjoint = method.start(_cotangent(cotangent, u) * math.prod(grid))
+        sums, after, aged = Sums(method), last.copy(), np.zeros_like(adjoint)
+        rk4 = TransposedRK4(method.symbol, dt, fields)
+        ab4 = TransposedAB4(method.symbol, dt, fields) if kind == "spectral_ab4" else None
+
+        def step_back(n: int, evaluations: Sequence[Evaluation]) -> None:
+            # a weight exp(L c dt) of the scheme has the derivative c dt exp(L c dt) by the symbol L
+            def pull_at(i: int, v: NDArray, out: NDArray) -> None:
+                (state, t, slope), passed = evaluations[i], TransposedRK4.nodes[i] * dt
+                sums.pull(state, v, t, method.prepared(t), out)
+                sums.add_source(v, t)
+                if passed:
+                    sums.add_symbol(state, out, passed)
+                    sums.add_symbol(slope, v, -passed)
+
+            sums.add_symbol(after, adjoint, dt)
+            if ab4 is None:
+                rk4.step(adjoint, pull_at)
+                return
+            ab4.step(adjoint, n, pull_at)
+            ab4.aged(n, aged)
+            sums.add_symbol(evaluations[0][2], aged, dt)
+
+        for n, evaluations in backward(method):
+            step_back(n, evaluations)
+            after = evaluations[0][0]
         return sums.gradients(adjoint)
 
     return u, pull
@@ -502,11 +194,11 @@ def _check_finite(u: NDArray) -> None:
 # by Krylov bases
 
 
-class _Krylov(_Held, KrylovMethod):
+class _Krylov(Held, KrylovMethod):
     """The Krylov method on held coefficients."""
 
 
-def _krylov(whole: _Whole, padded: bool, library: str, rtol: float) -> tuple[NDArray[np.float64], PullBack]:
+def _krylov(whole: Whole, padded: bool, library: str, rtol: float) -> tuple[NDArray[np.float64], PullBack]:
     problem, grid, horizon = whole.problem, whole.grid, whole.problem.horizon
     size: dict[str, Any] = {"grid": grid, "rtol": rtol, "duration": horizon, "padded": padded, "fft": library}
     forward = _Krylov(problem, coefficients=whole, **size)
@@ -524,7 +216,7 @@ def _krylov(whole: _Whole, padded: bool, library: str, rtol: float) -> tuple[NDA
     _check_finite(u)
 
     def pull(cotangent: NDArray) -> Gradients:
-        sums = _Sums(forward)
+        sums = Sums(forward)
         backward = _Krylov(problem, coefficients=whole, transposed=True, **size)
         adjoint = backward.start(_cotangent(cotangent, u) * math.prod(grid))
         for modes, of_u, of_adjoint, bases in zip(
@@ -554,23 +246,24 @@ def _reached(t: float, end: float) -> bool:
 
 
 def _add_integral(
-    sums: _Sums, of_u: Krylov, of_adjoint: Krylov, horizon: float, t: float, end: float, rtol: float
+    sums: Sums, of_u: Krylov, of_adjoint: Krylov, horizon: float, t: float, end: float, rtol: float
 ) -> None:
     """The integrals over [t, end], in which one basis serves u and one λ."""
-    y = of_u.length * of_u.small_state(min(horizon - end, of_u.until))
+    h = end - t
     z = of_adjoint.length * of_adjoint.small_state(t)
+    y = of_u.length * of_u.small_state(min(horizon - end, of_u.until))
+    if sums.with_source:
+        forced = np.zeros((len(z) + 1, len(z) + 1))
+        forced[:-1, :-1], forced[:-1, -1] = h * of_adjoint.hessenberg, h * z
+        sums.add_source(of_adjoint.combined(expm(forced)[None, :-1, -1]), 0.0)
     if not (y.any() and z.any()):
         return
-    h, m = end - t, len(y)
+    m = len(y)
     block = np.zeros((m + len(z), m + len(z)))
     block[:m, :m], block[m:, m:] = h * of_u.hessenberg, h * of_adjoint.hessenberg.T
     block[:m, m:] = h * np.outer(y, z)
     left, values, right = np.linalg.svd(expm(block)[:m, m:])
     rank = int((values > 1e-2 * rtol * values[0]).sum())
     for u, v in zip(of_u.combined((left[:, :rank] * values[:rank]).T), of_adjoint.combined(right[:rank]), strict=True):
-        sums.add(u[None], v[None], 1.0, 0.0)
+        sums.add(u[None], v[None], 0.0)
         sums.add_symbol(u[None], v[None], 1.0)
-    if sums.with_source:
-        forced = np.zeros((len(z) + 1, len(z) + 1))
-        forced[:-1, :-1], forced[:-1, -1] = h * of_adjoint.hessenberg, h * z
-        sums.add_source(of_adjoint.combined(expm(forced)[None, :-1, -1]), 0.0)

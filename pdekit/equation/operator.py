@@ -280,11 +280,16 @@ class SpectralOperator:
         """out += weight · v D^c u for each term, on the product grid: ∂/∂a_c of ∫ v Σ a_c D^c u, node by node."""
         self._apply.pair(u_hat, v_hat, weight, out)
 
+    def pull(self, u_hat: NDArray, v_hat: NDArray, coefficients: NDArray, by: NDArray, out: NDArray) -> None:
+        """out as of `transpose`, by += as of `pair` with weight 1, in one go: what v = ∂J/∂(Σ a_c D^c u) leads to."""
+        self._apply.pull(u_hat, v_hat, coefficients, by, out)
+
 
 class _Applied(Protocol):
     def evaluate(self, u_hat: NDArray, coefficients: NDArray, out: NDArray) -> None: ...
     def transpose(self, v_hat: NDArray, coefficients: NDArray, out: NDArray) -> None: ...
     def pair(self, u_hat: NDArray, v_hat: NDArray, weight: float, out: NDArray) -> None: ...
+    def pull(self, u_hat: NDArray, v_hat: NDArray, coefficients: NDArray, by: NDArray, out: NDArray) -> None: ...
 
 
 class _Library:
@@ -315,6 +320,10 @@ class _Library:
     def pair(self, u_hat: NDArray, v_hat: NDArray, weight: float, out: NDArray) -> None:
         derivatives = np.array(self._lib.inverse(self._full(self._symbols * u_hat), self._grid))
         out += weight * self._lib.inverse(self._full(v_hat), self._grid) * derivatives
+
+    def pull(self, u_hat: NDArray, v_hat: NDArray, coefficients: NDArray, by: NDArray, out: NDArray) -> None:
+        self.pair(u_hat, v_hat, 1.0, by)
+        self.transpose(v_hat, coefficients, out)
 
 
 def _power(order: int, k: NDArray) -> NDArray[np.complex128]:
@@ -387,6 +396,15 @@ class _Compiled:
         into = out.reshape(len(out), -1, self._grid[-1])
         self._by_rows(_PAIRED, lines, self._flat, self._group, self._last, weight, into)
 
+    def pull(self, u_hat: NDArray, v_hat: NDArray, coefficients: NDArray, by: NDArray, out: NDArray) -> None:
+        threads, single = threads_for(self._flat[0].size), self._other()
+        self._to_columns(u_hat, self._factors, self._between, self._columns, threads)
+        self._to_columns(v_hat, self._none, self._between, single, threads)
+        lines = single.reshape(1, *self._flat.shape[1:])
+        rows, into = (nodes.reshape(len(nodes), -1, self._grid[-1]) for nodes in (coefficients, by))
+        self._by_rows(_PULLED, lines, self._flat, self._group, self._last, rows, into)
+        self._to_modes(self._columns, self._factors, self._between, out, threads)
+
 
 @kernel(fastmath={"reassoc", "contract"})  # NaN must stay NaN: no other flag
 def _mean_square(u_hat: NDArray) -> float:
@@ -439,6 +457,30 @@ if _HAVE_ROCKET:
                     spec[0, start + i, j] = line_hat[i, j]
 
     @kernel(fastmath={"contract"})
+    def _spread_rows(
+        start: int,
+        count: int,
+        spec: NDArray,
+        group: NDArray,
+        last: NDArray,
+        coefficients: NDArray,
+        line_hat: NDArray,
+        lines: NDArray,
+        v: NDArray,
+    ) -> None:
+        """Rows start .. start + count - 1 of spec: v (rows, N) times each coefficient, to modes, times conjugates."""
+        n, kept = v.shape[1], spec.shape[2]
+        spec[:, start : start + count] = 0.0
+        for c in range(len(group)):
+            for i in range(count):
+                for j in range(n):
+                    lines[c, i, j] = coefficients[c, start + i, j] * v[i, j]
+            r2c(lines[c, :count], line_hat[:count], np.array([1]), True, 1.0 / n, 1)
+            for i in range(count):
+                for j in range(kept):
+                    spec[group[c], start + i, j] += np.conj(last[c, j]) * line_hat[i, j]
+
+    @kernel(fastmath={"contract"})
     def _transposed_rows(
         begin: int,
         end: int,
@@ -451,20 +493,12 @@ if _HAVE_ROCKET:
         lines: NDArray,
     ) -> None:
         """Rows of v (1, R, K+1) to nodes, times each coefficient, back, times conjugate factors, summed by groups."""
-        terms, kept, block, n = len(group), spec.shape[2], lines.shape[1], lines.shape[2]
+        terms, kept, block = len(group), spec.shape[2], lines.shape[1]
         one = np.ones(kept, dtype=spec.dtype)
         for start in range(begin, end, block):
             count = min(block, end - start)
             _to_lines(single[0], start, count, one, line_hat, lines[terms])
-            spec[:, start : start + count] = 0.0
-            for c in range(terms):
-                for i in range(count):
-                    for j in range(n):
-                        lines[c, i, j] = coefficients[c, start + i, j] * lines[terms, i, j]
-                r2c(lines[c, :count], line_hat[:count], np.array([1]), True, 1.0 / n, 1)
-                for i in range(count):
-                    for j in range(kept):
-                        spec[group[c], start + i, j] += np.conj(last[c, j]) * line_hat[i, j]
+            _spread_rows(start, count, spec, group, last, coefficients, line_hat, lines[:terms], lines[terms])
 
     @kernel(fastmath={"contract"})
     def _paired_rows(
@@ -490,6 +524,27 @@ if _HAVE_ROCKET:
                 for i in range(count):
                     for j in range(n):
                         out[c, start + i, j] += weight * lines[terms, i, j] * lines[c, i, j]
+
+    @kernel(fastmath={"contract"})
+    def _pulled_rows(
+        begin: int,
+        end: int,
+        single: NDArray,
+        spec: NDArray,
+        group: NDArray,
+        last: NDArray,
+        coefficients: NDArray,
+        by: NDArray,
+        line_hat: NDArray,
+        lines: NDArray,
+    ) -> None:
+        """`_paired_rows` from rows of u in spec, which then take what `_transposed_rows` makes of v."""
+        terms, block = len(group), lines.shape[1]
+        for start in range(begin, end, block):
+            stop = min(start + block, end)
+            _paired_rows(start, stop, single, spec, group, last, 1.0, by, line_hat, lines)
+            # the nodes of v are in the last lines
+            _spread_rows(start, stop - start, spec, group, last, coefficients, line_hat, lines[:terms], lines[terms])
 
     @kernel(fastmath={"contract"})
     def _product_by_threads(
@@ -530,9 +585,26 @@ if _HAVE_ROCKET:
         line_hat, lines = np.empty((rows, n // 2 + 1), spec.dtype), np.empty((len(group) + 1, rows, n))
         _paired_rows(begin, end, single, spec, group, last, weight, out, line_hat, lines)
 
+    @kernel(fastmath={"contract"})
+    def _pulled_by_threads(
+        begin: int,
+        end: int,
+        single: NDArray,
+        spec: NDArray,
+        group: NDArray,
+        last: NDArray,
+        coefficients: NDArray,
+        by: NDArray,
+        n: int,
+    ) -> None:
+        rows = min(_ROWS, end - begin)
+        line_hat, lines = np.empty((rows, n // 2 + 1), spec.dtype), np.empty((len(group) + 1, rows, n))
+        _pulled_rows(begin, end, single, spec, group, last, coefficients, by, line_hat, lines)
+
     _PRODUCT = _product_rows, _product_by_threads
     _TRANSPOSED = _transposed_rows, _transposed_by_threads
     _PAIRED = _paired_rows, _paired_by_threads
+    _PULLED = _pulled_rows, _pulled_by_threads
 
     # modes to the columns of each group, transformed along all axes but the last, and back, summed over the groups
 
