@@ -7,9 +7,11 @@ from pdekit.equation.solver import solve
 from pdekit.field import compiled
 from pdekit.paths.control import Control
 from pdekit.paths.estimate import BiasWarning, Estimate
+from pdekit.paths.gradient import feynman_kac_gradient
 from pdekit.paths.multilevel import MultilevelEstimate, multilevel
 from pdekit.paths.sampler import Tolerance, feynman_kac
 from pdekit.paths.samples import Sampling
+from pdekit.paths.trajectories import sample_paths
 from pdekit.problem import ConvectionDiffusion
 from pdekit.velocity import CompiledVelocity, FunctionVelocity, GridVelocity, RedrawnVelocity
 from pdekit.verify import Verification, verify
@@ -33,7 +35,9 @@ __all__ = [
     "choose_method",
     "compiled",
     "feynman_kac",
+    "feynman_kac_gradient",
     "multilevel",
+    "sample_paths",
     "solve",
     "verify",
 ]
