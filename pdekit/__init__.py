@@ -9,9 +9,11 @@ from pdekit.equation.solver import solve
 from pdekit.field import compiled
 from pdekit.paths.control import Control
 from pdekit.paths.estimate import BiasWarning, Estimate
+from pdekit.paths.gradient import feynman_kac_gradient
 from pdekit.paths.multilevel import MultilevelEstimate, multilevel
 from pdekit.paths.sampler import Tolerance, feynman_kac
 from pdekit.paths.samples import Sampling
+from pdekit.paths.trajectories import sample_paths
 from pdekit.problem import ConvectionDiffusion
 from pdekit.series import GridSeries
 from pdekit.velocity import CompiledVelocity, FunctionVelocity, GridVelocity, RedrawnVelocity
@@ -38,8 +40,10 @@ __all__ = [
     "compiled",
     "density",
     "feynman_kac",
+    "feynman_kac_gradient",
     "from_xarray",
     "multilevel",
+    "sample_paths",
     "solve",
     "verify",
 ]

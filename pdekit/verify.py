@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from math import ceil
+from dataclasses import dataclass, replace
+from math import ceil, prod
 
 import numpy as np
 import xarray as xr
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from pdekit.characteristics import check_points
+from pdekit.equation.coefficients import bound
 from pdekit.equation.plan import UnstableError
 from pdekit.equation.refinement import change
 from pdekit.equation.resolution import ResolutionWarning
@@ -24,11 +25,12 @@ from pdekit.runtime.checks import check_fraction, check_whole, real_values
 
 _MOST_WORK = 1e9  # nodes times steps of the solve on a doubled grid: half a minute in 2-D
 _SLOWEST = 0.75  # differences of doubled grids that fall more slowly than this are not extrapolated any further
+_FROM_THE_WORST = ("disagrees", "inconclusive", "agrees")
 
 
 @dataclass(frozen=True, eq=False)
 class Verification:
-    """Solution against paths at P points.
+    """Solution against paths at P points; of K terminal functions it is that of the worst.
 
     z: (P,), (solution - paths) / error; error: (P,), root of the summed squares of the paths' sampling error, their
     time-step error and the solution's own error.
@@ -39,6 +41,9 @@ class Verification:
         to be: with probability 1 - level it lies between the two, by the errors of the paths alone.
     scale: half the range of u(x, 0), as solution and paths show it, but not more than half the range of f.
     tolerance: the root-mean-square deviation that has to be excluded for an agreement, `resolves` · scale.
+
+    field: number of the terminal function, None where there is one alone; level: that of each of num_fields functions,
+        so that all together keep the level asked for (Bonferroni).
 
     verdict: "disagrees" where no error explains the deviations (p_value < level), "agrees" where one does and the paths
         alone prove that the deviation is within the tolerance, "inconclusive" where they do not: paths too few, or a
@@ -53,6 +58,8 @@ class Verification:
     resolves: float
     scale: float
     rounding: float
+    field: int | None = None
+    num_fields: int = 1
 
     @property
     def deviation(self) -> NDArray[np.float64]:
@@ -133,8 +140,10 @@ class Verification:
             "inconclusive": "may or may not agree with",
         }
         e = self.estimate
+        which = "" if self.field is None else f" {self.field}, the worst of {self.num_fields},"
         return (
-            f"Verification: {self.verdict}; the solution {verb[self.verdict]} its paths at {len(self.z)} points: "
+            f"Verification: {self.verdict}; the solution{which} {verb[self.verdict]} its paths "
+            f"at {len(self.z)} points: "
             f"{self.reason} (p = {self.p_value:.2g}, level {self.level:g}; rms z {_rms(self.z):.2f}, "
             f"largest |z| {np.abs(self.z).max():.2f}; errors (rms): sampling {_rms(e.standard_error):.2g}, "
             f"time step {_rms(e.bias_estimate):.2g}, solution {_rms(self.solution_error):.2g})"
@@ -159,17 +168,18 @@ def verify(
     The solution also serves as control variate: that sharpens the test, and cannot hide a wrong solution, because
     the control's mean is zero whatever it is. Keep some frames (`times` of `solve`) to make it sharp.
 
-    solution: u over (time, x, ...) on the nodes i / N of the unit box, a frame at t = 0 among them; of any origin if
-        `solution_error` is given, of `solve` otherwise.
-    num_paths, num_steps: of the paths (Heun); the time-step error is estimated by doubling the step.
+    solution: u over (time, x, ...[, field]) on the nodes a + i (b - a) / N of the box, a frame at t = 0 among them; of
+        any origin if `solution_error` is given, of `solve` otherwise. Of K terminal functions the worst decides.
+    num_paths, num_steps: of the paths (scheme "heun"); the time-step error is estimated by doubling the step.
     level: the solution is rejected where the p-value is smaller; bounds hold with probability 1 - level.
     resolves: an agreement has to exclude deviations of this fraction of half the range of u(x, 0); where paths
         cannot, the verdict is "inconclusive".
     rng: as in `feynman_kac`; `estimate.seed` of the result repeats it.
-    solution_error: the solution's own error at the points; estimated by default from three solves of the problem, on
-        the solution's grid, a finer and a coarser one.
+    solution_error: the solution's own error at the points, a number, (P,) or (P, K); estimated by default from three
+        solves of the problem, on the solution's grid, a finer and a coarser one.
 
-    Warns with `ResolutionWarning` where F or f are functions without the period of the box: paths see them as they are.
+    Warns with `ResolutionWarning` where F, f, σ, V or g are functions without the period of the box: paths see them as
+    they are.
 
     Raises ValueError where the solution has no frame at t = 0, lacks what `solve` records and no `solution_error` is
     given, does not lie on the nodes, or sigma is 0 (compare with method "characteristics" there).
@@ -187,13 +197,14 @@ def verify(
     if solution_error is None and {"dt", "method"} - set(solution.attrs):
         raise ValueError("verify: expected a Dataset as solve() returns it, or the solution's own solution_error=")
     field = solution.u[0].values
-    claimed = _at(field, x)
+    places = problem.to_unit(x)
+    claimed = _at(field, places)
     if solution_error is not None:
         own = _admitted(solution_error, claimed)
     elif "error_estimate" in solution.attrs:
-        own = _error_of_a_tolerance(problem, solution, x, progress)
+        own = _error_of_a_tolerance(problem, solution, places, progress)
     else:
-        own = _own_error(problem, solution, x, progress)
+        own = _own_error(problem, solution, places, progress)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BiasWarning)  # the wider error of the bias is in the verdict
         estimate = feynman_kac(
@@ -207,10 +218,41 @@ def verify(
             rng=rng,
             progress=progress,
         )
-    seen = max(np.ptp(field), np.ptp(estimate.mean))
-    scale = 0.5 * float(min(seen, np.ptp(problem.terminal_nodes(field.shape[0]))))
+    grid = field.shape[: problem.dim]
+    terminal = problem.terminal_nodes(grid)
     rounding = 1e-12 * max(float(np.abs(solution.u).max()), 1e-300)
-    return Verification(x, claimed, estimate, own, level, resolves, scale, rounding)
+    if problem.num_fields is None:
+        scale = _scale(problem, field, estimate.mean, terminal)
+        return Verification(x, claimed, estimate, own, level, resolves, scale, rounding)
+    found = []
+    for k in range(problem.num_fields):
+        alone = _only(estimate, k)
+        scale = _scale(problem, field[..., k], alone.mean, terminal[..., k])
+        share = level / problem.num_fields
+        one = Verification(x, claimed[:, k], alone, own[:, k], share, resolves, scale, rounding, k, problem.num_fields)
+        found.append(one)
+    return min(found, key=lambda one: (_FROM_THE_WORST.index(one.verdict), one.p_value))
+
+
+def _only(estimate: Estimate, k: int) -> Estimate:
+    """The estimate of one of several functions."""
+    assert estimate.bias_estimate is not None
+    assert estimate.bias_standard_error is not None
+    return replace(
+        estimate,
+        mean=estimate.mean[:, k],
+        standard_error=estimate.standard_error[:, k],
+        bias_estimate=estimate.bias_estimate[:, k],
+        bias_standard_error=estimate.bias_standard_error[:, k],
+    )
+
+
+def _scale(problem: ConvectionDiffusion, field: NDArray, mean: NDArray, terminal: NDArray) -> float:
+    """Half the range of u(x, 0), as solution and paths show it, but no more than f, V and g allow."""
+    seen = 0.5 * float(max(np.ptp(field), np.ptp(mean)))
+    if problem.potential is None and problem.source is None:
+        return min(seen, 0.5 * float(np.ptp(terminal)))
+    return min(seen, bound(problem.on_unit_box, float(np.abs(terminal).max()), terminal.shape))
 
 
 def _checked(problem: ConvectionDiffusion, solution: xr.Dataset) -> xr.Dataset:
@@ -218,24 +260,29 @@ def _checked(problem: ConvectionDiffusion, solution: xr.Dataset) -> xr.Dataset:
     if not isinstance(solution, xr.Dataset):
         raise ValueError(f"verify: expected a Dataset as solve() returns it, got {type(solution).__name__}")
     u = solution.get("u")
-    space = [] if u is None else [name for name in u.dims if name != "time"]
-    if u is None or "time" not in u.coords or u.ndim != len(space) + 1 or len(space) != problem.dim:
+    space = [] if u is None else [name for name in u.dims if name not in ("time", "field")]
+    several = u is not None and "field" in u.dims
+    if u is not None and several != (problem.num_fields is not None):
+        raise ValueError(f"verify: expected u of {problem.num_fields or 'one'} functions, got dimensions {u.dims}")
+    if u is None or "time" not in u.coords or u.ndim != len(space) + 1 + several or len(space) != problem.dim:
         found = f"variables {list(solution.data_vars)}" if u is None else f"u over {u.dims}"
         raise ValueError(
             f"verify: expected u over time and {problem.dim} space dimensions, as solve() returns it, got {found}"
         )
     if u.dtype.kind not in "fiu" or not np.isfinite(u.values).all():
         raise ValueError(f"verify: expected finite real values u, got dtype {u.dtype}, {_bad(u.values)} not finite")
-    solution = solution.transpose("time", ...).sortby("time")
+    solution = solution.transpose("time", *space, ...).sortby("time")
     if abs(float(solution.time.values[0])) > 1e-12 or (np.diff(solution.time.values) <= 0).any():
         raise ValueError(f"verify: expected different times, with a frame at t = 0, got {u.time.values}")
-    if len({u.sizes[name] for name in space}) != 1:
-        raise ValueError(f"verify: expected as many nodes along each axis, got {dict(u.sizes)}")
-    for name in space:
-        nodes = np.arange(u.sizes[name]) / u.sizes[name]
-        if name in u.coords and not np.allclose(u[name].values, nodes, rtol=0, atol=1e-6 / len(nodes)):
+    for name, a, length in zip(space, problem.origin, problem.lengths, strict=True):
+        count = u.sizes[name]
+        spacing = length / count
+        if name in u.coords and not np.allclose(
+            u[name].values, a + spacing * np.arange(count), rtol=0, atol=1e-6 * spacing
+        ):
+            expected = f"i / {count}" if problem.box is None else f"{a:g} + i · {length:g} / {count}"
             raise ValueError(
-                f"verify: expected the nodes i / {len(nodes)} along {name}, without the end of the box, "
+                f"verify: expected the nodes {expected} along {name}, without the end of the box, "
                 f"got {u[name].values[0]:g} to {u[name].values[-1]:g}"
             )
     return solution
@@ -261,7 +308,7 @@ def _error_of_a_tolerance(
     """The error (P,) of a solve with a tolerance: what a tenth of it changes, and the estimate of that solve."""
     rtol = max(0.1 * float(solution.attrs["rtol"]), 1e-13)
     here, finer = (
-        solve(problem, num_points=len(solution.x), rtol=r, times=[0.0], progress=progress)
+        solve(problem, num_points=_grid(problem, solution), rtol=r, times=[0.0], progress=progress)
         for r in (float(solution.attrs["rtol"]), rtol)
     )
     change = _at(finer.u[0].values - here.u[0].values, x)
@@ -275,28 +322,30 @@ def _own_error(
 
     Differences of doubled grids (steps halved with them) that fall by ρ leave |u_2N - u_N| / (1 - ρ); ρ comes from
     u_{N/2}. Where u_2N is out of reach, |u_N - u_{N/2}| stands for it, an upper bound where the solution converges.
-    Each is the larger of the value at the point and the root mean square over the grid.
+    Each is the larger of the value at the point and the root mean square over the grid. x: in the unit box.
     Infinite where a grid is unstable: nothing is known of the error then.
     """
-    n, attrs = len(solution.x), solution.attrs
+    grid, attrs = _grid(problem, solution), solution.attrs
     dt, rtol = float(attrs["dt"]), attrs.get("rtol")
+    unknown = (len(x),) if problem.num_fields is None else (len(x), problem.num_fields)
     coarser_dt = dt if problem.velocity.jumps else 2.0 * dt
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # whatever the grid lacks shows in the differences
-            here = solve(problem, num_points=n, dt=dt, method=str(attrs["method"]), rtol=rtol, progress=progress)
+            here = solve(problem, num_points=grid, dt=dt, method=str(attrs["method"]), rtol=rtol, progress=progress)
     except UnstableError:
-        return np.full(len(x), np.inf)
+        return np.full(unknown, np.inf)
 
     def changed(factor: float, dt: float) -> NDArray[np.float64] | None:
         tighter = None if rtol is None else rtol / 10.0 ** np.sign(factor - 1.0)
-        return change(problem, here, num_points=max(8, round(factor * n)), dt=dt, rtol=tighter, progress=progress)
+        other = tuple(max(8, round(factor * n)) for n in grid)
+        return change(problem, here, num_points=other, dt=dt, rtol=tighter, progress=progress)
 
     coarse = changed(0.5, coarser_dt)
-    affordable = (2 * n) ** problem.dim * 2 * problem.horizon / dt <= _MOST_WORK
+    affordable = prod(2 * n for n in grid) * 2 * problem.horizon / dt <= _MOST_WORK
     difference = changed(2.0, 0.5 * dt) if affordable else coarse
     if difference is None:
-        return np.full(len(x), np.inf)
+        return np.full(unknown, np.inf)
     ratio = 0.0
     if affordable:
         ratio = _SLOWEST
@@ -305,8 +354,16 @@ def _own_error(
     return np.maximum(np.abs(_at(difference, x)), _rms(difference)) / (1.0 - ratio)
 
 
+def _grid(problem: ConvectionDiffusion, solution: xr.Dataset) -> tuple[int, ...]:
+    """Nodes along each axis."""
+    return tuple(solution.u.shape[1 : 1 + problem.dim])
+
+
 def _at(field: NDArray, x: NDArray) -> NDArray[np.float64]:
-    return spline_table(field[None], "trigonometric")(x)[..., 0]
+    """Node values (N₁, ..., N_d[, K]) at points (P, d) of the unit box, (P,) or (P, K)."""
+    several = field.ndim > x.shape[1]
+    values = spline_table(np.moveaxis(field, -1, 0) if several else field[None], "trigonometric")(x)
+    return values if several else values[..., 0]
 
 
 def _rms(values: NDArray | None) -> float:

@@ -20,7 +20,9 @@ from pdekit import (
     characteristics,
     compiled,
     feynman_kac,
+    feynman_kac_gradient,
     multilevel,
+    sample_paths,
     solve,
 )
 from pdekit.characteristics import without_noise
@@ -431,7 +433,7 @@ def test_several_functions_are_what_each_is_alone():
     levels = multilevel(problem, x[:2], rmse=0.1, rng=0)
     assert levels.mean.shape == levels.standard_error.shape == (2, 3)
     assert np.abs(levels.mean - together.mean[:2]).max() < 0.4
-    assert "4 points of 3 functions" in repr(together)
+    assert "4 points of 3 values" in repr(together)
 
 
 def test_a_tolerance_holds_for_the_worst_function():
@@ -589,3 +591,108 @@ def test_what_cannot_be_is_met_with_one_line():
     growing = ConvectionDiffusion(np.zeros((1, 4)), np.ones(4), 0.1, potential=-1e4)
     with pytest.raises(FloatingPointError, match="the potential is too negative"), np.errstate(over="ignore"):
         feynman_kac(growing, [[0.1]], num_paths=10, num_steps=4)
+
+
+# the paths themselves, and derivatives
+
+
+@pytest.mark.parametrize("sigma", [0.2, number_2d])
+def test_paths_handed_out_are_those_behind_the_estimate(sigma):
+    f = np.random.default_rng(1).standard_normal((4, 4))
+    problem = ConvectionDiffusion(carried, f, sigma, potential=killing, source=number_2d, box=((0.0, 1.0), (-1.0, 2.0)))
+    x = np.random.default_rng(2).uniform(size=(3, 2))
+    options = {"num_steps": 16, "rng": 5}
+    estimate = feynman_kac(problem, x, num_paths=700, **options)
+    paths = sample_paths(problem, x, num_paths=700, **options)
+    assert paths.position.shape == (17, 3, 700, 2)
+    np.testing.assert_allclose(paths.position[0, :, 0], x, rtol=1e-14)
+    end = paths.isel(time=-1)
+    payoffs = problem.evaluate_terminal(end.position.values) * end.weight.values + end.earned.values
+    np.testing.assert_allclose(payoffs.mean(-1), estimate.mean, rtol=1e-12)
+    again = sample_paths(
+        problem, x[1:2], num_paths=1, first_point=1, first_path=431, times=[0.5, 1.0], **(options | {"rng": 5})
+    )
+    chosen = paths.isel(time=[8, 16], point=[1], path=[431])
+    for name in ("position", "weight", "earned"):
+        np.testing.assert_allclose(again[name].values, chosen[name].values, rtol=1e-14)
+    np.testing.assert_array_equal(again.time, [0.5, 1.0])
+    with pytest.raises(ValueError, match=r"times: expected values in \[0, 1\]"):
+        sample_paths(problem, x, times=[2.0], **options)
+
+
+def test_an_estimate_travels_as_a_dataset():
+    f = np.random.default_rng(1).standard_normal((4, 4, 3))
+    estimate = feynman_kac(
+        ConvectionDiffusion(carried, f, 0.2), [[0.1, 0.2]], num_paths=600, num_steps=4, bias=True, rng=7
+    )
+    found = estimate.to_xarray()
+    assert found["mean"].dims == ("point", "field")
+    assert {"standard_error", "bias", "points"} <= set(found)
+    assert (found.attrs["rng"], found.attrs["scheme"]) == ("7", "heun")
+
+
+@pytest.mark.parametrize("method", ["pathwise", "weight"])
+def test_the_gradient_of_a_wave_in_a_box_with_units(method):
+    problem, _, x = plane_wave(2, 3, ((-1.0, 2.0), (0.5, 2.0)))
+    estimate = feynman_kac_gradient(problem, x, num_paths=20_000, num_steps=32, method=method, rng=1)
+    h = 1e-5
+    exact = np.stack(
+        [(plane_wave_at(problem, x + e) - plane_wave_at(problem, x - e)) / (2 * h) for e in h * np.eye(2)], -1
+    )
+    assert (np.abs(estimate.mean - exact) < 4 * estimate.standard_error + 0.01 * np.abs(exact).max()).all()
+    assert np.abs(exact).max() > 20 * estimate.standard_error.max()
+    assert estimate.to_xarray()["mean"].dims == ("point", "axis")
+
+
+def plane_wave_at(problem: ConvectionDiffusion, x: np.ndarray) -> np.ndarray:
+    """The closed form of `plane_wave`."""
+    k = TAU * np.array([1.0, 2.0]) / problem.lengths
+    sigma, drift = problem.noise.constant, problem.velocity.values[:, 0, 0]
+    rate = 0.6 + 0.5 * k @ sigma @ sigma.T @ k - 1j * (k @ drift)
+    decay = np.exp(-0.7 * rate)
+    return (np.exp(1j * (x @ k)) * (decay + (1.0 - decay) / rate)).real
+
+
+def test_the_gradient_of_a_probability_needs_the_weight():
+    """P(X_T > 0) for dX = -X dt + σ dB: the normal density at the mean, times e^(-T)."""
+    sigma, x = 0.6, np.array([[-0.4], [0.3]])
+    problem = ConvectionDiffusion(
+        lambda x, t: -x, lambda x: (x[..., 0] > 0.0).astype(float), sigma, dim=1, domain="space"
+    )  # fmt: skip
+    deviation = sigma * math.sqrt(0.5 * (1.0 - math.exp(-2.0)))
+    mean = x * math.exp(-1.0)
+    exact = np.exp(-0.5 * (mean / deviation) ** 2) / (deviation * math.sqrt(TAU)) * math.exp(-1.0)
+    found = feynman_kac_gradient(problem, x, num_paths=40_000, num_steps=64, method="weight", rng=0)
+    assert (np.abs(found.mean - exact) < 4 * found.standard_error + 0.01).all()
+    assert found.standard_error.max() < 0.02
+
+
+@pytest.mark.parametrize("method", ["pathwise", "weight"])
+def test_the_gradient_under_a_harmonic_potential(method):
+    """u = exp(-½Ax² - C) from f = 1: all of the gradient comes from V."""
+    sigma, kappa = 0.8, 1.5
+    rate = math.sqrt(kappa) * sigma
+    a = kappa * math.tanh(rate) / rate
+    problem = ConvectionDiffusion(
+        lambda x, t: 0.0 * x,
+        lambda x: np.ones(x.shape[:-1]),
+        sigma,
+        dim=1,
+        potential=lambda x, t: 0.5 * kappa * x[..., 0] ** 2,
+        domain="space",
+    )
+    x = np.array([[-1.0], [0.5]])
+    exact = -a * x * np.exp(-0.5 * a * x**2 - 0.5 * math.log(math.cosh(rate)))
+    found = feynman_kac_gradient(problem, x, num_paths=20_000, num_steps=64, method=method, rng=0)
+    assert (np.abs(found.mean - exact) < 4 * found.standard_error + 2e-3).all()
+
+
+def test_a_gradient_of_noise_on_the_path_or_one_that_is_refused():
+    """Geometric Brownian motion: ∂ E X² = 2x exp(2μ + s²)."""
+    problem = ConvectionDiffusion(
+        lambda x, t: 0.1 * x, lambda x: x[..., 0] ** 2, lambda x, t: 0.4 * x[..., 0], dim=1, domain="space"
+    )
+    found = feynman_kac_gradient(problem, [[1.5]], num_paths=10_000, num_steps=32, rng=0)
+    assert abs(found.mean[0, 0] - 3.0 * math.exp(0.2 + 0.16)) < 4 * found.standard_error[0, 0] + 2e-3
+    with pytest.raises(ValueError, match="method 'weight': expected a constant sigma that reaches all directions"):
+        feynman_kac_gradient(problem, [[1.5]], num_paths=100, method="weight")

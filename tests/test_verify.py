@@ -11,6 +11,7 @@ import xarray as xr
 import pdekit
 from pdekit import ConvectionDiffusion, RedrawnVelocity, ResolutionWarning, compiled, solve
 from pdekit.fastmath import cos, sin
+from pdekit.field import FunctionField
 
 TAU = 2.0 * np.pi
 verify = partial(pdekit.verify, rng=0)
@@ -238,3 +239,66 @@ def test_functions_without_the_period_of_the_box_are_no_agreement():
     ramp = ConvectionDiffusion(lambda x, t: -x, lambda x: x[..., 0] ** 2, 0.1, dim=1)
     with pytest.raises(ValueError, match="velocity: expected F"):
         verify(ramp, solution, LINE, num_paths=512, solution_error=1e-3)
+
+
+# the equation in full
+
+
+@compiled(1, interval=np.inf)
+def uneven(x, t):
+    return 0.3 + 0.15 * cos(TAU * x)
+
+
+def full(dim: int, *, v: float = 1.0, g: float = 1.0, noise: str = "uneven") -> ConvectionDiffusion:
+    """Everything at once; in 2-D in a box that is no square, with a matrix of noise and three functions."""
+    x = np.arange(16) / 16
+    if dim == 1:
+        return ConvectionDiffusion(
+            (0.4 + 0.3 * np.sin(TAU * x))[None],
+            lambda x: np.exp(np.sin(TAU * x[..., 0])),
+            uneven if noise == "uneven" else float(np.sqrt(0.3**2 + 0.15**2 / 2)),
+            potential=v * (0.6 + 0.4 * np.sin(2 * TAU * x)),
+            source=g * (np.cos(TAU * x) + 0.8),
+        )
+    sigma = np.array([[0.3, 0.2], [0.0, 0.5]])
+
+    def uneven_2d(x, t):
+        return (1.0 + 0.4 * np.cos(TAU * (x[..., 0] - 1.0) / 2.0))[..., None, None] * sigma
+
+    a, b = np.meshgrid(x, x, indexing="ij")
+    return ConvectionDiffusion(
+        np.stack([0.6 * np.cos(TAU * b), 0.9 * np.sin(TAU * a)]),
+        np.stack([np.cos(TAU * a), np.sin(TAU * (a + b)), 2.0 + np.cos(TAU * b)], -1),
+        FunctionField(uneven_2d, 2, np.inf, (2, 2)) if noise == "uneven" else np.sqrt(1.08) * sigma,
+        horizon=0.5,
+        potential=v * (0.9 + 0.5 * np.cos(TAU * a)),
+        source=g * (0.8 + np.sin(TAU * b)),
+        box=((1.0, 3.0), (0.0, 1.5)),
+    )
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_the_equation_in_full_is_verified_and_each_part_of_it_matters(dim):
+    problem = full(dim)
+    how = {"num_points": 64 if dim == 1 else (32, 36), "times": np.linspace(0.0, problem.horizon, 17)}
+    how |= {"method": "spectral_rk4", "dt": 5e-3}
+    x = np.random.default_rng(3).uniform(size=(12, dim))
+    x = problem.origin + problem.lengths * x
+    options = {"num_paths": 8192, "num_steps": 64, "solution_error": 1e-5}
+    outcome = verify(problem, solve(problem, **how), x, **options)
+    assert outcome.passed, outcome
+    for change in ({"v": 1.05}, {"g": 1.05}, {"noise": "mean"}):
+        wrong = verify(problem, solve(full(dim, **change), **how), x, **options)
+        assert wrong.verdict == "disagrees", (change, wrong)
+    assert ("the worst of 3" in repr(wrong)) == (dim == 2)
+
+
+def test_the_own_error_of_several_functions_is_each_of_theirs():
+    problem = full(2)
+    solution = solve(problem, num_points=(32, 36), method="spectral_rk4", dt=0.0125, times=np.linspace(0.0, 0.5, 11))
+    x = problem.origin + problem.lengths * np.random.default_rng(3).uniform(size=(6, 2))
+    assert verify(problem, solution, x, num_paths=8192, num_steps=64).passed
+    with pytest.raises(ValueError, match="verify: expected u of 3 functions"):
+        verify(problem, solution.isel(field=0), x)
+    with pytest.raises(ValueError, match=r"expected the nodes 1 \+ i · 2 / 32 along x"):
+        verify(problem, solution.assign_coords(x=np.arange(32) / 32), x)

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 from scipy import special
 
@@ -37,6 +39,8 @@ class Estimate:
     cost: path-steps in all; seconds: wall time.
     replicates: independent randomisations behind the standard error where it does not come from single paths.
     seed: what to give as `rng` for the same paths again; None where they came from a level function.
+    points: (P, d), where they started; None where they came from a level function.
+    dims: names of the axes of the values.
     """
 
     mean: NDArray[np.float64]
@@ -50,6 +54,33 @@ class Estimate:
     seconds: float = 0.0
     replicates: int | None = None
     seed: object = None
+    points: NDArray[np.float64] | None = None
+    dims: tuple[str, ...] = ("point", "field")
+
+    def to_xarray(self) -> xr.Dataset:
+        """The estimate as a Dataset over its `dims`, with points (point, axis) and how it was made in `attrs`."""
+        dims = self.dims[: self.mean.ndim]
+        values = {
+            "mean": self.mean,
+            "standard_error": self.standard_error,
+            "bias": self.bias_estimate,
+            "bias_standard_error": self.bias_standard_error,
+        }
+        variables: dict[str, Any] = {name: (dims, value) for name, value in values.items() if value is not None}
+        if self.points is not None:
+            variables["points"] = (("point", "axis"), self.points)
+        attrs = {
+            "scheme": self.scheme,
+            "num_paths": self.num_paths,
+            "num_steps": self.num_steps,
+            "cost": self.cost,
+            "seconds": self.seconds,
+            "replicates": self.replicates,
+            "rng": None if self.seed is None else repr(self.seed),
+            "quantity": "gradient of u" if self.dims[-1] == "axis" else "u",
+            "equation": "u = E[f(X_T) exp(-int V) + int g exp(-int V)], dX = F dt + sigma dB",
+        }
+        return xr.Dataset(variables, attrs={name: value for name, value in attrs.items() if value is not None})
 
     def confidence_interval(self, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Lower and upper ends (P,), (P,) of an interval for u where the time-step bias was estimated (bias=True).
@@ -78,7 +109,7 @@ class Estimate:
         return np.sqrt(self.standard_error**2 + self.bias_estimate**2 + self.bias_standard_error**2)
 
     def __repr__(self) -> str:
-        points = f"{len(self.mean)} points" + ("" if self.mean.ndim == 1 else f" of {self.mean.shape[1]} functions")
+        points = f"{len(self.mean)} points" + ("" if self.mean.ndim == 1 else f" of {self.mean[0].size} values")
         lines = [
             f"Estimate({points}, {self.num_paths:,} paths of {self.num_steps} {self.scheme} steps, "
             f"{self.cost:.3g} path-steps in {self.seconds:.2f} s{'' if self.seed is None else f', rng={self.seed}'})",

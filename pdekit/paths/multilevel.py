@@ -148,6 +148,7 @@ def multilevel(
     run = _Run(levels, rmse, level_cost or levels.cost, max_level, max_cost, alpha or WEAK_ORDER[scheme], beta)
     run.converge(progress)
     found = run.result(levels.scheme_used, levels.steps(len(run.counts) - 1), start, levels.seed)
+    found = replace(found, points=check_points(points, source))
     if source.num_fields is None:
         return found
     names = ("mean", "standard_error", "bias_estimate", "bias_standard_error")

@@ -209,6 +209,7 @@ def feynman_kac(
         seconds=perf_counter() - start,
         replicates=samples.replicates if sampling.qmc else None,
         seed=seed,
+        points=x,
     )
     if not probed:
         return estimate
@@ -285,6 +286,7 @@ def _without_noise(
         bias_standard_error=0.5 * np.abs(used - finer),  # rough between nodes, where the order holds on average only
         cost=3 * len(x) * num_steps,
         seconds=perf_counter() - start,
+        points=x,
     )
 
 

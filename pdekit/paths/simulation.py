@@ -89,6 +89,10 @@ class Simulation:
             self._lookup = Lookup(self.dtype, sampled=self.problem.domain == "box")
         return self._lookup
 
+    def use(self, lookup: Lookup) -> None:
+        """Look fields up with this."""
+        self._lookup = lookup
+
     @cached_property
     def compiled(self) -> bool:
         """Whether the compiled loops can step the paths."""

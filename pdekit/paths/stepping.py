@@ -19,10 +19,10 @@ from pdekit.numerics.splines import gather, load, store
 from pdekit.paths.brownian import GIVEN, fill_increments
 from pdekit.paths.diffusion import correct, fill_signs, noise_on_lanes
 from pdekit.paths.weights import accrue
-from pdekit.runtime.kernels import kernel, static
+from pdekit.runtime.kernels import kernel
 
 EULER, HEUN = 0, 1
-SCHEMES = {"euler": static(EULER), "heun": static(HEUN)}
+SCHEMES = {"euler": EULER, "heun": HEUN}
 WEAK_ORDER = {"euler": 1, "heun": 2}
 
 _ROWS = 16  # rows of normals drawn at a time: enough to use whole draws, few enough for the cache
@@ -170,7 +170,7 @@ def _advance(
     """Steps first..last-1 of all blocks. x (blocks, d, LANES), total (blocks, K, LANES): the control's martingales.
 
     velocity, noise, potential, source: as `field_on_lanes`, `noise_on_lanes` and `accrue` take them.
-    scheme, kind: `static`; given: (blocks, steps, m, LANES) increments for kind GIVEN, which are drawn here for every
+    kind: `static`; given: (blocks, steps, m, LANES) increments for kind GIVEN, which are drawn here for every
     other kind; carry: what rounding has kept out of x, of x's shape, or () where it is not kept.
     killed, earned: (blocks, LANES), A = ∫V and the source's integral; a single block where there is none.
     """
@@ -188,7 +188,7 @@ def _advance(
         row, rates, weight = np.empty((1, LANES), x.dtype), np.zeros((2, LANES)), np.ones(LANES)
         mixed = np.empty((d if len(noise) > 0 else 0, LANES), x.dtype)
         sigma = np.empty((d * m if len(noise) > 1 else 0, LANES), x.dtype)
-        second = len(noise) > 1 and len(scheme) == HEUN
+        second = len(noise) > 1 and scheme == HEUN
         more = np.empty((2 * d + 2 * d * m + 1 if second else 0, LANES), x.dtype)
         pairs = m * (m - 1) // 2 if second else 0
         signs = np.empty((chunk * pairs, LANES), x.dtype)
@@ -205,18 +205,18 @@ def _advance(
                 t = t0 + n * dt
                 field_on_lanes(velocity, n, xb, t, f)
                 dw = noise_on_lanes(noise, n, xb, t, db, sigma, mixed)
-                if len(scheme) == HEUN or len(control):
+                if scheme == HEUN or len(control):
                     add_scaled(xb, dt, f, y)
                     if len(potential) > 0:
                         control_on_lanes(control, weight, n, y, dw, scratch, words, sums)
                     else:
                         control_on_lanes(control, (), n, y, dw, scratch, words, sums)
-                if len(scheme) == HEUN:
+                if scheme == HEUN:
                     add_scaled(y, 1.0, dw, y)
                     field_on_lanes(velocity, n + 1, y, t + dt, h)
                     correct(noise, n, xb, t, dt, f, db, signs[k * pairs : (k + 1) * pairs], sigma, more, dw)
                     add_scaled(f, 1.0, h, y)
-                slope, moved, a = (y, f, 0.5 * dt) if len(scheme) == HEUN else (f, y, dt)
+                slope, moved, a = (y, f, 0.5 * dt) if scheme == HEUN else (f, y, dt)
                 if len(carry) > 0:
                     _move(xb, carry[block], a, slope, dw)
                 else:
