@@ -98,6 +98,8 @@ class NoisyFlow(NoisyModel):
         super().__init__()
         if num_blocks < 1:
             raise ValueError(f"num_blocks: expected at least 1, got {num_blocks}")
+        if not 0.0 <= relative_sigma < math.inf:
+            raise ValueError(f"relative_sigma: expected a finite number >= 0, got {relative_sigma}")
         if sigma and relative_sigma:
             raise ValueError(f"relative_sigma: expected 0 beside sigma = {sigma:g}, got {relative_sigma:g}")
         self.order = list(range(num_blocks)) if order is None else list(order)
@@ -175,6 +177,8 @@ class FlowNetwork(NoisyFlow):
         dim = dim or getattr(velocity, "dim", None)
         if dim is None:
             raise ValueError(f"dim: expected the number of features, which {type(velocity).__name__} does not say")
+        if relative_sigma and dim < 2:
+            raise ValueError("relative_sigma: expected at least two features, whose standard deviation it is of, got 1")
         self.num_classes, self.dim, self.own_box = num_classes, int(dim), box
         self.readout = _linear(self.dim, num_classes, torch.Generator().manual_seed(seed))
         self.seed = seed
@@ -205,8 +209,8 @@ class FlowNetwork(NoisyFlow):
             self.velocity,
             num_classes=self.num_classes,
             num_blocks=num_blocks or self.num_blocks,
-            sigma=self.sigma if sigma is None else sigma,
-            relative_sigma=self.relative_sigma if relative_sigma is None else relative_sigma,
+            sigma=self.sigma if sigma is None and relative_sigma is None else sigma or 0.0,
+            relative_sigma=self.relative_sigma if relative_sigma is None and sigma is None else relative_sigma or 0.0,
             seed=self.seed,
             order=order,
             dim=self.dim,

@@ -49,12 +49,20 @@ def solve_tensors(
 
     Raises ValueError as these two do, and for tensors that do not agree in dimension.
     """
+    given = {"velocity": velocity, "terminal": terminal, "sigma": sigma, "potential": potential, "source": source}
+    for name, value in given.items():
+        if value is not None and not isinstance(value, Tensor) and name != "sigma":
+            raise ValueError(f"{name}: expected a tensor, got {type(value).__name__}")
+        if isinstance(value, Tensor) and value.is_complex():
+            raise ValueError(f"{name}: expected real numbers, got dtype {value.dtype}")
     if velocity.ndim < 2:
         raise ValueError(f"velocity: expected (d, N, ..., N), or (M, d, N, ..., N) with times, got {velocity.shape}")
     dim = velocity.ndim - (1 if times is None else 2)
     sigma = torch.as_tensor(sigma, dtype=torch.float64) if not isinstance(sigma, Tensor) else sigma
-    given = _Given(dim, times, interpolation, {"horizon": horizon, "box": box}, options)
-    out: Tensor = _Solution.apply(given, velocity, terminal, sigma, potential, source)
+    if velocity.shape[-dim - 1] != dim:
+        raise ValueError(f"velocity: expected {dim} components on {dim} axes, got {velocity.shape[-dim - 1]}")
+    made = _Given(dim, times, interpolation, {"horizon": horizon, "box": box}, options)
+    out: Tensor = _Solution.apply(made, velocity, terminal, sigma, potential, source)
     return out
 
 
@@ -76,7 +84,7 @@ class _Given:
         fields: dict[str, Any] = {}
         for name in ("potential", "source"):
             if (values := arrays[name]) is not None:
-                fields[name] = values if values.ndim == self.dim else self._series(values[:, None], (), name)
+                fields[name] = values if values.ndim in (0, self.dim) else self._series(values[:, None], (), name)
         velocity, terminal, sigma = (arrays[name] for name in _INPUTS[:3])
         assert velocity is not None
         assert terminal is not None
@@ -92,6 +100,8 @@ class _Given:
 
     def gradient(self, name: str, gradients: Gradients, like: Tensor) -> Tensor:
         values = np.asarray(getattr(gradients, name))
+        if like.ndim == 0 and name != "sigma":  # a number, which stands for all nodes
+            values = values.sum()
         if name == "sigma" and like.ndim < 2:  # of a matrix
             values = np.diagonal(values) if like.ndim else np.trace(values)
         return torch.from_numpy(np.array(values).reshape(like.shape)).to(like)

@@ -221,11 +221,10 @@ class Field(ABC):
         for first, last in pairwise([0, *self.jump_steps(t0, dt, num_steps), num_steps]):
             yield first, last, self.standing(t0 + 0.5 * (first + last) * dt)
 
-    def check_steady(self, horizon: float) -> None:
-        """Raise ValueError where it is said to be steady, and its values at a few points change up to the horizon."""
+    def check_steady(self, x: NDArray, horizon: float) -> None:
+        """Raise ValueError where it is said to be steady, and its values at points (P, d) change up to the horizon."""
         if not self.steady or self.own_nodes is not None:
             return
-        x = np.random.default_rng(0).random((16, self.dim))
         values = self.at(x, 0.0)
         for t in (0.1234 * horizon, 0.5719 * horizon, horizon):
             difference = float(np.abs(self.at(x, t) - values).max())

@@ -34,10 +34,13 @@ class Noise:
     factor: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, sigma: Sigma, dim: int) -> Noise:
-        """From what a user gives. Raises ValueError for a negative number, non-finite values, or another shape."""
+    def of(cls, sigma: Sigma, dim: int, at: NDArray | None = None) -> Noise:
+        """From what a user gives; at: (d,), a point where a function may be asked for its shape.
+
+        Raises ValueError for a negative number, non-finite values, or another shape.
+        """
         if isinstance(sigma, Field) or callable(sigma):
-            return cls(dim, None, _as_noise_field(sigma, dim))
+            return cls(dim, None, _as_noise_field(sigma, dim, np.full(dim, 0.5) if at is None else at))
         if np.ndim(sigma) == 0:
             sigma = sigma[()] if isinstance(sigma, np.ndarray) else sigma
             return cls(dim, check_real("sigma", sigma, "a finite number >= 0", positive=False) * np.eye(dim))
@@ -143,17 +146,17 @@ class Noise:
         if self.field is None:
             assert self.constant is not None
             return self.constant.tolist() if self.number is None else self.number
-        return [self.field.identity(points, times), list(self.factor)]
+        return {"field": self.field.identity(points, times), "factor": list(self.factor)}
 
 
-def _as_noise_field(sigma: Any, dim: int) -> Field:
+def _as_noise_field(sigma: Any, dim: int, at: NDArray) -> Field:
     """A function or a field as one of values (), (d,) or (d, m), which one value of it tells."""
     if isinstance(sigma, CompiledField) and sigma.components % dim == 0 and sigma.components > dim:
         return as_field("sigma", _reshaped(sigma, dim), dim, (dim, sigma.components // dim))
     if isinstance(sigma, Field):
         shape = sigma.shape
     else:
-        value = np.asarray(sigma(np.full((1, dim), 0.5), 0.0))
+        value = np.asarray(sigma(at[None].copy(), 0.0))
         shape = value.shape[1:]
     if shape not in ((), (dim,)) and (len(shape) != 2 or shape[0] != dim):
         raise ValueError(f"sigma(x, t): expected values of shape (), ({dim},) or ({dim}, m) at a point, got {shape}")

@@ -131,12 +131,17 @@ class ConvectionDiffusion:
         if self.noise.number is not None and not isinstance(sigma, Noise):
             object.__setattr__(self, "sigma", self.noise.number)
         for field in self._fields().values():
-            field.check_steady(horizon)
+            field.check_steady(self.from_unit(np.random.default_rng(0).random((16, dim))), horizon)
 
     @cached_property
     def noise(self) -> Noise:
         """σ, whatever it was given as."""
-        return self.sigma if isinstance(self.sigma, Noise) else Noise.of(self.sigma, self.dim)
+        return self.sigma if isinstance(self.sigma, Noise) else Noise.of(self.sigma, self.dim, self._middle[0])
+
+    @property
+    def _middle(self) -> NDArray[np.float64]:
+        """A point (1, d) of the box, where functions are asked for the shape of their values."""
+        return np.asarray(self.from_unit(np.full((1, self.dim), 0.5)))
 
     @property
     def diffusivity(self) -> float:
@@ -149,7 +154,9 @@ class ConvectionDiffusion:
     def num_fields(self) -> int | None:
         """K of f with a trailing axis, None for a single function."""
         if callable(self.terminal):
-            value = np.asarray(self.terminal(np.full((1, self.dim), 0.5)))
+            value = np.asarray(self.terminal(self._middle))
+            if value.ndim == 2 and value.shape[1] == 0:
+                raise ValueError(f"terminal(x): expected at least one function, got shape {value.shape}")
             return value.shape[1] if value.ndim == 2 else None
         return self.terminal.shape[-1] if self.terminal.ndim > self.dim else None
 
@@ -406,7 +413,11 @@ def _scaled(function: Callable[[NDArray], NDArray], origin: NDArray, lengths: ND
 
 def _ends(box: Sequence[Any], dim: int) -> Box:
     """Lengths or ends as ends, or a ValueError."""
-    values = real_values("box", np.asarray(box, dtype=object).astype(float))
+    try:
+        given = np.array(box)
+        values = real_values("box", given) if given.dtype.kind in "iuf" else np.zeros(0)
+    except (TypeError, ValueError):  # rows of different lengths
+        values = np.zeros(0)
     if values.shape == (dim,):
         values = np.stack([np.zeros(dim), values], axis=-1)
     if values.shape != (dim, 2) or not np.isfinite(values).all() or not (values[:, 1] > values[:, 0]).all():

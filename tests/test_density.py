@@ -121,6 +121,16 @@ def test_a_grid_too_coarse_for_it_is_said():
         density(problem, lambda x: np.ones(x.shape[:-1]), num_points=32, method="spectral_rk4", dt=0.005)
 
 
+def test_a_start_that_the_nodes_miss_is_said():
+    problem = ConvectionDiffusion(np.zeros((2, 4, 4)), np.ones((4, 4)), 0.3)
+
+    def square(x: np.ndarray) -> np.ndarray:
+        return (np.abs(x - 0.507) < 0.005).all(axis=-1).astype(float)
+
+    with pytest.warns(match="initial: its mean is 0 over the nodes and .* over finer ones"):
+        density(problem, square, num_points=64)
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [

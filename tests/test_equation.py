@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy.linalg import expm
 
-from pdekit import ConvectionDiffusion, RedrawnVelocity, compiled, solve
-from pdekit.field import GridField, node_points
+import pdekit.equation.march as march
+from pdekit import ConvectionDiffusion, RedrawnVelocity, ResolutionWarning, compiled, solve
+from pdekit.field import FunctionField, GridField, node_points
 
 TAU = 2.0 * np.pi
 SPECTRAL = ("spectral_rk4", "spectral_ab4", "spectral_krylov")
@@ -371,3 +372,102 @@ def test_a_redrawn_velocity_with_potential_and_source():
 def test_what_cannot_be_is_met_with_one_line(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# what was found by trying
+
+
+@pytest.mark.parametrize("how", [{"method": "spectral_rk4", "dt": 0.05}, {"method": "spectral_krylov"}, {"rtol": 1e-6}])
+def test_a_solve_with_noise_that_varies_continues_and_refuses_other_noise(tmp_path, how):
+    x = np.arange(8) / 8
+    flow, f = 0.3 * np.sin(TAU * x)[None], np.cos(TAU * x)
+
+    def problem(size: float) -> ConvectionDiffusion:
+        return ConvectionDiffusion(flow, f, GridField((0.3 + size * np.cos(TAU * x))[None], shape=()))
+
+    path, whole = tmp_path / "restart.npz", solve(problem(0.1), num_points=24, times=[0.0, 0.5], **how)
+
+    class Interrupted(Exception):
+        pass
+
+    steps, original = [], march.March._step
+
+    def interrupt(self, state, stop):
+        steps.append(1)
+        if len(steps) == 2:
+            raise Interrupted
+        return original(self, state, stop)
+
+    march.March._step = interrupt  # type: ignore[method-assign]
+    try:
+        with pytest.raises(Interrupted):
+            solve(problem(0.1), num_points=24, times=[0.0, 0.5], checkpoint=path, checkpoint_seconds=0, **how)
+    finally:
+        march.March._step = original  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="made for sigma"):
+        solve(problem(0.2), num_points=24, times=[0.0, 0.5], checkpoint=path, **how)
+    again = solve(problem(0.1), num_points=24, times=[0.0, 0.5], checkpoint=path, **how)
+    np.testing.assert_array_equal(again.u, whole.u)
+
+
+@pytest.mark.parametrize("name", ["potential", "source", "sigma"])
+def test_waves_that_the_grid_takes_for_slower_ones_are_warned_about(name):
+    def fast(x, t):
+        return 0.4 * (1.5 + np.cos(32 * TAU * x[..., 0]))
+
+    fields = {"sigma": 0.2, name: fast}
+    problem = ConvectionDiffusion(np.zeros((1, 4)), lambda x: np.cos(TAU * x[..., 0]), **fields)
+    with pytest.warns(ResolutionWarning, match=f"{name}: the grid of 32 nodes cannot hold .*num_points >= "):
+        solve(problem, num_points=32, dt=0.01, method="spectral_rk4")
+    problem = ConvectionDiffusion(np.zeros((1, 4)), lambda x: np.cos(TAU * x[..., 0]), **fields)
+    solve(problem, num_points=256, dt=0.01, method="spectral_rk4")
+
+
+@pytest.mark.parametrize("rate", [-3.0, -20.0])
+@pytest.mark.parametrize("how", [{"rtol": 1e-8}, {"method": "spectral_krylov", "rtol": 1e-8}])
+def test_growth_leaves_the_tolerance_relative_to_what_u_may_reach(rate, how):
+    x = np.arange(8) / 8
+    grown = ConvectionDiffusion(0.3 * np.sin(TAU * x)[None], np.cos(TAU * x), 0.3, potential=rate)
+    still = ConvectionDiffusion(0.3 * np.sin(TAU * x)[None], np.cos(TAU * x), 0.3)
+    reference = values(solve(still, num_points=64, rtol=1e-12)) * math.exp(-rate)
+    solution = solve(grown, num_points=64, **how)
+    error = np.abs(values(solution) - reference).max()
+    estimate = solution.attrs.get("error_estimate", solution.attrs["error_estimate_time"])
+    assert error <= 1.01 * estimate + 1e-13 * math.exp(-rate)
+    assert estimate <= 1e-8 * math.exp(-rate)
+
+
+def test_a_source_alone_sets_the_scale_of_the_tolerance():
+    problem = ConvectionDiffusion(np.zeros((1, 4)), np.zeros(4), 0.3, source=np.cos(TAU * np.arange(8) / 8))
+    solution = solve(problem, num_points=64, method="spectral_krylov", rtol=1e-6)
+    rate = 0.5 * 0.09 * TAU**2
+    np.testing.assert_allclose(values(solution), np.cos(TAU * solution.x) * (1 - math.exp(-rate)) / rate, atol=2e-6)
+    assert solution.attrs["num_steps"] <= 5
+
+
+def test_functions_are_asked_within_their_box_alone():
+    def inside(x):
+        assert ((x >= 10.0 - 0.1) & (x <= 14.0 + 0.1)).all() or x.shape[0] == 32  # the look beyond the edge
+        return x[..., 0]
+
+    def sigma(x, t):
+        return 0.1 + 0.0 * inside(x)
+
+    problem = ConvectionDiffusion(
+        np.zeros((1, 4)), lambda x: np.cos(0.5 * TAU * inside(x)), sigma, box=((10.0, 14.0),), potential=1.0
+    )
+    assert problem.num_fields is None
+    with pytest.raises(ValueError, match="interval: expected a function that does not depend on t"):
+        ConvectionDiffusion(
+            np.zeros((1, 4)),
+            np.ones(4),
+            0.1,
+            box=((10.0, 14.0),),
+            potential=FunctionField(lambda x, t: t * (x[..., 0] > 10.0), 1, math.inf),
+        )
+
+
+@pytest.mark.parametrize("box", ["ab", ((0, 1), 2), (1j,), (True,), ("1",), {}])
+def test_a_box_that_is_none_is_met_with_one_line(box):
+    with pytest.raises(ValueError, match="box: expected 1 positive lengths, or ends"):
+        ConvectionDiffusion(np.zeros((1, 4)), np.ones(4), 0.1, box=box)

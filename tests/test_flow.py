@@ -154,6 +154,16 @@ def test_any_module_may_be_the_velocity(points):
         FlowNetwork(Spin(), dim=2, sigma=0.1, relative_sigma=0.2)
 
 
+def test_relative_noise_takes_two_features_and_gives_way_to_a_constant():
+    with pytest.raises(ValueError, match="relative_sigma: expected at least two features"):
+        FlowNetwork(SmoothVelocity(1), relative_sigma=0.1)
+    with pytest.raises(ValueError, match=r"relative_sigma: expected a finite number >= 0, got -0\.1"):
+        FlowNetwork(SmoothVelocity(2), relative_sigma=-0.1)
+    constant = relative().variant(sigma=0.3)
+    assert (constant.sigma, constant.relative_sigma) == (0.3, 0.0)
+    assert constant.variant(relative_sigma=0.2).sigma == 0.0
+
+
 def test_a_problem_with_more_than_blocks_have_makes_no_network():
     still = np.zeros((2, 4, 4))
     with pytest.raises(ValueError, match="sigma: expected a number, or a function of numbers"):

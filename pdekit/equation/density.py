@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from pdekit.equation.march import Setup
 from pdekit.equation.method import Method
@@ -26,10 +26,12 @@ from pdekit.equation.solver import (
     wanted_times,
 )
 from pdekit.equation.spectral_method import KrylovMethod, LawsonMethod
+from pdekit.field import node_points
 from pdekit.problem import ConvectionDiffusion, Terminal
 from pdekit.runtime.checks import check_real
 
 _METHODS = ("auto", "spectral_krylov", "spectral_rk4", "spectral_ab4")
+_LARGEST_LOST_MASS = 0.01  # of the mass
 _EQUATION = "drho/dt = -div(F rho) + sum_ij d_i d_j ((sigma sigma^T)_ij rho)/2 - V rho"
 
 
@@ -106,6 +108,7 @@ def density(
         how = LawsonMethod(unit, dt=unit.horizon / num_steps, kind=method, **size)
     start = unit.terminal_nodes(grid)
     variation = np.atleast_1d(start.std(axis=tuple(range(unit.dim))))
+    messages = [*lost_modes(planner, plan, grid), *unstable, *_lost_mass(unit, start)]
     setup = Setup(
         plan=plan,
         method=how,
@@ -116,8 +119,23 @@ def density(
         bound=math.inf,  # a flow may carry it together: only its integral is bounded
         rtol=rtol,
         growth=growth,
-        messages=[*lost_modes(planner, plan, grid), *unstable],
+        messages=messages,
         watched=(first_stop, variation) if planner.coupled else None,
     )
     solution = computed(given, setup, Keep(), fft_library(fft), progress, seed, equation=_EQUATION)
     return solution.sortby("time").rename(u="rho")
+
+
+def _lost_mass(problem: ConvectionDiffusion, start: NDArray) -> Iterator[str]:
+    """A line where ∫ρ₀ on the nodes is not what it is at many more points."""
+    if not callable(problem.terminal):
+        return
+    over_space = tuple(range(problem.dim))
+    finer = tuple(min(8 * n, max(n, 1024 if problem.dim < 3 else 128)) for n in start.shape[: problem.dim])
+    here = start.mean(axis=over_space)
+    there = problem.evaluate_terminal(node_points(finer, problem.dim) + 0.5 / np.array(finer)).mean(axis=over_space)
+    if np.any(np.abs(here - there) > _LARGEST_LOST_MASS * np.abs(there)):
+        yield (
+            f"initial: its mean is {np.ravel(here)[0]:.4g} over the nodes and {np.ravel(there)[0]:.4g} over finer "
+            "ones; use a larger num_points, or a wider start"
+        )

@@ -184,12 +184,13 @@ class March:
 
     def _unstable(self, s: float, size: float) -> UnstableError:
         speed, problem = self._setup.flow.speed, self._problem
-        t, n = problem.horizon - s, max(self._grid)
+        t, n, noise = problem.horizon - s, max(self._grid), problem.noise.constant
+        clamped = noise is not None and np.count_nonzero(noise @ noise.T) <= problem.dim
+        other = "method='semi_lagrangian', or " if clamped else ""
         return UnstableError(
             f"the solution left its bound {self._setup.bound:.3g} at t = {t:.4g} (size {size:.3g}): "
             f"cell Péclet number {cell_peclet(speed, n, self._setup.flow.diffusivity):.3g}, Courant number "
-            f"{courant(speed, n, self._dt):.3g}; use method='semi_lagrangian', "
-            "or a finer grid and a smaller dt, or a larger sigma"
+            f"{courant(speed, n, self._dt):.3g}; use {other}a finer grid and a smaller dt, or a larger sigma"
         )
 
 

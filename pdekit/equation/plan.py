@@ -18,6 +18,7 @@ from pdekit.equation.resolution import (
     Flow,
     Spectrum,
     growth,
+    other_spectra,
     terminal_spectra,
     velocity_spectra,
 )
@@ -115,6 +116,7 @@ class Planner:
         self.damping = flow.diffusivity * duration
         self.terminal: list[Spectrum] = terminal_spectra(problem, grid)
         self.velocity = velocity_spectra(problem, grid, flow.times)
+        self.others = other_spectra(problem, grid, flow.times)
         varies = any(v.beyond((0,) * problem.dim) > 1e-12 for v in self.velocity)
         # what varies in space makes modes feed others
         self.coupled = varies or problem.potential is not None or problem.noise.field is not None
@@ -198,7 +200,7 @@ def stands(problem: ConvectionDiffusion) -> bool:
 
 
 def lost_modes(planner: Planner, plan: Plan, grid: Grid) -> Iterator[str]:
-    """One line for each of f and F whose modes the grid cannot hold."""
+    """One line for each of f, F, V, g and σ whose modes the grid cannot hold."""
     nodes = " x ".join(str(n) for n in sorted(set(grid)))
     if plan.terminal_lost > LARGEST_LOSS:
         needed = 2 * max(f.cutoff_for(LARGEST_LOSS, planner.damping) for f in planner.terminal) + 2
@@ -212,6 +214,16 @@ def lost_modes(planner: Planner, plan: Plan, grid: Grid) -> Iterator[str]:
             f"velocity: the grid of {nodes} nodes cannot hold {plan.velocity_lost:.2g} of F (root mean square); "
             f"use num_points >= {needed}"
         )
+    kept = [cutoffs(n, padded=plan.padded)[1] for n in grid]
+    for name, spectra in planner.others.items():
+        lost = max(spectrum.beyond(kept) for spectrum in spectra)
+        if lost > LARGEST_VELOCITY_LOSS and plan.kind.spectral:
+            letter = {"potential": "V", "source": "g", "sigma": "σσᵀ"}[name]
+            needed = 2 * max(spectrum.cutoff_for(LARGEST_VELOCITY_LOSS) for spectrum in spectra) + 2
+            yield (
+                f"{name}: the grid of {nodes} nodes cannot hold {lost:.2g} of {letter} (root mean square); "
+                f"use num_points >= {needed}"
+            )
 
 
 def growth_exponent(

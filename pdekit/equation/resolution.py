@@ -117,6 +117,25 @@ def velocity_spectra(problem: ConvectionDiffusion, grid: Grid, times: Sequence[f
     return spectra
 
 
+def other_spectra(problem: ConvectionDiffusion, grid: Grid, times: Sequence[float]) -> dict[str, list[Spectrum]]:
+    """Of V, g and ½σσᵀ at some times, by name, where they are there, as those of F."""
+    found: dict[str, list[Spectrum]] = {}
+    for name, field in (("potential", problem.potential), ("source", problem.source), ("sigma", problem.noise.field)):
+        if field is None:
+            continue
+        found[name] = []
+        for t in [0.0] if field.steady else times:
+            if name == "sigma":
+                covariances = [problem.noise.covariance(points, t) for points in _lines(grid)]
+                along = [np.moveaxis(a.reshape(*a.shape[:-2], -1), -1, 0) for a in covariances]
+            elif (values := field.own_nodes) is not None:
+                along = [np.moveaxis(values, axis + 1, -1) for axis in range(problem.dim)]
+            else:
+                along = [field.flat(points, t) for points in _lines(grid)]
+            found[name].append(_spectrum(along, components=len(along[0])))
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class Flow:
     """Scales of F, each the largest that was met over the horizon.

@@ -67,15 +67,16 @@ def solve(
     times: problem times t in [0, T] to keep, default (0, T); rounded to the nearest step, but for methods that choose
         their steps, which meet them exactly.
     rtol: tolerance. With "auto", where the equation stands still but for an F that is redrawn, of max|error| relative
-        to max|f| + T max|g|, in space and time together; with "spectral_krylov" of the same on the grid asked for, so
-        in time alone; with "spectral_adaptive" of the local error a unit of time. 1e-8 where a method needs one and
-        none is given.
+        to the bound exp(T max(-V)₊) (max|f| + T max|g|) of |u|, in space and time together; with "spectral_krylov" of
+        the same on the grid asked for, so in time alone; with "spectral_adaptive" of the local error a unit of time.
+        1e-8 where a method needs one and none is given.
     fft: "auto", "rocket", "scipy" or "fftw".
     progress: show a progress bar; default: on a terminal only.
     seed: recorded in the attributes, for problems drawn at random.
     checkpoint: restart file, written every `checkpoint_seconds`. Where it exists, the solve continues from it; with
         Fourier modes also with another dt, and with frames in memory also on another grid. It is removed when the
-        solve is complete.
+        solve is complete. With `rtol` several terminal functions are solved one after the other, each with a file of
+        its own, whose name ends in its number.
     frames_to: NetCDF file that takes the frames as they are computed, so that memory holds one; the Dataset
         returned then reads from it.
 
@@ -136,6 +137,7 @@ def solve(
                 "fft": fft,
                 "progress": progress,
                 "seed": seed,
+                "checkpoint_seconds": checkpoint_seconds,
             }
             paths = [checkpoint and f"{os.fspath(checkpoint)}.{k}" for k in range(problem.num_fields)]
             return _side_by_side(

@@ -46,6 +46,7 @@ class _Modes:
         self._prepared = np.empty((len(terms), *self.operator.product_grid))
         self._prepared_for: list[tuple[Field, float] | None] = [None] * len(self.coefficients.parts())
         self._rows = [0] * len(self._prepared_for)
+        self._parts_of, self._parts = self._standing, self.coefficients.parts()
         self._source: NDArray | None = None
         self._source_at: float | None = None
 
@@ -59,8 +60,10 @@ class _Modes:
 
     def _prepared_at(self, t: float) -> NDArray:
         """Coefficients on the product grid; `_standing` serves until the step's end, where the next may begin."""
+        if self._parts_of is not self._standing:
+            self._parts_of, self._parts = self._standing, self.coefficients.parts(self._standing)
         first = 0
-        for i, (field, nodes) in enumerate(self.coefficients.parts(self._standing)):
+        for i, (field, nodes) in enumerate(self._parts):
             key = field, 0.0 if field.steady else t
             if key != self._prepared_for[i]:
                 values = self.operator.prepare(nodes(t))
@@ -167,7 +170,7 @@ class LawsonMethod(_Modes):
 
 
 class KrylovMethod(_Modes):
-    """Exact in time up to rtol · max|f|, for what stands still or jumps: see `pdekit.equation.krylov`.
+    """Exact in time up to rtol times the bound of |u|, for what stands still or jumps: see `pdekit.equation.krylov`.
 
     A steady source makes the equation one with a further unknown, constant in time, that it is multiplied by
     (u' = A u + g w, w' = 0): the imaginary part of the mean, which a real field leaves free, is that unknown.
@@ -190,7 +193,7 @@ class KrylovMethod(_Modes):
         super().__init__(problem, grid, padded=padded, fft=fft, transposed=transposed, coefficients=coefficients)
         self._rtol = rtol
         source = self._source_modes(0.0)
-        self._forcing = None
+        self._forcing, self._growth = None, growth(problem, grid)
         if source is not None:
             self._forcing = Forcing(source, float(np.abs(self.operator.to_grid(source)).max()), duration)
         fields = problem.num_fields or 1
@@ -211,9 +214,9 @@ class KrylovMethod(_Modes):
     def start(self, field: NDArray) -> NDArray:
         state = super().start(field)
         for propagator, own in zip(self.propagators, fields_first(field, self.problem.dim), strict=True):
-            # errors grow as u itself may
+            # errors grow no more than u itself may, and are measured by what it may reach
             size = float(np.abs(own).mean() if self._transposed else np.abs(own).max())
-            propagator.tolerance = self._rtol * size / growth(self.problem, self.operator.grid)
+            propagator.tolerance = self._rtol * (size + (self._forcing.reach if self._forcing else 0.0))
         if self._forcing is not None:
             for modes in state:
                 self._forcing.begin(modes)
@@ -221,7 +224,7 @@ class KrylovMethod(_Modes):
 
     def facts(self) -> dict[str, Any]:
         own = {
-            "error_estimate_time": max(p.estimate for p in self.propagators),
+            "error_estimate_time": self._growth * max(p.estimate for p in self.propagators),
             "applications": sum(p.applications for p in self.propagators),
         }
         return super().facts() | own
@@ -268,8 +271,8 @@ class Forcing:
     """
 
     def __init__(self, modes: NDArray, largest: float, duration: float) -> None:
-        self.modes, self._effect = modes, largest * duration
-        self._unit = max(self._effect, 1e-300)  # of the unknown, so that it weighs as much as what it brings about
+        self.modes, self.reach = modes, largest * duration
+        self._unit = max(self.reach, 1e-300)  # of the unknown, so that it weighs as much as what it brings about
         self._mean = (0,) * modes.ndim
 
     def begin(self, modes: NDArray) -> None:
@@ -281,7 +284,7 @@ class Forcing:
 
     def effect(self, u_hat: NDArray) -> float:
         """max|u| that the unknown brings about."""
-        return abs(float(u_hat[self._mean].imag)) * self._effect / self._unit
+        return abs(float(u_hat[self._mean].imag)) * self.reach / self._unit
 
 
 @kernel(fastmath={"contract"})

@@ -46,6 +46,8 @@ def fingerprint(problem: ConvectionDiffusion) -> dict[str, Any]:
 
 def _same(found: Any, expected: Any) -> bool:
     """Whether two descriptions agree; numbers up to what another order of summation may change."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(_same(found[k], expected[k]) for k in found)
     if isinstance(found, list) and isinstance(expected, list):
         a, b = np.array(found, dtype=float), np.array(expected, dtype=float)
         return a.shape == b.shape and np.allclose(a, b, rtol=1e-6, atol=1e-6 * float(np.abs(b).max(initial=0.0)))

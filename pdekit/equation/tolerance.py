@@ -79,7 +79,7 @@ class _Level:
 
 
 class ResolvedMethod:
-    """u' = A u + g with as many modes, and substeps as long, as max|error| <= rtol (max|f| + T max|g|) allows.
+    """u' = A u + g with as many modes, and substeps as long, as max|error| <= rtol times the bound of |u| allows.
 
     The state is compact modes of whatever cutoff is in force, the same along each axis, of one field. grid: nodes
     handed out, None for those that the cutoff needs; duration: from T back to the first frame.
@@ -116,7 +116,8 @@ class ResolvedMethod:
         own = self.coefficients.grid
         growing = growth(problem, own)
         self.bound = growing * (largest + problem.horizon * self.source_largest)
-        tolerance = rtol * (largest + problem.horizon * self.source_largest) / growing
+        # errors grow no more than u itself may, and are measured by what it may reach
+        tolerance, self._growth = rtol * (largest + problem.horizon * self.source_largest), growing
         self._allowed, self._droppable = _LEAKING * tolerance, _DROPPING * tolerance
         self.in_time = tolerance - self._allowed - self._droppable
         self._diffusivity = least_diffusivity(problem, own, [0.0])
@@ -174,7 +175,10 @@ class ResolvedMethod:
 
     def facts(self) -> dict[str, float]:
         time = self._level.propagator.estimate if self._level else 0.0
-        error = {"error_estimate": time + self.space_error + self._cut + self._lost, "error_estimate_time": time}
+        error = {
+            "error_estimate": self._growth * (time + self.space_error + self._cut + self._lost),
+            "error_estimate_time": self._growth * time,
+        }
         return error | {"applications": self.applications, "cutoff": self.largest_cutoff, "padded": 1}
 
     def history(self) -> dict[str, NDArray]:
