@@ -17,6 +17,7 @@ from pdekit.runtime.log import say_once
 from pdekit.series import GridSeries
 
 _MOST_BYTES = 2**28  # of blended tables that are kept
+_AN_INSTANT = 4  # frames that an interpolation in time takes at most
 _MOST_NODES = 2**22  # of a sampled function, over all components
 _HELD_TO = 1e-6  # of the largest value, by which a spline may differ from the function that it stands for
 
@@ -33,6 +34,7 @@ class Lookup:
         self._standing: dict[str, tuple[Field, Any]] = {}
         self._samples: dict[int, tuple[Field, GridField | None]] = {}
         self._blended: dict[tuple[Any, ...], tuple[Field, Any]] = {}
+        self._frames: dict[tuple[int, int], Any] = {}
 
     def compiled(self, field: Field) -> bool:
         """Whether the compiled loops can take it."""
@@ -62,22 +64,30 @@ class Lookup:
     def _blend(self, field: GridSeries, t0: float, dt: float, first: int, last: int) -> Any:
         key = (id(field), t0, dt, first, last)
         if key not in self._blended:
-            frames: dict[int, Any] = {}
             for level in range(first, last + 1):
                 weights = field.weights(t0 + level * dt)
-                frames = {
-                    i: frames[i] if i in frames else field.at_frame(i).for_lanes(self.dtype, noisy=self.noisy)
-                    for i, _ in weights
-                }
+                frames = [self._frame(field, i) for i, _ in weights]
                 if level == first:
-                    table, degree = next(iter(frames.values()))
+                    table, degree = frames[0]
                     tables = np.empty((last - first + 1, *table.shape), dtype=table.dtype)
-                _weighted(tables[level - first], [(frames[i][0], w) for i, w in weights])
+                _weighted(
+                    tables[level - first], [(table, w) for (table, _), (_, w) in zip(frames, weights, strict=True)]
+                )
             kept = sum(tables.nbytes for _, (tables, *_) in self._blended.values())
             if kept + tables.nbytes > _MOST_BYTES:
                 self._blended = {}
             self._blended[key] = field, (tables, degree, first)
         return self._blended[key][1]
+
+    def _frame(self, field: GridSeries, i: int) -> Any:
+        """The table of one frame, kept for other lengths of step."""
+        if (id(field), i) not in self._frames:
+            found = field.at_frame(i).for_lanes(self.dtype, noisy=self.noisy)
+            if (len(self._frames) + 1) * found[0].nbytes > _MOST_BYTES // 4:
+                newest = list(self._frames.items())[-_AN_INSTANT:]
+                self._frames = dict(newest)
+            self._frames[id(field), i] = found
+        return self._frames[id(field), i]
 
     def _sample(self, field: FunctionField) -> GridField | None:
         """The function as node values of a cubic spline, or None where none holds it."""

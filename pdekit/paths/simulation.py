@@ -30,6 +30,7 @@ from pdekit.runtime.threads import spread
 
 _STEPS_PER_CALL = 2**22  # path-steps between two chances to interrupt: a fraction of a second
 _STATE_PER_CALL = 2**21  # coordinates held at a time
+_STEPS_IN_CACHE = 4  # whose tables all blocks read before those of later steps
 _COARSEST = 1e-3  # box lengths by which rounding may move a path
 
 
@@ -333,8 +334,9 @@ class Walk:
         each = max(1, _STEPS_PER_CALL // (len(self.x) * LANES))
         for name, value in fields.items():
             levels_a_step = sim.columns if name == "sigma" else 1
-            if (fitting := sim.lookup.fitting(value)) <= levels_a_step * self.num_steps:
-                each = max(1, min(each, int(fitting - 1) // levels_a_step))
+            fitting = sim.lookup.fitting(value)
+            if fitting < np.inf:  # tables of its own for each step
+                each = max(1, min(each, _STEPS_IN_CACHE, int(fitting - 1) // levels_a_step))
         for n in range(first, last, each):
             self._compiled(fields, n, min(n + each, last))
 

@@ -86,7 +86,7 @@ def _add_martingale(table, field, fields, covariance, n, dw, offset, node, total
     covariance: (σ²dt,) for one number, (a dt, ()) for matrices a (1 or steps, d, d).
     """
     d, components = len(dw), table.shape[-1] // fields
-    half = total.dtype.type(0.5)
+    half = offset.dtype.type(0.5)
     flat, start = table.reshape(-1), field * components
     for a in range(d):
         wa = dw[a]
@@ -99,9 +99,9 @@ def _add_martingale(table, field, fields, covariance, n, dw, offset, node, total
             for b in range(a, d):
                 wa, wb, ra, rb = dw[a], dw[b], offset[a], offset[b]
                 if len(covariance) == 1:
-                    v = total.dtype.type(covariance[0])
+                    v = offset.dtype.type(covariance[0])
                 else:
-                    v = total.dtype.type(covariance[0][min(n, len(covariance[0]) - 1), a, b])
+                    v = offset.dtype.type(covariance[0][min(n, len(covariance[0]) - 1), a, b])
                 if a == b:
                     for i in range(len(total)):
                         h = total.dtype.type(gather(flat, load(node, i) + row))
