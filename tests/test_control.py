@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 import xarray as xr
+from typer.testing import CliRunner
 
 from pdekit.field import node_points
 from studies import control
@@ -92,6 +94,16 @@ def test_it_leaves_rows_pictures_and_a_figure(tmp_path):
 
 
 def test_bad_input_is_met_with_one_line(tmp_path):
-    command = [sys.executable, str(STUDY), "--seed", "-1", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "error: --seed: expected at least 0, got -1\n")
+    command = typer.Typer()
+    command.command()(control.main)
+    done = CliRunner().invoke(command, ["--seed", "-1", "--out", str(tmp_path)])
+    assert (done.exit_code, done.stderr) == (2, "error: --seed: expected at least 0, got -1\n")
+
+
+def test_steps_are_as_many_as_are_stable():
+    still, fast = np.zeros((3, 2, 8, 8)), np.full((3, 2, 8, 8), 3.0)
+    assert control.num_steps(still, 64) == 40
+    rate = 2.0 * np.pi * 31 * 6.0 / (2.0 * control.HALF)  # |λ| of the highest mode of 64 nodes
+    steps = control.num_steps(fast, 64)
+    assert steps % 20 == 0
+    assert 0.7 < rate / steps / 2.5 <= 1.0

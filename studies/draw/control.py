@@ -43,10 +43,10 @@ def report(stored: Mapping[str, Any]) -> None:
     """Print the rows of control.json, over seeds."""
     config, rows = stored["provenance"]["config"], stored["rows"]
 
-    def cell(name: str, digits: int) -> Callable[[Any], str]:
+    def cell(name: str, form: str) -> Callable[[Any], str]:
         def say(group: Any) -> str:
             mean, half = interval([row[name] for row in group[1]])
-            return f"{mean:.{digits}f} ± {half:.{digits}f}"
+            return f"{mean:{form}} ± {half:{form}}"
 
         return say
 
@@ -63,9 +63,9 @@ def report(stored: Mapping[str, Any]) -> None:
             "data": lambda group: str(group[0][0]),
             "": lambda group: str(group[0][1]),
             "σ": lambda group: f"{group[0][2]:g}" + (f", then {group[0][3]:g}" if group[0][2] != group[0][3] else ""),
-            "accuracy": cell("accuracy", 3),
-            "max|∇u|": cell("gradient", 1),
-            "flipped": cell("flipped", 3),
+            "accuracy": cell("accuracy", ".3f"),
+            "max|∇u|": cell("gradient", ".3g"),
+            "flipped": cell("flipped", ".3f"),
             "γ": gamma,
         },
         list(groups(rows)),
