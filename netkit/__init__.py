@@ -10,7 +10,8 @@ from netkit import attacks, checkpoint, evaluate
 from netkit.checkpoint import CheckpointError
 from netkit.data import DataError, Dataset, load
 from netkit.evaluate import Score
-from netkit.models import EnResNet, ResNet, en_resnet, from_name
+from netkit.injection import inject_noise, noise_of, remove_noise
+from netkit.models import EnResNet, ResNet, en_resnet, ensemble, from_name
 from netkit.presets import PRESETS
 from netkit.training import TrainConfig, TrainResult, load_model, train
 
@@ -27,9 +28,13 @@ __all__ = [
     "attacks",
     "checkpoint",
     "en_resnet",
+    "ensemble",
     "evaluate",
     "from_name",
+    "inject_noise",
     "load",
     "load_model",
+    "noise_of",
+    "remove_noise",
     "train",
 ]

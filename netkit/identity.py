@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from netkit import checkpoint
+from netkit.injection import InjectedSum
 
 VERSION = 2
 """The version of this package's networks, noise, attacks and evaluations; raised when one gives other numbers."""
@@ -100,14 +101,17 @@ def describe_model(model: nn.Module, *, tensors_only: bool = False) -> str:
 
 
 def _module(name: str, module: nn.Module) -> list[str]:
-    if any(getattr(module, state) for state in _MODULE_STATE if state.endswith("hooks")):
+    states = (getattr(module, state) for state in sorted(_MODULE_STATE) if state.endswith("hooks"))
+    hooks = [hook for state in states for hook in state.values()]
+    owners = [getattr(hook, "__self__", None) for hook in hooks]
+    if not all(isinstance(owner, InjectedSum) for owner in owners):
         raise UnidentifiedError(f"hooks on {name or 'the model'} may do anything")
     attributes = [
         f"{key}={describe(value)}"
         for key, value in sorted(vars(module).items())
         if key not in _MODULE_STATE and not isinstance(value, torch.Generator)
     ]
-    return [name, _class(type(module), frozenset()), *attributes]
+    return [name, _class(type(module), frozenset()), *attributes, *map(describe, owners)]
 
 
 def _class(cls: type, inside: frozenset[int]) -> str:
