@@ -11,9 +11,10 @@ from netkit.checkpoint import CheckpointError
 from netkit.data import DataError, Dataset, load
 from netkit.evaluate import Score
 from netkit.injection import inject_noise, noise_of, remove_noise
+from netkit.metrics import MetricsFile, TensorBoard
 from netkit.models import EnResNet, ResNet, en_resnet, ensemble, from_name
 from netkit.presets import PRESETS
-from netkit.training import TrainConfig, TrainResult, load_model, train
+from netkit.training import TrainConfig, TrainResult, load_model, load_weights, train
 
 __all__ = [
     "PRESETS",
@@ -21,8 +22,10 @@ __all__ = [
     "DataError",
     "Dataset",
     "EnResNet",
+    "MetricsFile",
     "ResNet",
     "Score",
+    "TensorBoard",
     "TrainConfig",
     "TrainResult",
     "attacks",
@@ -34,6 +37,7 @@ __all__ = [
     "inject_noise",
     "load",
     "load_model",
+    "load_weights",
     "noise_of",
     "remove_noise",
     "train",

@@ -99,7 +99,9 @@ def inject_noise(
         layers.append(layer)
         for name, block, place in sums:
             InjectedSum(layer, name, place).attach(block)
-    setattr(model, InjectedNoise.ATTRIBUTE, InjectedNoise(model, layers))
+    setattr(
+        model, InjectedNoise.ATTRIBUTE, InjectedNoise(model, layers, [name for _, sums in found for name, _, _ in sums])
+    )
     share_stream(model, stream)
     return model
 

@@ -302,13 +302,14 @@ class ResidualNoise(nn.Module):
 class InjectedNoise(NoiseControls):
     """The noise that `netkit.inject_noise` put into a model, as an attribute of that model.
 
-    It is no module, so that parameters, buffers and children stay the model's own.
+    It is no module, so that parameters, buffers and children stay the model's own. layers: one for each network inside;
+    blocks: the names of the modules with a noisy sum.
     """
 
     ATTRIBUTE = "injected_noise"
 
-    def __init__(self, model: nn.Module, layers: Sequence[ResidualNoise]) -> None:
-        self.model, self.layers, self.stream = model, tuple(layers), layers[0].stream
+    def __init__(self, model: nn.Module, layers: Sequence[ResidualNoise], blocks: Sequence[str]) -> None:
+        self.model, self.layers, self.blocks, self.stream = model, tuple(layers), tuple(blocks), layers[0].stream
 
     @property
     def noisy_module(self) -> nn.Module:
