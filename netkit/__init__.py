@@ -10,9 +10,11 @@ from netkit import attacks, checkpoint, evaluate
 from netkit.checkpoint import CheckpointError
 from netkit.data import DataError, Dataset, load
 from netkit.evaluate import Score
-from netkit.models import EnResNet, ResNet, en_resnet, from_name
+from netkit.injection import inject_noise, noise_of, remove_noise
+from netkit.metrics import MetricsFile, TensorBoard
+from netkit.models import EnResNet, ResNet, en_resnet, ensemble, from_name
 from netkit.presets import PRESETS
-from netkit.training import TrainConfig, TrainResult, load_model, train
+from netkit.training import TrainConfig, TrainResult, load_model, load_weights, train
 
 __all__ = [
     "PRESETS",
@@ -20,16 +22,23 @@ __all__ = [
     "DataError",
     "Dataset",
     "EnResNet",
+    "MetricsFile",
     "ResNet",
     "Score",
+    "TensorBoard",
     "TrainConfig",
     "TrainResult",
     "attacks",
     "checkpoint",
     "en_resnet",
+    "ensemble",
     "evaluate",
     "from_name",
+    "inject_noise",
     "load",
     "load_model",
+    "load_weights",
+    "noise_of",
+    "remove_noise",
     "train",
 ]

@@ -342,7 +342,7 @@ def through_eot(
     net = unwrapped(model)
     if random is None:
         random = net is not model or is_random(net, x)
-    return _perturbed(attack, attacks.ExpectationOverTransformation(net, eot_draws) if random else net, x, y, generator)
+    return perturbed(attack, attacks.ExpectationOverTransformation(net, eot_draws) if random else net, x, y, generator)
 
 
 def _score_block(
@@ -358,7 +358,7 @@ def _score_block(
     """Predictions (num_draws, B) int16 on the CPU for one block; `seed` is (seed, block number)."""
     generator = derived_generator(x.device, seed[0], "attack", seed[1])
     with repeatable((model, attacked), x.device, seed[0], "attack noise", seed[1]):
-        x_adv = _checked_result(_perturbed(attack, attacked, x.clone(), y, generator), x, *ball)
+        x_adv = _checked_result(perturbed(attack, attacked, x.clone(), y, generator), x, *ball)
     num_labels = int(y.max()) + 1
     predictions = []
     with torch.no_grad(), repeatable((model,), x.device, seed[0], "score", seed[1]):
@@ -450,7 +450,8 @@ def _joined(blocks: Mapping[str, Tensor], y: Tensor) -> Score:
     return Score(predictions.long(), y.cpu())
 
 
-def _perturbed(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
+def perturbed(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
+    """What `attack` returns, given the generator if it takes one."""
     if "generator" in inspect.signature(attack).parameters:
         return attack(model, x, y, generator=generator)
     return attack(model, x, y)

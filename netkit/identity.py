@@ -15,6 +15,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
@@ -27,6 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from netkit import checkpoint
+from netkit.injection import InjectedSum
+from netkit.models import EnResNet, ResNet
+from netkit.noise import InjectedNoise, noise_parts
 
 VERSION = 2
 """The version of this package's networks, noise, attacks and evaluations; raised when one gives other numbers."""
@@ -99,15 +103,55 @@ def describe_model(model: nn.Module, *, tensors_only: bool = False) -> str:
     return _digest(json.dumps([content, tensors]).encode())
 
 
+def architecture(model: nn.Module) -> dict[str, Any]:
+    """A description of the model without its weights, fit for JSON, by which a training knows its checkpoint.
+
+    Of this package's networks it is `model.config`. Others are told apart by their class, the names, shapes and types
+    of their parameters and buffers, and their repr; what appears in none of these, as the code of a user's forward
+    pass, is not.
+    """
+    owners: Iterator[Any] = iter(vars(model).values())
+    described: dict[str, Any]
+    if isinstance(model, ResNet):
+        described = model.config
+    elif isinstance(model, EnResNet):
+        members = [architecture(member) for member in model.members]
+        described = {"type": "EnResNet", "members": members, "average": model.average}
+    else:
+        tensors = [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in model.state_dict(keep_vars=True).items()]
+        layers = _digest(json.dumps([tensors, without_addresses(model)]).encode())
+        described = {"type": f"{type(model).__module__}.{type(model).__qualname__}", "layers": layers}
+        owners = noise_parts(model)
+    injected = [
+        {"blocks": list(owner.blocks), "noise": [dataclasses.asdict(layer.noise) for layer in owner.layers]}
+        for owner in owners
+        if isinstance(owner, InjectedNoise)
+    ]
+    return {**described, "injected": injected} if injected else described
+
+
+def is_buildable(described: Mapping[str, Any]) -> bool:
+    """Whether `netkit.models.build` makes the model from its `architecture`."""
+    return not {"layers", "injected"} & described.keys() and all(map(is_buildable, described.get("members", ())))
+
+
+def without_addresses(value: Any) -> str:
+    """The repr of a value, less what differs from process to process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
 def _module(name: str, module: nn.Module) -> list[str]:
-    if any(getattr(module, state) for state in _MODULE_STATE if state.endswith("hooks")):
+    states = (getattr(module, state) for state in sorted(_MODULE_STATE) if state.endswith("hooks"))
+    hooks = [hook for state in states for hook in state.values()]
+    owners = [getattr(hook, "__self__", None) for hook in hooks]
+    if not all(isinstance(owner, InjectedSum) for owner in owners):
         raise UnidentifiedError(f"hooks on {name or 'the model'} may do anything")
     attributes = [
         f"{key}={describe(value)}"
         for key, value in sorted(vars(module).items())
         if key not in _MODULE_STATE and not isinstance(value, torch.Generator)
     ]
-    return [name, _class(type(module), frozenset()), *attributes]
+    return [name, _class(type(module), frozenset()), *attributes, *map(describe, owners)]
 
 
 def _class(cls: type, inside: frozenset[int]) -> str:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from netkit.noise import Noise, NoiseKind, NoiseStd, NoiseStream, NoisyModel, ResidualNoise
+from netkit.noise import Noise, NoiseKind, NoiseStd, NoiseStream, NoisyModel, ResidualNoise, share_stream
 
 Average = Literal["logits", "probabilities"]
 Normalization = tuple[Sequence[float], Sequence[float]]
@@ -165,43 +165,43 @@ class ResNet(nn.Module):
 class EnResNet(NoisyModel):
     """The average of several networks' predictions (Fig. 1c), with one stream of noise for all of them.
 
-    members: at least one; residual networks, of any depths, or ensembles (Table 7 joins two ensembles, each of
-        which then counts once). They are used, not copied, and draw their noise from this model from now on.
+    members: at least one; networks that map images to logits, or ensembles (Table 7 joins two ensembles, each of which
+        then counts once). They are used, not copied, and draw their noise, also where it is injected, from this model
+        from now on.
     weights: one for each member, summing to one; uniform by default. See `set_weights`.
     average: of the `"logits"`, as in the paper's figures and code, or of the `"probabilities"` f = softmax, as
         Eq. 14 reads. The latter returns logarithms of the mean probabilities, so that its softmax is that mean.
     seed: of the noise; None takes one from the operating system.
 
+    in_channels, num_classes: of the members that are networks of this package; None where none is.
+
     Raises ValueError for no members, members of other classes or channels, or weights that do not sum to one.
     """
 
-    in_channels: int
-    num_classes: int
+    in_channels: int | None
+    num_classes: int | None
     weights: Tensor
 
     def __init__(
         self,
-        members: Sequence["ResNet | EnResNet"],
+        members: Sequence[nn.Module],
         *,
         weights: Sequence[float] | None = None,
         average: Average = "logits",
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        shapes = {(member.in_channels, member.num_classes) for member in members}
-        if len(shapes) != 1:
+        shapes = {(m.in_channels, m.num_classes) for m in members if isinstance(m, ResNet | EnResNet)} - {(None, None)}
+        if len(shapes) > 1 or not members:
             raise ValueError(f"members: expected one (in_channels, num_classes), got {sorted(shapes)}")
         if average not in ("logits", "probabilities"):
             raise ValueError(f"average: expected 'logits' or 'probabilities', got {average!r}")
         self.members = nn.ModuleList(members)
-        self.in_channels, self.num_classes = shapes.pop()
+        self.in_channels, self.num_classes = shapes.pop() if shapes else (None, None)
         self.average = average
         self.register_buffer("weights", torch.empty(len(members)))
         self.set_weights([1 / len(members)] * len(members) if weights is None else weights)
-        self.stream = NoiseStream(seed)
-        for module in self.modules():
-            if isinstance(module, ResidualNoise | EnResNet):
-                module.stream = self.stream
+        share_stream(self, NoiseStream(seed))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -225,15 +225,21 @@ class EnResNet(NoisyModel):
         self.weights.copy_(values)
 
     def member_logits(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (num_members, B, num_classes): each member's logits."""
-        return torch.stack([member(x) for member in self.members])
+        """(B, in_channels, H, W) -> (num_members, B, num_classes): each member's logits.
+
+        Raises ValueError for logits of different shapes.
+        """
+        logits = [member(x) for member in self.members]
+        if len(shapes := {tuple(each.shape) for each in logits}) > 1:
+            raise ValueError(f"members: expected logits of one shape, got {sorted(shapes)}")
+        return torch.stack(logits)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) in [0, 1] -> (B, num_classes).
 
         Raises ValueError for images of another number of dimensions or channels.
         """
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
+        if self.in_channels is not None and (x.dim() != 4 or x.shape[1] != self.in_channels):
             raise ValueError(f"x: expected images of shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
         logits = self.member_logits(x)
         # Normalised here, as 1/3 stored in float32 would not be one third once the model is in float64.
@@ -242,45 +248,26 @@ class EnResNet(NoisyModel):
             return (weights * logits).sum(0)
         return (weights.log() + logits.log_softmax(-1)).logsumexp(0)
 
-    # Noise
 
-    @property
-    def generator(self) -> torch.Generator:
-        """The generator of the noise, on the device of the parameters.
+def ensemble(
+    members: Sequence[nn.Module],
+    *,
+    weights: Sequence[float] | None = None,
+    average: Average = "logits",
+    seed: int | None = None,
+) -> EnResNet:
+    """The average of any networks, which map images in [0, 1] to logits of the same classes; see `EnResNet`."""
+    return EnResNet(members, weights=weights, average=average, seed=seed)
 
-        By default it is the model's own, from the `seed` it was made with; torch's global generators are not used.
-        """
-        return self.stream.generator(next(self.parameters()).device)
 
-    def set_generator(self, generator: torch.Generator | None) -> None:
-        """Draw the noise from `generator` from now on; None goes back to the model's own, from its beginning."""
-        self.stream.set_generator(generator)
-
-    def generator_state(self) -> Tensor:
-        """The generator's state, (num_bytes,) uint8, for `set_generator_state` to continue bit for bit."""
-        return self.generator.get_state()
-
-    def set_generator_state(self, state: Tensor) -> None:
-        """Put the generator where `generator_state` found it; the same kind of device is needed."""
-        self.generator.set_state(state.cpu())
-
-    @contextmanager
-    def fixed_noise(self, source: int | Sequence[Tensor]) -> Iterator[None]:
-        """The same noise in every forward pass inside the block, also for what would lend the model a generator.
-
-        The generator outside is not advanced.
-
-        source: a seed, from which each pass starts over, or the draws themselves: one tensor of mean 0 and
-            variance 1 for each residual block, of the shape of that block's output, members one after the other.
-        """
-        seed = source if isinstance(source, int) else None
-        fixed = torch.Generator(next(self.parameters()).device) if isinstance(source, int) else source
-        hook = self.register_forward_pre_hook(lambda *_: self.stream.rewind(seed))
-        try:
-            with self.stream.fixed(fixed):
-                yield
-        finally:
-            hook.remove()
+def networks_of(model: nn.Module) -> Iterator[tuple[nn.Module, int]]:
+    """The single networks inside ensembles of any depth, each with the n of its share 1/n in the average."""
+    if not isinstance(model, EnResNet):
+        yield model, 1
+        return
+    for member in model.members:
+        for network, count in networks_of(member):
+            yield network, count * len(model.members)
 
 
 def en_resnet(

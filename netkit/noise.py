@@ -159,10 +159,39 @@ class NoiseStream:
             self._fixed, self._position = before
 
 
-class NoisyModel(nn.Module):
-    """A model with one stream of noise, which can be lent a generator, scaled and switched off."""
+class NoiseControls:
+    """The noise of one model, all of one stream: it can be lent a generator, fixed, scaled and switched off."""
 
     stream: NoiseStream
+
+    @property
+    def noisy_module(self) -> nn.Module:
+        """The model whose forward passes draw the noise."""
+        raise NotImplementedError
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.noisy_module.parameters()).device
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The generator of the noise, on the device of the parameters.
+
+        By default it is the model's own, from the `seed` it was made with; torch's global generators are not used.
+        """
+        return self.stream.generator(self._device)
+
+    def set_generator(self, generator: torch.Generator | None) -> None:
+        """Draw the noise from `generator` from now on; None goes back to the model's own, from its beginning."""
+        self.stream.set_generator(generator)
+
+    def generator_state(self) -> Tensor:
+        """The generator's state, (num_bytes,) uint8, for `set_generator_state` to continue bit for bit."""
+        return self.generator.get_state()
+
+    def set_generator_state(self, state: Tensor) -> None:
+        """Put the generator where `generator_state` found it; the same kind of device is needed."""
+        self.generator.set_state(state.cpu())
 
     @contextmanager
     def using_generator(self, generator: torch.Generator) -> Iterator[None]:
@@ -181,6 +210,32 @@ class NoisyModel(nn.Module):
         """No noise inside the block, in which nothing is drawn: the twin that steps along characteristics (Eq. 5)."""
         with self.noise_scale(0.0):
             yield
+
+    @contextmanager
+    def fixed_noise(self, source: int | Sequence[Tensor]) -> Iterator[None]:
+        """The same noise in every forward pass inside the block, also for what would lend the model a generator.
+
+        The generator outside is not advanced.
+
+        source: a seed, from which each pass starts over, or the draws themselves: one tensor of mean 0 and
+            variance 1 for each residual block, of the shape of that block's output, members one after the other.
+        """
+        seed = source if isinstance(source, int) else None
+        fixed = torch.Generator(self._device) if isinstance(source, int) else source
+        hook = self.noisy_module.register_forward_pre_hook(lambda *_: self.stream.rewind(seed))
+        try:
+            with self.stream.fixed(fixed):
+                yield
+        finally:
+            hook.remove()
+
+
+class NoisyModel(NoiseControls, nn.Module):
+    """A model that makes noise of its own."""
+
+    @property
+    def noisy_module(self) -> nn.Module:
+        return self
 
 
 _streams: WeakValueDictionary[int, NoiseStream] = WeakValueDictionary()
@@ -242,6 +297,45 @@ class ResidualNoise(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.noise}, num_blocks={self.num_blocks}"
+
+
+class InjectedNoise(NoiseControls):
+    """The noise that `netkit.inject_noise` put into a model, as an attribute of that model.
+
+    It is no module, so that parameters, buffers and children stay the model's own. layers: one for each network inside;
+    blocks: the names of the modules with a noisy sum.
+    """
+
+    ATTRIBUTE = "injected_noise"
+
+    def __init__(self, model: nn.Module, layers: Sequence[ResidualNoise], blocks: Sequence[str]) -> None:
+        self.model, self.layers, self.blocks, self.stream = model, tuple(layers), tuple(blocks), layers[0].stream
+
+    @property
+    def noisy_module(self) -> nn.Module:
+        return self.model
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """All that stored results depend on (`netkit.identity`), beside the hooks themselves."""
+        return self.stream, *((layer.noise, layer.num_blocks) for layer in self.layers)
+
+
+def noise_parts(model: nn.Module) -> Iterator[nn.Module | InjectedNoise]:
+    """Everything in `model` that may make noise or control it: its modules, and what was injected into them."""
+    for module in model.modules():
+        yield module
+        injected = vars(module).get(InjectedNoise.ATTRIBUTE)
+        if isinstance(injected, InjectedNoise):
+            yield injected
+            yield from injected.layers
+
+
+def share_stream(model: nn.Module, stream: NoiseStream) -> None:
+    """Let all noise in `model` come from `stream`."""
+    for part in noise_parts(model):
+        if isinstance(part, ResidualNoise | NoiseControls):
+            part.stream = stream
 
 
 def add_scaled_noise(

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from netkit.models import EnResNet, evaluating
+from netkit.models import evaluating
+from netkit.noise import NoiseControls, noise_parts
 
 _PROBE_IMAGES = 8
 _PROBE_PASSES = 100
@@ -33,12 +34,12 @@ def derived_generator(device: torch.device | str, seed: int, purpose: str, *coun
 def noise_from(generator: torch.Generator, *models: nn.Module) -> Iterator[None]:
     """Lend `generator` to everything in `models` that takes one (`using_generator`); their own come back after.
 
-    Noise that is fixed (`EnResNet.fixed_noise`) stays fixed.
+    Noise that is fixed (`NoiseControls.fixed_noise`) stays fixed.
     """
     with contextlib.ExitStack() as stack:
         for model in models:
-            for module in model.modules():
-                lend: Any = getattr(module, "using_generator", None)
+            for part in noise_parts(model):
+                lend: Any = getattr(part, "using_generator", None)
                 if lend is not None:
                     stack.enter_context(lend(generator))
         yield
@@ -101,7 +102,7 @@ def is_random(model: nn.Module, x: Tensor) -> bool:
     one call of ten is missed with a chance of 3e-5, in one of fifty with 13%.
     """
     images = x[:: max(1, len(x) // _PROBE_IMAGES)][:_PROBE_IMAGES]
-    if any(isinstance(module, EnResNet) and module.stream.has_given_draws for module in model.modules()):
+    if any(isinstance(part, NoiseControls) and part.stream.has_given_draws for part in noise_parts(model)):
         images = x  # which the draws are for
     with evaluating(model), torch.no_grad(), repeatable((model,), x.device, 0, "probe"):
         first = model(images)

@@ -13,10 +13,11 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from rich.console import Console
@@ -25,12 +26,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from netkit import attacks, checkpoint, evaluate, parallel
+from netkit.attacks.expectation import logits_of, under_attack
 from netkit.checkpoint import CheckpointError
 from netkit.data import Dataset, Split, augment
-from netkit.models import EnResNet, build, evaluating
+from netkit.identity import UnidentifiedError, architecture, describe, is_buildable, without_addresses
+from netkit.metrics import Callback, EpochRecord, StepRecord
+from netkit.models import EnResNet, build, evaluating, networks_of
 from netkit.randomness import derived_generator, derived_seed, noise_from, seeded_globally
 
 TrainingLoss = Literal["pgd", "natural", "trades"]
+Model = TypeVar("Model", bound=nn.Module)
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(logits (B, num_classes), y (B,)) -> a loss (), or one for each image (B,)."""
+Schedule = Callable[[int, int], float]
+"""(updates done, updates in all) -> what `lr` is multiplied by in the next one."""
+OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+"""The groups of `parameter_groups` -> an optimiser of these, such as torch.optim.AdamW."""
 
 _LEAST = {"epochs": 1, "batch_size": 1, "num_steps": 1, "validate_every": 1, "val_num_steps": 2}
 """The least of each count; one step of attack shows too little in validation."""
@@ -143,19 +154,6 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class EpochRecord:
-    """One epoch: rate of a single network, loss and accuracy (on attacked images, unless natural), validation, time."""
-
-    epoch: int
-    lr: float
-    loss: float
-    accuracy: float
-    val_natural: float | None
-    val_robust: float | None
-    seconds: float
-
-
-@dataclass(frozen=True)
 class TrainResult:
     """The history of a finished run and the epoch (counted from 0) whose weights the model was left with."""
 
@@ -183,25 +181,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def parameter_groups(model: EnResNet, config: TrainConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """The parameters of each averaged network, for the optimiser: its decay, and what its rate is multiplied by."""
     groups = []
-    for network, count in _averaged_networks(model):
+    for network, count in networks_of(model):
         factor = count if config.lr_scaling == "members" else 1
         decay = config.weight_decay / factor
         groups.append({"params": list(network.parameters()), "weight_decay": decay, "lr_factor": factor})
     return groups
 
 
-def _averaged_networks(model: EnResNet) -> Iterator[tuple[nn.Module, int]]:
-    """The single networks inside ensembles of any depth, each with the n of its share 1/n in the average."""
-    for member in model.members:
-        inside = _averaged_networks(member) if isinstance(member, EnResNet) else [(member, 1)]
-        for network, count in inside:
-            yield network, count * len(model.members)
-
-
-def batch_plan(config: TrainConfig, model: EnResNet) -> dict[str, Any]:
+def batch_plan(config: TrainConfig, model: nn.Module) -> dict[str, Any]:
     """The division of a batch among processes, and its largest learning rate, to be printed and stored."""
     _, world = parallel.processes()
     return {
@@ -218,23 +208,70 @@ def epoch_order(seed: int, epoch: int, num_images: int) -> Tensor:
     return torch.randperm(num_images, generator=generator)
 
 
+@dataclass(frozen=True)
+class _Functions:
+    """What a caller of `train` gives in place of the configuration's own."""
+
+    loss: Loss | None = None
+    attack: evaluate.Attack | None = None
+    val_attack: evaluate.Attack | None = None
+    optimizer: OptimizerFactory | None = None
+    schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not callable(value):
+                raise ValueError(f"{name}: expected a function, got {value!r}")
+        own = self.optimizer.keywords.keys() if isinstance(self.optimizer, partial) else set()
+        if clash := {"lr", "weight_decay"} & own:
+            raise ValueError(f"optimizer: expected none that binds {', '.join(sorted(clash))}, which train(...) sets")
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Descriptions of those that are given; what hides something, as a lambda, is known by its name alone."""
+        described = {}
+        for name, value in vars(self).items():
+            if value is not None:
+                try:
+                    described[name] = describe(value)
+                except UnidentifiedError:
+                    described[name] = without_addresses(value)
+        return described
+
+
 def train(
-    model: EnResNet,
+    model: Model,
     dataset: Dataset,
-    config: TrainConfig,
+    config: TrainConfig | None = None,
     *,
+    loss: TrainingLoss | Loss | None = None,
+    attack: evaluate.Attack | None = None,
+    val_attack: evaluate.Attack | None = None,
+    optimizer: OptimizerFactory | None = None,
+    schedule: Literal["steps", "one-cycle"] | Schedule | None = None,
     path: Path | None = None,
     checkpoint_steps: int | None = None,
     checkpoint_seconds: float = 30.0,
     provenance: Mapping[str, Any] | None = None,
     on_step: Callable[[int, int], None] | None = None,
-    on_epoch: Callable[[EnResNet, int], None] | None = None,
+    on_epoch: Callable[[Model, int], None] | None = None,
+    callbacks: Sequence[Callback] = (),
+    **options: Any,
 ) -> TrainResult:
-    """Train `model` in place and leave it, in eval mode, with the weights of the selected epoch.
+    """Train `model`, any network from images to logits, in place; leave it with the weights of the selected epoch.
 
-    The run takes place on the device of `dataset`. Under torchrun all processes call this alike; the first one's
-    weights, files and clock count.
+    It is left in eval mode. The run takes place on the device of `dataset`. Under torchrun all processes call this
+    alike; the first one's weights, files and clock count.
 
+    config, options: `train(model, dataset, epochs=3, lr=0.05)` changes fields of `config`, by default the paper's.
+    loss: one of the configuration's, or a function of (logits, y), which takes the place of the cross-entropy; attacks
+        still ascend the cross-entropy.
+    attack: `attack(model, x, y)` in place of PGD in training; `evaluate.no_attack` trains on clean images. It is given
+        a generator if it takes one. Meanwhile parameters are constants and batch norm is as `attack_batch_norm` says.
+    val_attack: in place of the configuration's validation attack, which does not follow `attack`.
+    optimizer: a class or function that takes `parameter_groups`, which hold the decay; the rate is `lr` and `schedule`.
+    schedule: one of the configuration's, or a function of (updates done, updates in all) that `lr` is multiplied by.
+    callbacks: called with each `netkit.metrics.StepRecord` and `EpochRecord`, in the first process.
     path: the checkpoint to write and to continue from. It is written at the end of every epoch, after
         `checkpoint_steps` updates where given, and whenever `checkpoint_seconds` have passed. A finished run is read
         back, not repeated.
@@ -252,14 +289,23 @@ def train(
     `epochs`, so that the result is that of a run with these from the start. With "steps" that takes `milestones` at the
     same epochs as before, which are smaller shares of more; a one-cycle run has ended at rate zero.
 
-    Raises ValueError for `checkpoint_steps` below 1; CheckpointError where `path` holds a run of another model,
-    configuration or data set, or is damaged; FloatingPointError where the loss is no longer finite.
+    Raises ValueError for `checkpoint_steps` below 1, or options that contradict each other; CheckpointError where
+    `path` holds a run of another model, configuration or data set, or is damaged; FloatingPointError where the loss is
+    no longer finite.
     """
     if checkpoint_steps is not None and checkpoint_steps < 1:
         raise ValueError(f"checkpoint_steps: expected at least 1, got {checkpoint_steps}")
+    if isinstance(loss, str):
+        options["loss"], loss = loss, None
+    if isinstance(schedule, str):
+        options["schedule"], schedule = schedule, None
+    config = dataclasses.replace(TrainConfig() if config is None else config, **options)
+    functions = _Functions(loss, attack, val_attack, optimizer, schedule)
+    if config.loss == "natural" and attack is not None:
+        raise ValueError("attack: expected none with loss='natural', got one; loss='pgd' trains against it")
     with contextlib.ExitStack() as stack:
         stack.enter_context(parallel.joined(dataset.device))
-        run = _Run(model, dataset, config, path, provenance or {})
+        run = _Run(model, dataset, config, functions, path, provenance or {}, callbacks)
         tree = parallel.from_first(lambda: checkpoint.load(path, kind="training") if path and path.exists() else None)
         if tree is not None:
             assert path is not None
@@ -275,7 +321,7 @@ def train(
             if run.step == run.steps_per_epoch:
                 run.save()
                 if on_epoch is not None:
-                    on_epoch(run.model, run.epoch)
+                    on_epoch(model, run.epoch)
                 parallel.make_equal(run.model.state_dict().values())
                 run.finish_epoch()
                 due = True
@@ -298,15 +344,36 @@ def load_model(path: Path, *, device: torch.device | str = "cpu") -> EnResNet:
     """The network that a training run left in the checkpoint `path`, with its selected weights, in eval mode.
 
     The weights are float32, to which those of a training in double precision are rounded.
-    Raises FileNotFoundError; CheckpointError for a damaged or foreign file, or a run without selected weights yet.
+    Raises FileNotFoundError; CheckpointError for a damaged or foreign file, a run without selected weights yet, or a
+    model that this package cannot build, which `load_weights` is for.
     """
     tree = checkpoint.load(path, kind="training")
     with checkpoint.contents_of(path):
-        if tree["best"]["weights"] is None:
-            raise CheckpointError(f"{path} is a run of {tree['epoch']} epochs so far, with no weights selected yet")
-        model = build(tree["identity"]["model"])
-        model.load_state_dict(tree["best"]["weights"])
+        weights, described = _selected_weights(path, tree), tree["identity"]["model"]
+        if not is_buildable(described):
+            kind = described["type"]
+            raise CheckpointError(f"{path} holds weights alone, of a {kind} or its parts: load_weights(path, model)")
+        model = build(described)
+        model.load_state_dict(weights)
     return model.to(device).eval()
+
+
+def load_weights(path: Path, model: Model) -> Model:
+    """Put the selected weights of the training run in the checkpoint `path` into `model`, made as for that run.
+
+    Gives the model back, in eval mode. Errors are those of `load_model`, and CheckpointError for another model.
+    """
+    tree = checkpoint.load(path, kind="training")
+    with checkpoint.contents_of(path):
+        checkpoint.require(path, "model", tree["identity"]["model"], architecture(model))
+        model.load_state_dict(_selected_weights(path, tree))
+    return model.eval()
+
+
+def _selected_weights(path: Path, tree: Mapping[str, Any]) -> dict[str, Tensor]:
+    if tree["best"]["weights"] is None:
+        raise CheckpointError(f"{path} is a run of {tree['epoch']} epochs so far, with no weights selected yet")
+    return dict(tree["best"]["weights"])
 
 
 class _Run:
@@ -314,28 +381,28 @@ class _Run:
 
     def __init__(
         self,
-        model: EnResNet,
+        model: nn.Module,
         dataset: Dataset,
         config: TrainConfig,
+        functions: _Functions,
         path: Path | None,
         provenance: Mapping[str, Any],
+        callbacks: Sequence[Callback],
     ) -> None:
-        self.config, self.dataset, self.device = config, dataset, dataset.device
+        self.config, self.functions, self.dataset, self.device = config, functions, dataset, dataset.device
         self.path = path
         rank, _ = parallel.processes()
         self.is_first = rank == 0
+        self.callbacks = callbacks if self.is_first else ()
         self.provenance = {**provenance, "batch": batch_plan(config, model)}
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.model = model.to(self.device, self.dtype)
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.SGD(
-            parameter_groups(model, config),
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov and config.momentum > 0,
-        )
-        self.objective = _Objective(self.model, config)
+        nesterov = config.nesterov and config.momentum > 0
+        sgd = partial(torch.optim.SGD, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
+        self.optimizer = (functions.optimizer or sgd)(parameter_groups(model, config))
+        self.objective = _Objective(self.model, config, functions, dataset.num_classes)
         self.data = dataset.train if config.hold_out else _joined(dataset.train, dataset.val)
         self.steps_per_epoch = math.ceil(len(self.data) / config.batch_size)
         self.identity = self._identity()
@@ -379,7 +446,7 @@ class _Run:
         rank, world = parallel.processes()
         if world > 1:  # streams of this step alone: a checkpoint, which holds the first process's, need hold no others
             self.generators = self._new_generators(self.step)
-        lr = learning_rate(self.config, self.position[0], self.steps_per_epoch)
+        lr = self._learning_rate(self.config, self.position[0])
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
         x, y, count, total = self._batch(rank, world)
@@ -393,9 +460,22 @@ class _Run:
         self.optimizer.step()
         with torch.no_grad():
             correct = (logits.argmax(1) == y)[:count].double().sum()
-            self.totals += parallel.summed(torch.stack([loss.double() * count, correct, correct.new_tensor(count)]))
+            sums = parallel.summed(torch.stack([loss.double() * count, correct, correct.new_tensor(count)]))
+            self.totals += sums
         self.step += 1
+        if self.callbacks:  # only then is a GPU waited for
+            loss_sum, num_correct, num_images = sums.tolist()
+            self._tell(StepRecord(self.position[0], self.epoch, lr, loss_sum / num_images, num_correct / num_images))
         self.seconds += time.perf_counter() - started
+
+    def _learning_rate(self, config: TrainConfig, step: int) -> float:
+        if self.functions.schedule is None:
+            return learning_rate(config, step, self.steps_per_epoch)
+        return config.lr * self.functions.schedule(step, config.epochs * self.steps_per_epoch)
+
+    def _tell(self, record: StepRecord | EpochRecord) -> None:
+        for callback in self.callbacks:
+            callback(record)
 
     def _seeded(self, *place: str | int) -> contextlib.AbstractContextManager[None]:
         """The global generators, which layers of other libraries draw from, as a function of the place in the run."""
@@ -444,8 +524,9 @@ class _Run:
         elif config.select == "last" and is_last:
             self._keep(0.0)
         self.seconds += time.perf_counter() - started
-        lr = learning_rate(config, self.position[0] - 1, self.steps_per_epoch)
+        lr = self._learning_rate(config, self.position[0] - 1)
         self.history.append(EpochRecord(self.epoch, lr, loss / count, correct / count, natural, robust, self.seconds))
+        self._tell(self.history[-1])
         self.epoch += 1
         self._start_epoch()
 
@@ -453,7 +534,7 @@ class _Run:
         """Validation accuracy, clean and (unless training is natural) under the validation attack."""
         x, y = self.dataset.images(self.dataset.val.x, self.dtype), self.dataset.val.y
         options: dict[str, Any] = {"num_draws": 1, "seed": self.config.seed, "divided": True}
-        attack = self.objective.attack
+        attack = self.functions.val_attack or self.objective.pgd
         with self._told_of_divergence(), self.objective.autocast():
             natural = evaluate.accuracy(self.model, x, y, **options).mean
             if self.config.loss == "natural":
@@ -475,14 +556,15 @@ class _Run:
             checkpoint.save(self.path, self._tree(), kind="training")
 
     def _identity(self) -> dict[str, dict[str, Any]]:
-        return {
-            "model": self.model.config,
+        identity = {
+            "model": architecture(self.model),
             "configuration": dataclasses.asdict(self.config),
             "data set": {
                 "name": self.dataset.name,
                 "fingerprint": self.dataset.fingerprint("train", "val"),
             },
         }
+        return identity | ({"set of functions": functions} if (functions := self.functions.identity) else {})
 
     def _tree(self) -> dict[str, Any]:
         return {
@@ -504,11 +586,13 @@ class _Run:
         """Raise CheckpointError unless the updates made so far had the learning rates of this configuration."""
         earlier = TrainConfig(**tree["identity"]["configuration"])
         done = range(tree["epoch"] * self.steps_per_epoch + tree["step"])
-        before, now = ([learning_rate(c, step, self.steps_per_epoch) for step in done] for c in (earlier, self.config))
+        before, now = ([self._learning_rate(c, step) for step in done] for c in (earlier, self.config))
         if before == now:
             return
         cure = "a one-cycle run ends at rate zero and cannot be extended, train anew"
-        if self.config.schedule == "steps":
+        if self.functions.schedule is not None:
+            cure = "a schedule that does not depend on the number of updates extends it"
+        elif self.config.schedule == "steps":
             same = ", ".join(f"{share * earlier.epochs:g}/{self.config.epochs}" for share in earlier.milestones)
             cure = f"milestones=({same}) extend it"
         raise CheckpointError(
@@ -518,8 +602,9 @@ class _Run:
 
     def restore(self, path: Path, tree: Mapping[str, Any]) -> None:
         """Go on where `tree`, read from `path`, stopped; raises CheckpointError where it is of another run."""
-        for what, expected in self.identity.items():
-            found = tree["identity"][what]
+        found_identity, own = ({"set of functions": {}, **identity} for identity in (tree["identity"], self.identity))
+        for what, expected in own.items():
+            found = found_identity[what]
             if what == "configuration" and found["epochs"] < self.config.epochs:
                 self._check_extension(path, tree)
                 found = {**found, "epochs": expected["epochs"], "milestones": expected["milestones"]}
@@ -546,26 +631,33 @@ class _Objective(nn.Module):
     Where several processes train, DistributedDataParallel hands the first one's buffers to all before the attack.
     """
 
-    def __init__(self, network: EnResNet, config: TrainConfig) -> None:
+    def __init__(self, network: nn.Module, config: TrainConfig, functions: _Functions, num_classes: int) -> None:
         super().__init__()
-        self.network, self.config = network, config
+        self.network, self.config, self.functions, self.num_classes = network, config, functions, num_classes
 
     def forward(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The training loss () and the logits (B, num_classes) that training accuracy is counted on."""
         config = self.config
-        if config.loss == "natural":
+        if config.loss != "natural":
+            x_adv = self._attacked(x, y, generator)
+        if config.loss != "trades":
             with self.autocast():
-                logits = self.network(x)
-            return functional.cross_entropy(_wide(logits), y), logits
-        x_adv = self._attacked(x, y, generator)
-        if config.loss == "pgd":
-            with self.autocast():
-                logits = self.network(x_adv)
-            return functional.cross_entropy(_wide(logits), y), logits
+                logits = logits_of(self.network, x if config.loss == "natural" else x_adv, self.num_classes)
+            return self._loss(logits, y), logits
         with self.autocast():
-            clean, logits = self.network(torch.cat([x, x_adv])).chunk(2)
+            clean, logits = logits_of(self.network, torch.cat([x, x_adv]), self.num_classes).chunk(2)
         drift = _drift_from(clean)(logits, y).mean()
-        return functional.cross_entropy(_wide(clean), y) + config.trades_beta * drift, logits
+        return self._loss(clean, y) + config.trades_beta * drift, logits
+
+    def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        if self.functions.loss is None:
+            return functional.cross_entropy(_wide(logits), y)
+        loss = self.functions.loss(_wide(logits), y)
+        if loss.shape not in ((), y.shape):
+            raise ValueError(
+                f"loss: expected a loss () or one for each image {tuple(y.shape)}, got {tuple(loss.shape)}"
+            )
+        return loss.mean()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The configuration's precision, for passes of the network."""
@@ -574,7 +666,7 @@ class _Objective(nn.Module):
             return contextlib.nullcontext()
         return torch.autocast(device, torch.bfloat16)
 
-    def attack(
+    def pgd(
         self,
         model: nn.Module,
         x: Tensor,
@@ -602,13 +694,20 @@ class _Objective(nn.Module):
         )
 
     def _attacked(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """The inner maximisation of Algorithm 1, or of TRADES."""
+        """The inner maximisation of Algorithm 1, or of TRADES, or the caller's."""
+        if self.functions.attack is not None:
+            with self.autocast(), under_attack(self.network, self.config.attack_batch_norm):
+                x_adv = evaluate.perturbed(self.functions.attack, self.network, x, y, generator)
+            if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
+                got = f"{x_adv.dtype} {tuple(x_adv.shape)}"
+                raise ValueError(f"attack: expected images {x.dtype} {tuple(x.shape)}, got {got}")
+            return x_adv.detach()
         loss: attacks.Loss = attacks.cross_entropy
         with self.autocast():
             if self.config.loss == "trades":
                 with torch.no_grad(), evaluating(self.network):
                     loss = _drift_from(self.network(x))
-            return self.attack(self.network, x, y, loss=loss, generator=generator)
+            return self.pgd(self.network, x, y, loss=loss, generator=generator)
 
 
 def _drift_from(clean: Tensor) -> attacks.Loss:
