@@ -14,6 +14,7 @@ from netkit.injection import inject_noise, noise_of, remove_noise
 from netkit.metrics import MetricsFile, TensorBoard
 from netkit.models import EnResNet, ResNet, en_resnet, ensemble, from_name
 from netkit.presets import PRESETS
+from netkit.sources import dataset
 from netkit.training import TrainConfig, TrainResult, load_model, load_weights, train
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "TrainResult",
     "attacks",
     "checkpoint",
+    "dataset",
     "en_resnet",
     "ensemble",
     "evaluate",

@@ -1,5 +1,6 @@
 """Image data sets that live on the device as uint8: no loader, no worker, one cast a batch.
 
+`netkit.dataset` makes them of one's own images.
 `load` returns a `Dataset` whose splits never change: the validation part is cut from the training part with a
 fixed seed (45K/5K for CIFAR, section 4.1 of the paper), so that two runs always select on the same images.
 """
@@ -35,7 +36,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Split:
-    """Images `x` (N, C, H, W) uint8 and labels `y` (N,) int64, on one device."""
+    """Images `x` (N, C, H, W), uint8 or float32 in [0, 1], and labels `y` (N,) int64, on one device."""
 
     x: Tensor
     y: Tensor
@@ -52,8 +53,8 @@ class Split:
 class Dataset:
     """Train, validation and test images, and how to feed them to a network.
 
-    `max_value` is the integer that stands for white (255, or 16 for the digits); `augmented` says whether
-    random crops and flips leave the label alone.
+    `max_value` is the integer that stands for white (255, 16 for the digits, or 1 for floating-point images);
+    `augmented` says whether random crops and flips leave the label alone.
     """
 
     name: str
@@ -79,7 +80,7 @@ class Dataset:
         return self.train.x.device
 
     def images(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Stored images (..., C, H, W) uint8 as floating point in [0, 1]."""
+        """Stored images (..., C, H, W) as floating point in [0, 1]."""
         return x.to(dtype) / self.max_value
 
     def fingerprint(self, *parts: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
@@ -23,3 +25,21 @@ def test_the_equation_and_its_paths(capsys):
     solution, estimate = names["solution"], names["estimate"]
     error = abs(float(solution.u.sel(time=0, x=0.25, y=0.5)) - estimate.mean[0])
     assert error < 5 * estimate.standard_error[0] + 1e-3
+
+
+def test_the_network_and_the_folder_of_ones_own(tmp_path, monkeypatch, capsys):
+    """In the block before, only the imports: it takes a minute."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for kind in ("cats", "dogs"):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for index in range(8):
+            Image.fromarray(rng.integers(0, 256, (32, 40, 3), np.uint8)).save(
+                tmp_path / "photos" / kind / f"{index}.png"
+            )
+    monkeypatch.chdir(tmp_path)
+    own = next(i for i, block in enumerate(BLOCKS) if "inject_noise" in block)
+    imports = [line for line in BLOCKS[own - 1].splitlines() if line.startswith("from")]
+    exec("\n".join([*imports, BLOCKS[own]]), {})
+    assert "4 images, 10 draws each" in capsys.readouterr().out
