@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from pdekit.field import node_points
 from studies import control
-from studies.draw.control import draw, interval
+from studies.draw.control import draw, groups, interval, report
 
 STUDY = Path(control.__file__)
 
@@ -91,6 +91,24 @@ def test_it_leaves_rows_pictures_and_a_figure(tmp_path):
     draw(tmp_path)  # from what is stored alone
     assert (tmp_path / "control.png").stat().st_size > 20_000
     assert (tmp_path / "control.pdf").exists()
+
+
+def test_the_stored_result_can_be_printed_and_answers_the_question(capsys):
+    stored = json.loads((STUDY.parent / "results" / "control" / "control.json").read_text())
+    report(stored)
+    assert "Training as control" in capsys.readouterr().out
+    rows = {key: found for key, found in groups(stored["rows"]) if key[1] == "equation"}
+    for shape in stored["provenance"]["config"]["shapes"]:
+        of = {key[2:]: found for key, found in rows.items() if key[0] == shape}
+
+        def mean(name, *sigmas, of=of):
+            return interval([row[name] for row in of[sigmas]])[0]
+
+        # diffusion in training makes u regular, F works against it, and the accuracy does not pay
+        assert mean("gradient", 0.3, 0.3) < 0.4 * mean("gradient", 0.05, 0.05)
+        assert mean("gradient", 0.3, 0.3) > mean("gradient", 0.05, 0.3)
+        assert mean("gamma", 0.3, 0.3) > mean("gamma", 0.05, 0.05)
+        assert mean("accuracy", 0.3, 0.3) > mean("accuracy", 0.05, 0.05) - 0.005
 
 
 def test_bad_input_is_met_with_one_line(tmp_path):
