@@ -160,7 +160,7 @@ def test_images_of_other_sizes_are_resized_and_cropped_at_the_centre(height: int
 
 
 def test_resnet18_with_noise_learns_a_folder_in_an_epoch_and_is_attacked(tmp_path: Path) -> None:
-    data = dataset(write_folder(tmp_path / "pets", count=12, sizes=(16, 20)), size=16)
+    data = dataset(write_folder(tmp_path / "pets", count=6, sizes=(16, 20)), size=16)
 
     def network() -> torch.nn.Module:
         with torch.random.fork_rng():
