@@ -4,6 +4,8 @@ model = en_resnet(depth=20, num_members=2, noise_coef=0.1)
 train(model, load("cifar10", data="cifar10.npz"), PRESETS["paper"], path=Path("model.safetensors"))
 x_adv = attacks.ifgsm(model, x, y, eps=8 / 255, step_size=2 / 255, num_steps=20)
 score = evaluate.robust_accuracy(model, x, y, attack, num_draws=10)
+
+The same goes for any network and images: `inject_noise(torchvision.models.resnet18())` and `dataset("photos")`.
 """
 
 from netkit import attacks, checkpoint, evaluate

@@ -47,9 +47,10 @@ _RESULT = (_Sum(),)
 _TRANSFORMER = (_Sum(before="norm2"), _Sum())
 _SUMS: dict[str, tuple[_Sum, ...]] = {
     "netkit.models.PreActBlock": _RESULT,
-    # one relu is called after each convolution but the last, and once more after the sum
-    "torchvision.models.resnet.BasicBlock": (_Sum(before="relu", after="bn2"),),
-    "torchvision.models.resnet.Bottleneck": (_Sum(before="relu", after="bn3"),),
+    # One relu is called after all batch norms but the last, and after the sum. Convolutions tell the calls apart, as
+    # batch norms may be replaced later, by SyncBatchNorm.
+    "torchvision.models.resnet.BasicBlock": (_Sum(before="relu", after="conv2"),),
+    "torchvision.models.resnet.Bottleneck": (_Sum(before="relu", after="conv3"),),
     "torchvision.models.convnext.CNBlock": _RESULT,
     "torchvision.models.vision_transformer.EncoderBlock": (_Sum(before="ln_2"), _Sum()),
     "torchvision.models.swin_transformer.SwinTransformerBlock": _TRANSFORMER,

@@ -73,12 +73,15 @@ def dataset(
         raise DataError(f"layout: expected 'NHWC' or 'NCHW', got {layout!r}")
     if channels not in (None, 1, 3):
         raise DataError(f"channels: expected 1 or 3, got {channels!r}")
+    covered = (size, size) if isinstance(size, int) else size
+    if covered is not None and not (len(covered) == 2 and min(covered) >= 1):
+        raise DataError(f"size: expected a height and a width of at least 1, got {size!r}")
     if isinstance(source, str | Path):
         name = name or Path(source).resolve().name
     sources = _parts(source)
     parts = {part: list(_items(images, labels, columns, layout)) for part, images in sources.items()}
-    names = _class_names(parts, classes, getattr(sources["train"], "features", None))
-    splits = {part: _stacked(items, names, size, channels) for part, items in parts.items()}
+    names = _class_names(parts, classes, getattr(sources["train"], "features", None), columns[1])
+    splits = {part: _stacked(items, names, covered, channels) for part, items in parts.items()}
     splits = _with_missing_parts(splits, names, {"test": test_share, "val": val_share}, seed)
     kinds = {part: f"{tuple(split.x.shape[1:])} {split.x.dtype}" for part, split in splits.items()}
     if len(set(kinds.values())) > 1:
@@ -185,7 +188,9 @@ def _in_rows(source: Any, columns: tuple[str, str]) -> Iterator[Item]:
             raise DataError(f"item {number}: expected {expected}, got {type(row).__name__}")
 
 
-def _class_names(parts: Mapping[str, Sequence[Item]], classes: Sequence[str] | None, features: Any) -> tuple[str, ...]:
+def _class_names(
+    parts: Mapping[str, Sequence[Item]], classes: Sequence[str] | None, features: Any, column: str
+) -> tuple[str, ...]:
     """The name of each class, by its number."""
     if classes is not None:
         return tuple(map(str, classes))
@@ -194,9 +199,8 @@ def _class_names(parts: Mapping[str, Sequence[Item]], classes: Sequence[str] | N
         raise DataError("source: expected images, got none")
     if isinstance(labels[0][0], str):
         return tuple(sorted({str(label) for label, _ in labels}))
-    for feature in features.values() if isinstance(features, Mapping) else ():  # Hugging Face's ClassLabel
-        if (known := getattr(feature, "names", None)) is not None:
-            return tuple(known)
+    if isinstance(features, Mapping) and hasattr(features.get(column), "names"):  # Hugging Face's ClassLabel
+        return tuple(features[column].names)
     return tuple(map(str, range(1 + max(_whole(label, place) for label, place in labels))))
 
 
@@ -220,14 +224,14 @@ def _label(label: Any, place: str, names: tuple[str, ...]) -> int:
 
 
 def _stacked(
-    items: Sequence[Item], names: tuple[str, ...], size: int | tuple[int, int] | None, channels: int | None
+    items: Sequence[Item], names: tuple[str, ...], size: tuple[int, int] | None, channels: int | None
 ) -> Split:
     """All images of a part in one tensor."""
     images: list[Tensor] = []
     for image, _, place in items:
         tensor = _pixels(image, place, channels)
         if size is not None:
-            tensor = _covering(tensor, (size, size) if isinstance(size, int) else size)
+            tensor = _covering(tensor, size)
         if images and tensor.shape != images[0].shape:
             first, now = tuple(images[0].shape), tuple(tensor.shape)
             cure = "channels=3 or 1 converts files" if first[0] != now[0] else "size=... resizes"

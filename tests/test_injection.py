@@ -187,6 +187,16 @@ def test_a_derivative_is_that_of_the_noisy_function(name: str) -> None:
     assert float((gradient * direction).sum()) == pytest.approx(float(difference), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "bottleneck"])
+def test_the_noise_outlives_batch_norms_that_are_replaced(name: str) -> None:
+    """As they are where several GPUs train."""
+    model = inject_noise(seeded(NETWORKS[name][0]).double())
+    with noise_of(model).fixed_noise(1), torch.no_grad():
+        expected = model(images().double())
+        replaced = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        torch.testing.assert_close(replaced(images().double()), expected)
+
+
 def test_an_error_within_a_pass_leaves_the_next_one_as_it_should_be() -> None:
     model = inject_noise(seeded(small_resnet), 0.3)
     block = model.get_submodule("layer2.0")

@@ -83,6 +83,16 @@ def test_every_source_gives_the_same_images_in_the_same_splits(name: str) -> Non
     assert data.fingerprint() == reference.fingerprint()
 
 
+def test_classes_have_the_names_that_the_data_know() -> None:
+    class Named(HuggingFace):
+        features = types.MappingProxyType({"label": types.SimpleNamespace(names=["cat", "dog", "fish", "owl"])})
+
+    assert dataset(Named()).classes == ("cat", "dog", "fish", "owl")
+    words = np.array(["dog", "cat", "fish"])[Y]
+    assert dataset(X, words.tolist()).classes == ("cat", "dog", "fish")
+    assert dataset(X, Y, classes=["a", "b", "c"]).classes == ("a", "b", "c")
+
+
 def test_a_torch_dataset_is_read_once() -> None:
     pairs = Pairs()
     dataset(pairs)
@@ -160,7 +170,7 @@ def test_images_of_other_sizes_are_resized_and_cropped_at_the_centre(height: int
 
 
 def test_resnet18_with_noise_learns_a_folder_in_an_epoch_and_is_attacked(tmp_path: Path) -> None:
-    data = dataset(write_folder(tmp_path / "pets", count=12, sizes=(16, 20)), size=16)
+    data = dataset(write_folder(tmp_path / "pets", count=6, sizes=(16, 20)), size=16)
 
     def network() -> torch.nn.Module:
         with torch.random.fork_rng():
@@ -207,6 +217,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "empty": (lambda: dataset([]), "source: expected images, got none"),
     "mixed types": (lambda: dataset([(X[0], 0), (X[0] / 255, 1)]), "item 1: expected torch.uint8 as of item 0, got"),
     "share": (lambda: dataset(X, Y, test_share=1.0), "test_share: expected a share between 0 and 1, got 1.0"),
+    "size": (lambda: dataset(X, Y, size=0), "size: expected a height and a width of at least 1, got 0"),
     "channels": (lambda: dataset(X, Y, channels=2), "channels: expected 1 or 3, got 2"),
     "parts": (
         lambda: dataset({"train": (X, Y), "test": (X[:, :4], Y)}),
