@@ -159,6 +159,15 @@ def test_noise_and_functions_by_their_values_on_the_nodes(method, shape):
     assert gradients.sigma_matrix is None
 
 
+@pytest.mark.parametrize("method", ["spectral_rk4", "spectral_krylov"])
+def test_a_smooth_field_has_a_gradient_by_modes_that_it_lacks(method):
+    x = np.arange(16) / 16
+    smooth = 0.2 * np.sin(2 * np.pi * (x[:, None] + x) + 0.3)
+    given = values_of(2) | {"velocity": np.stack([smooth, -smooth]), "potential": np.ones((6, 6))}
+    options = {"num_points": (16, 18), "method": method, "rtol": 1e-12, "dt": 0.5 / 30, "padded": False}
+    check(problem_of, given, NAMES, **options)
+
+
 def test_u_is_that_of_the_solver():
     problem = problem_of(values_of(2) | {"sigma": 0.6})
     for method, options in (("spectral_rk4", {"dt": 0.02}), ("spectral_krylov", {"rtol": 1e-11})):

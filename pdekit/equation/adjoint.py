@@ -156,7 +156,8 @@ def _lawson(whole: Whole, padded: bool, library: str, kind: str, dt: float) -> t
     def pull(cotangent: NDArray) -> Gradients:
         method = begin()
         adjoint = method.start(_cotangent(cotangent, u) * math.prod(grid))
-        sums, after, aged = Sums(method), last.copy(), np.zeros_like(adjoint)
+        after, aged = last.copy(), np.zeros_like(adjoint)
+        sums = Sums(method, padded=padded, fft=library)
         rk4 = TransposedRK4(method.symbol, dt, fields)
         ab4 = TransposedAB4(method.symbol, dt, fields) if kind == "spectral_ab4" else None
 
@@ -216,7 +217,7 @@ def _krylov(whole: Whole, padded: bool, library: str, rtol: float) -> tuple[NDAr
     _check_finite(u)
 
     def pull(cotangent: NDArray) -> Gradients:
-        sums = Sums(forward)
+        sums = Sums(forward, padded=padded, fft=library)
         backward = _Krylov(problem, coefficients=whole, transposed=True, **size)
         adjoint = backward.start(_cotangent(cotangent, u) * math.prod(grid))
         for modes, of_u, of_adjoint, bases in zip(

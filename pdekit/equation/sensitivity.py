@@ -103,9 +103,10 @@ def resample_transposed(values: NDArray, grid: Grid) -> NDArray[np.float64]:
 
 
 class Whole(Coefficients):
-    """The coefficients with all terms and modes that they get when the values of the fields change.
+    """The coefficients with all terms that they get when the values of the fields change.
 
-    given: the problem as it was given; problem: the same on the unit box.
+    given: the problem as it was given; problem: the same on the unit box; all_bands: the highest |k| along each axis
+        that the values could have, None where these are on the nodes of the solve; bands: that they have.
     """
 
     def __init__(self, given: ConvectionDiffusion, grid: Grid) -> None:
@@ -136,8 +137,11 @@ class Whole(Coefficients):
         self.signs = {"velocity": 1.0, "potential": -1.0}
         self.inputs = {"velocity": self.velocity} | ({"potential": self.potential} if self.potential else {})
         grids = [i.own_grid for i in self.inputs.values()] + ([None] if self.sigma else [])
-        self.bands = None if None in grids else tuple(max(ns) // 2 for ns in zip(*grids, strict=True))
+        own_bands = None if None in grids else tuple(max(ns) // 2 for ns in zip(*grids, strict=True))
+        self.all_bands = own_bands
         self.steady = all(i.unit.steady for i in self.inputs.values())
+        if not self.steady:
+            self.bands = own_bands
 
     def mean_weights(self, field: Given) -> list[tuple[int, float]]:
         """(frame, weight) of the mean over time that goes into the symbol."""
@@ -207,9 +211,13 @@ class Held:
 class Sums:
     """∂J by coefficients, source and symbol, added up on the way through time."""
 
-    def __init__(self, method: Held) -> None:
-        self._whole, self._operator = method.whole, method.operator
-        whole, operator = self._whole, self._operator
+    def __init__(self, method: Held, *, padded: bool, fft: str) -> None:
+        self._whole, whole = method.whole, method.whole
+        # u and λ take the modes that the coefficients have, gradients all that they could have
+        size: dict[str, Any] = {"terms": whole.terms, "bands": whole.all_bands, "padded": padded, "fft": fft}
+        operator = SpectralOperator(whole.grid, **size)
+        self._together = operator.product_grid == method.operator.product_grid
+        self._operator, self._solving = operator, method.operator
         self._now = np.zeros((len(whole.terms), *operator.product_grid))
         self._by_frames = {
             name: np.zeros((field.num_frames, *self._now[whole.rows[name]].shape))
@@ -230,6 +238,11 @@ class Sums:
 
     def pull(self, u: NDArray, v: NDArray, t: float, prepared: NDArray, out: NDArray) -> None:
         """`add`, and out = (∂N/∂u)ᵀ v."""
+        if not self._together:
+            self.add(u, v, t)
+            for other, into in zip(v, out, strict=True):
+                self._solving.transpose(other, prepared, into)
+            return
         self._at(t)
         for own, other, into in zip(u, v, out, strict=True):
             self._operator.pull(own, other, prepared, self._now, into)
