@@ -77,7 +77,8 @@ def inject_noise(
     """Put noise after every residual mapping of `model`, in place, and give the model back.
 
     All of it comes from one stream, which `noise_of(model)` controls; attacks and evaluations draw from it repeatably,
-    as from an `EnResNet`'s. A checkpoint of the model fits before and after.
+    as from an `EnResNet`'s. A checkpoint of the model fits before and after. Activation checkpointing must be off: it
+    would repeat a block with other noise.
 
     noise_coef, noise, noise_std, sigma: as for `en_resnet`. With `noise_std="constant"` the L of dt = 1/L is the number
         of residual mappings that were found, in an ensemble those of each network.
@@ -85,24 +86,26 @@ def inject_noise(
         `chosen(name, module)`. The noise is added to what such a block returns, which must be one tensor.
     seed: of the noise; None takes one from the operating system.
 
-    Raises ValueError where no block is found, a name of `blocks` is nowhere in the model, or it has such noise already.
+    Raises ValueError where no block is found, a name of `blocks` is nowhere in the model, or it is noisy already.
     """
     if any(isinstance(part, InjectedNoise) for part in noise_parts(model)):
         raise ValueError("model: expected one without injected noise, got one with: netkit.remove_noise(model) first")
+    if any(isinstance(part, ResidualNoise) and part.noise.kind != "off" for part in noise_parts(model)):
+        raise ValueError("model: expected one without noise of its own, got one with: make it with noise='off'")
     kind = Noise(noise, noise_std, noise_coef, sigma)
     chosen = _chooser(model, blocks)
-    found = [(network, list(_sums(network, model, chosen))) for network, _ in networks_of(model)]
-    if not all(sums for _, sums in found):
+    networks = {id(network): network for network, _ in networks_of(model)}
+    found = [list(_sums(network, model, chosen)) for network in networks.values()]
+    if not all(found):
         raise ValueError(_nothing_found(model, blocks))
     layers, stream = [], NoiseStream(seed)
-    for _, sums in found:
+    for sums in found:
         layer = ResidualNoise(kind, num_blocks=len(sums), stream=stream)
         layers.append(layer)
         for name, block, place in sums:
             InjectedSum(layer, name, place).attach(block)
-    setattr(
-        model, InjectedNoise.ATTRIBUTE, InjectedNoise(model, layers, [name for _, sums in found for name, _, _ in sums])
-    )
+    names = [name for sums in found for name, _, _ in sums]
+    setattr(model, InjectedNoise.ATTRIBUTE, InjectedNoise(model, layers, names))
     share_stream(model, stream)
     return model
 
@@ -156,6 +159,8 @@ class InjectedSum:
     def on_result(self, _: nn.Module, __: tuple[Any, ...], result: Any) -> Tensor:
         if not isinstance(result, Tensor):
             raise ValueError(f"blocks: expected modules that return one tensor, got {type(result)} from {self.name!r}")
+        if self.layer.size == 0:
+            return result
         # A copy, as the layer overwrites it: a backward pass may need the result, or it may be a view.
         noisy: Tensor = self.layer(result.clone())
         return noisy

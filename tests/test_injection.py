@@ -273,6 +273,8 @@ def test_wrong_choices_get_one_line() -> None:
         inject_noise(model, blocks=["0", "layer9"])
     with pytest.raises(ValueError, match="blocks: expected some modules of each network, got none"):
         inject_noise(model, blocks=lambda name, module: False)
+    with pytest.raises(ValueError, match="model: expected one without noise of its own"):
+        inject_noise(en_resnet(8, width=4))
     with pytest.raises(ValueError, match="expected one stream of noise, got 0"):
         noise_of(model)
     inject_noise(model, blocks="0")
@@ -286,6 +288,19 @@ def test_the_noise_of_eq_14_counts_the_mappings_of_each_network() -> None:
         injected = vars(inject_noise(model, noise_std="constant", sigma=1.0))["injected_noise"]
         assert [layer.num_blocks for layer in injected.layers] == num_blocks
         remove_noise(model)
+
+
+def test_a_member_that_counts_twice_has_its_noise_once() -> None:
+    member, x = seeded(small_resnet), images()
+    inject_noise(member, seed=0)
+    with noise_of(member).fixed_noise(1), torch.no_grad():
+        expected = member(x)
+    model = inject_noise(ensemble([remove_noise(member)] * 2).eval())
+    first = model.members[0]
+    with model.fixed_noise(1), torch.no_grad():
+        model(x)  # the first member's pass draws as the member alone did
+        model.stream.rewind(1)
+        torch.testing.assert_close(first(x), expected)
 
 
 def test_an_ensemble_of_any_networks_is_their_weighted_mean_with_one_stream() -> None:
