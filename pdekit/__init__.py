@@ -2,6 +2,7 @@
 
 from pdekit.characteristics import characteristics
 from pdekit.data import from_xarray
+from pdekit.equation.adjoint import solve_and_pull
 from pdekit.equation.density import density
 from pdekit.equation.plan import UnstableError, choose_method
 from pdekit.equation.resolution import ResolutionWarning
@@ -45,5 +46,6 @@ __all__ = [
     "multilevel",
     "sample_paths",
     "solve",
+    "solve_and_pull",
     "verify",
 ]
