@@ -94,6 +94,7 @@ def relative(num_blocks: int = 16) -> FlowNetwork:
     return wavy_network(num_blocks, 0.0).variant(relative_sigma=0.45)
 
 
+@pytest.mark.slow
 def test_the_papers_own_noise_is_that_of_its_equation_and_not_of_a_constant_one(points):
     network = relative()
     assert network.noise.noise.noise_coef == pytest.approx(0.45 / 4)

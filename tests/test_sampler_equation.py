@@ -418,6 +418,7 @@ def test_a_wrong_control_moves_no_weighted_mean(noise, hessian):
 # several functions
 
 
+@pytest.mark.slow
 def test_several_functions_are_what_each_is_alone():
     f = np.random.default_rng(1).standard_normal((4, 4, 3))
     problem = ConvectionDiffusion(carried, f, 0.2, potential=killing, source=number_2d)
