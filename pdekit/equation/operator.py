@@ -354,6 +354,7 @@ class _Compiled:
         self._none = tuple(np.ones((1, len(k)), dtype=complex) for k in operator.axes[:-1])
         self._columns = np.zeros((len(groups), *lead, kept), dtype=complex)
         self._flat = self._columns.reshape(len(groups), -1, kept)
+        self._first, self._size = self._columns[:1], self._flat[0].size
         self._single: NDArray | None = None  # columns of another field
         between = (lead[0], shape[1], kept) if len(lead) == 2 else (0,) * len(shape)
         self._between = np.zeros(between, dtype=complex)  # after the first of two axes
@@ -362,11 +363,11 @@ class _Compiled:
         self._line_hat, self._lines = np.zeros((rows, n // 2 + 1), dtype=complex), np.zeros((terms + 1, rows, n))
 
     def _by_rows(self, kernel: tuple[Any, Any], *args: Any) -> None:
-        count, n, size = self._flat.shape[1], self._grid[-1], self._columns.size
-        if threads_for(self._flat[0].size) == 1:
+        count = self._flat.shape[1]
+        if threads_for(self._size) == 1:
             kernel[0](0, count, *args, self._line_hat, self._lines)
         else:
-            spread(kernel[1], count, *args, n, items=size)
+            spread(kernel[1], count, *args, self._grid[-1], items=self._columns.size)
 
     def _other(self) -> NDArray:
         if self._single is None:
@@ -374,14 +375,18 @@ class _Compiled:
         return self._single
 
     def evaluate(self, u_hat: NDArray, coefficients: NDArray, out: NDArray) -> None:
-        threads = threads_for(self._flat[0].size)
-        self._to_columns(u_hat, self._factors, self._between, self._columns, threads)
         rows = coefficients.reshape(len(coefficients), -1, self._grid[-1])
+        if len(self._grid) == 1:  # a single row, which is its own column
+            out[:] = u_hat
+            self._by_rows(_PRODUCT, out[None, None], self._group, self._last, rows)
+            return
+        threads = threads_for(self._size)
+        self._to_columns(u_hat, self._factors, self._between, self._columns, threads)
         self._by_rows(_PRODUCT, self._flat, self._group, self._last, rows)
-        self._to_modes(self._columns[:1], self._none, self._between, out, threads)
+        self._to_modes(self._first, self._none, self._between, out, threads)
 
     def transpose(self, v_hat: NDArray, coefficients: NDArray, out: NDArray) -> None:
-        threads, single = threads_for(self._flat[0].size), self._other()
+        threads, single = threads_for(self._size), self._other()
         self._to_columns(v_hat, self._none, self._between, single, threads)
         rows = coefficients.reshape(len(coefficients), -1, self._grid[-1])
         lines = single.reshape(1, *self._flat.shape[1:])
@@ -389,7 +394,7 @@ class _Compiled:
         self._to_modes(self._columns, self._factors, self._between, out, threads)
 
     def pair(self, u_hat: NDArray, v_hat: NDArray, weight: float, out: NDArray) -> None:
-        threads, single = threads_for(self._flat[0].size), self._other()
+        threads, single = threads_for(self._size), self._other()
         self._to_columns(u_hat, self._factors, self._between, self._columns, threads)
         self._to_columns(v_hat, self._none, self._between, single, threads)
         lines = single.reshape(1, *self._flat.shape[1:])
@@ -397,7 +402,7 @@ class _Compiled:
         self._by_rows(_PAIRED, lines, self._flat, self._group, self._last, weight, into)
 
     def pull(self, u_hat: NDArray, v_hat: NDArray, coefficients: NDArray, by: NDArray, out: NDArray) -> None:
-        threads, single = threads_for(self._flat[0].size), self._other()
+        threads, single = threads_for(self._size), self._other()
         self._to_columns(u_hat, self._factors, self._between, self._columns, threads)
         self._to_columns(v_hat, self._none, self._between, single, threads)
         lines = single.reshape(1, *self._flat.shape[1:])
