@@ -97,6 +97,8 @@ class ConvectionDiffusion:
         if not callable(terminal):
             terminal = check_nodes("terminal", terminal)
         told = places["terminal"].dim if places else dims.get("dim")
+        if told is None and not isinstance(velocity, Field) and getattr(velocity, "dim", None) is None:
+            _check_unambiguous(velocity, terminal)
         velocity = as_velocity(velocity, _told(told, terminal))
         dims = {"velocity": velocity.dim} | dims
         if len(set(dims.values())) != 1:
@@ -393,6 +395,20 @@ def _check_spans(fields: dict[str, Field], horizon: float) -> None:
                 f"{name}: expected times that cover [0, {horizon:g}], got [{first:g}, {last:g}]; take another horizon, "
                 "or count time from another start"
             )
+
+
+def _check_unambiguous(velocity: Any, terminal: Any) -> None:
+    """Raise ValueError where nobody says whether the last, short axis of f is one of space or counts functions."""
+    if (
+        callable(velocity)
+        and not callable(terminal)
+        and terminal.ndim > 1
+        and terminal.shape[-1] < min(8, len(terminal))
+    ):
+        raise ValueError(
+            f"dim: expected the number of space dimensions, as terminal {terminal.shape} may be functions on "
+            f"{terminal.ndim - 1} axes or one on {terminal.ndim}"
+        )
 
 
 def _told(dim: int | None, terminal: Field | Terminal | ArrayLike) -> int | None:

@@ -342,6 +342,10 @@ def test_a_redrawn_velocity_with_potential_and_source():
             r"potential: expected a number, a function, or node values of 1 axes, got shape \(2, 2\)",
         ),
         (
+            lambda: ConvectionDiffusion(lambda x, t: 0 * x, np.ones((64, 2)), 0.1),
+            r"dim: expected the number .* as terminal \(64, 2\) may be functions on 1 axes or one on 2",
+        ),
+        (
             lambda: ConvectionDiffusion(np.zeros((1, 4)), np.ones(4), 0.1, domain="space"),
             "domain: expected functions, and no box",
         ),
