@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.linalg import expm
 
 from pdekit.equation.krylov import Krylov
-from pdekit.equation.method import METHODS
+from pdekit.equation.method import METHODS, whole_steps
 from pdekit.equation.operator import fft_library
 from pdekit.equation.plan import Planner, UnstableError, growth_exponent, stands
 from pdekit.equation.resolution import Flow
@@ -87,7 +87,7 @@ def solve_and_pull(
         plan = planner.plan(method)
         padded = plan.padded
         if not METHODS[method].adaptive:
-            growth_exponent(whole.problem, flow, plan, grid, max(1, math.ceil(problem.horizon / dt - 1e-9)))
+            growth_exponent(planner, plan, whole_steps(problem.horizon, dt))
     if method == "spectral_krylov":
         return _krylov(whole, padded, library, rtol)
     return _lawson(whole, padded, library, method, dt)
@@ -120,7 +120,7 @@ class _Lawson(Held, LawsonMethod):
 
 def _lawson(whole: Whole, padded: bool, library: str, kind: str, dt: float) -> tuple[NDArray[np.float64], PullBack]:
     problem, grid = whole.problem, whole.grid
-    steps = max(1, math.ceil(problem.horizon / dt - 1e-9))
+    steps = whole_steps(problem.horizon, dt)
     every, dt = math.ceil(math.sqrt(steps)), problem.horizon / steps
     fields = problem.num_fields or 1
 

@@ -10,7 +10,7 @@ the mean so that ½σσᵀ <= 3/2 D̄ everywhere: what is left to the step is da
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,8 @@ INSTANTS = 9  # at which fields that change in time are looked at for their mean
 class Coefficients:
     """Those of a problem on the unit box, on the nodes of a grid.
 
-    diffusion: (d, d), D̄; mean_diffusion: the mean of ½σσᵀ; killing: the mean of V; terms: of the products; bands: the
-        highest |k| of steady coefficients along each axis, None for others; speed_met: the largest |F| handed out, for
-        one that changes.
+    diffusion: (d, d), D̄; mean_diffusion: the mean of ½σσᵀ; killing: the mean of V; terms: of the products; speed_met:
+        the largest |F| handed out, for one that changes.
     """
 
     def __init__(self, problem: ConvectionDiffusion, grid: Grid) -> None:
@@ -53,7 +52,11 @@ class Coefficients:
             self.terms += tuple(_pair_term(i, j, dim) for i, j in noise.pairs)
         self.speed_met = 0.0
         self.steady = problem.velocity.steady and noise.steady and (not varies or potential.steady)  # type: ignore[union-attr]
-        self.bands = bandlimit(self.nodes(0.0)) if self.steady else None
+
+    @cached_property
+    def bands(self) -> Grid | None:
+        """The highest |k| of steady coefficients along each axis, None for others."""
+        return bandlimit(self.nodes(0.0)) if self.steady else None
 
     @property
     def largest_diffusivity(self) -> float:

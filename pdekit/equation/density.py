@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from pdekit.equation.march import Setup
-from pdekit.equation.method import Method
+from pdekit.equation.method import whole_steps
 from pdekit.equation.operator import fft_library
 from pdekit.equation.plan import Planner, growth_exponent, lost_modes, stands
 from pdekit.equation.resolution import Flow
@@ -23,9 +22,9 @@ from pdekit.equation.solver import (
     Keep,
     checked_grid,
     computed,
+    spectral,
     wanted_times,
 )
-from pdekit.equation.spectral_method import KrylovMethod, LawsonMethod
 from pdekit.field import node_points
 from pdekit.problem import ConvectionDiffusion, Terminal
 from pdekit.runtime.checks import check_real
@@ -87,7 +86,7 @@ def density(
         rtol = DEFAULT_RTOL if rtol is None else check_real("rtol", rtol, "a positive number")
     if unit.velocity.jumps and method == "spectral_ab4":
         raise ValueError("a velocity that jumps in time needs a one-step method, got 'spectral_ab4'")
-    num_steps = max(1, math.ceil(unit.horizon / (dt or DEFAULT_DT) - 1e-9))
+    num_steps = whole_steps(unit.horizon, dt or DEFAULT_DT)
     wanted = sorted(wanted_times(times, unit.horizon))
     if krylov:
         stops = [(t, t) for t in wanted]
@@ -98,20 +97,14 @@ def density(
     first_stop = next((s for s, _ in stops if s > 0.0), 0.0)
     planner = Planner(unit, grid, flow, first_stop)
     plan = planner.plan(method)
-    growth, unstable = growth_exponent(unit, flow, plan, grid, num_steps)
-    size: dict[str, Any] = {"grid": grid, "padded": plan.padded, "fft": fft_library(fft), "transposed": True}
-    how: Method
-    if krylov:
-        assert rtol is not None
-        how = KrylovMethod(unit, rtol=rtol, duration=max(stops[-1][0], 1e-300), **size)
-    else:
-        how = LawsonMethod(unit, dt=unit.horizon / num_steps, kind=method, **size)
+    growth, unstable = growth_exponent(planner, plan, num_steps)
+    library, duration = fft_library(fft), max(stops[-1][0], 1e-300)
     start = unit.terminal_nodes(grid)
     variation = np.atleast_1d(start.std(axis=tuple(range(unit.dim))))
     messages = [*lost_modes(planner, plan, grid), *unstable, *_lost_mass(unit, start)]
     setup = Setup(
         plan=plan,
-        method=how,
+        method=spectral(unit, planner, plan, num_steps, duration, rtol, library, transposed=True),
         flow=flow,
         stops=stops,
         num_steps=num_steps,
@@ -122,7 +115,7 @@ def density(
         messages=messages,
         watched=(first_stop, variation) if planner.coupled else None,
     )
-    solution = computed(given, setup, Keep(), fft_library(fft), progress, seed, equation=_EQUATION)
+    solution = computed(given, setup, Keep(), library, progress, seed, equation=_EQUATION)
     return solution.sortby("time").rename(u="rho")
 
 

@@ -52,6 +52,11 @@ class Method(Protocol):
         """Take over the arrays that `history` gave."""
 
 
+def whole_steps(duration: float, dt: float) -> int:
+    """How many equal steps, none longer than dt up to rounding, make up a duration."""
+    return max(1, math.ceil(duration / dt - 1e-9))
+
+
 @dataclass(frozen=True)
 class Kind:
     """Facts about a method, known before it runs.

@@ -21,7 +21,7 @@ blocks of rows, product included, while they are in cache.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -359,15 +359,23 @@ class _Compiled:
         between = (lead[0], shape[1], kept) if len(lead) == 2 else (0,) * len(shape)
         self._between = np.zeros(between, dtype=complex)  # after the first of two axes
         self._to_columns, self._to_modes = _PASSES[len(shape)]
-        rows, n, terms = min(_ROWS, self._flat.shape[1]), self._grid[-1], len(operator.terms)
-        self._line_hat, self._lines = np.zeros((rows, n // 2 + 1), dtype=complex), np.zeros((terms + 1, rows, n))
+        self._scratch = self._new_scratch()
 
-    def _by_rows(self, kernel: tuple[Any, Any], *args: Any) -> None:
+    def _new_scratch(self) -> tuple[NDArray, NDArray]:
+        """A block of lines, as modes and, for each term and one field more, as nodes."""
+        rows, n = min(_ROWS, self._flat.shape[1]), self._grid[-1]
+        return np.empty((rows, n // 2 + 1), dtype=complex), np.empty((len(self._group) + 1, rows, n))
+
+    def _by_rows(self, kernel: Callable[..., None], *args: Any) -> None:
         count = self._flat.shape[1]
         if threads_for(self._size) == 1:
-            kernel[0](0, count, *args, self._line_hat, self._lines)
-        else:
-            spread(kernel[1], count, *args, self._grid[-1], items=self._columns.size)
+            kernel(0, count, *args, *self._scratch)
+            return
+
+        def piece(begin: int, end: int) -> None:
+            kernel(begin, end, *args, *self._new_scratch())
+
+        spread(piece, count, items=self._columns.size)
 
     def _other(self) -> NDArray:
         if self._single is None:
@@ -378,11 +386,11 @@ class _Compiled:
         rows = coefficients.reshape(len(coefficients), -1, self._grid[-1])
         if len(self._grid) == 1:  # a single row, which is its own column
             out[:] = u_hat
-            self._by_rows(_PRODUCT, out[None, None], self._group, self._last, rows)
+            self._by_rows(_product_rows, out[None, None], self._group, self._last, rows)
             return
         threads = threads_for(self._size)
         self._to_columns(u_hat, self._factors, self._between, self._columns, threads)
-        self._by_rows(_PRODUCT, self._flat, self._group, self._last, rows)
+        self._by_rows(_product_rows, self._flat, self._group, self._last, rows)
         self._to_modes(self._first, self._none, self._between, out, threads)
 
     def transpose(self, v_hat: NDArray, coefficients: NDArray, out: NDArray) -> None:
@@ -390,7 +398,7 @@ class _Compiled:
         self._to_columns(v_hat, self._none, self._between, single, threads)
         rows = coefficients.reshape(len(coefficients), -1, self._grid[-1])
         lines = single.reshape(1, *self._flat.shape[1:])
-        self._by_rows(_TRANSPOSED, lines, self._flat, self._group, self._last, rows)
+        self._by_rows(_transposed_rows, lines, self._flat, self._group, self._last, rows)
         self._to_modes(self._columns, self._factors, self._between, out, threads)
 
     def pair(self, u_hat: NDArray, v_hat: NDArray, weight: float, out: NDArray) -> None:
@@ -399,7 +407,7 @@ class _Compiled:
         self._to_columns(v_hat, self._none, self._between, single, threads)
         lines = single.reshape(1, *self._flat.shape[1:])
         into = out.reshape(len(out), -1, self._grid[-1])
-        self._by_rows(_PAIRED, lines, self._flat, self._group, self._last, weight, into)
+        self._by_rows(_paired_rows, lines, self._flat, self._group, self._last, weight, into)
 
     def pull(self, u_hat: NDArray, v_hat: NDArray, coefficients: NDArray, by: NDArray, out: NDArray) -> None:
         threads, single = threads_for(self._size), self._other()
@@ -407,7 +415,7 @@ class _Compiled:
         self._to_columns(v_hat, self._none, self._between, single, threads)
         lines = single.reshape(1, *self._flat.shape[1:])
         rows, into = (nodes.reshape(len(nodes), -1, self._grid[-1]) for nodes in (coefficients, by))
-        self._by_rows(_PULLED, lines, self._flat, self._group, self._last, rows, into)
+        self._by_rows(_pulled_rows, lines, self._flat, self._group, self._last, rows, into)
         self._to_modes(self._columns, self._factors, self._between, out, threads)
 
 
@@ -550,66 +558,6 @@ if _HAVE_ROCKET:
             _paired_rows(start, stop, single, spec, group, last, 1.0, by, line_hat, lines)
             # the nodes of v are in the last lines
             _spread_rows(start, stop - start, spec, group, last, coefficients, line_hat, lines[:terms], lines[terms])
-
-    @kernel(fastmath={"contract"})
-    def _product_by_threads(
-        begin: int, end: int, spec: NDArray, group: NDArray, last: NDArray, coefficients: NDArray, n: int
-    ) -> None:
-        rows = min(_ROWS, end - begin)
-        line_hat, lines = np.empty((rows, n // 2 + 1), spec.dtype), np.empty((len(group), rows, n))
-        _product_rows(begin, end, spec, group, last, coefficients, line_hat, lines)
-
-    @kernel(fastmath={"contract"})
-    def _transposed_by_threads(
-        begin: int,
-        end: int,
-        single: NDArray,
-        spec: NDArray,
-        group: NDArray,
-        last: NDArray,
-        coefficients: NDArray,
-        n: int,
-    ) -> None:
-        rows = min(_ROWS, end - begin)
-        line_hat, lines = np.empty((rows, n // 2 + 1), spec.dtype), np.empty((len(group) + 1, rows, n))
-        _transposed_rows(begin, end, single, spec, group, last, coefficients, line_hat, lines)
-
-    @kernel(fastmath={"contract"})
-    def _paired_by_threads(
-        begin: int,
-        end: int,
-        single: NDArray,
-        spec: NDArray,
-        group: NDArray,
-        last: NDArray,
-        weight: float,
-        out: NDArray,
-        n: int,
-    ) -> None:
-        rows = min(_ROWS, end - begin)
-        line_hat, lines = np.empty((rows, n // 2 + 1), spec.dtype), np.empty((len(group) + 1, rows, n))
-        _paired_rows(begin, end, single, spec, group, last, weight, out, line_hat, lines)
-
-    @kernel(fastmath={"contract"})
-    def _pulled_by_threads(
-        begin: int,
-        end: int,
-        single: NDArray,
-        spec: NDArray,
-        group: NDArray,
-        last: NDArray,
-        coefficients: NDArray,
-        by: NDArray,
-        n: int,
-    ) -> None:
-        rows = min(_ROWS, end - begin)
-        line_hat, lines = np.empty((rows, n // 2 + 1), spec.dtype), np.empty((len(group) + 1, rows, n))
-        _pulled_rows(begin, end, single, spec, group, last, coefficients, by, line_hat, lines)
-
-    _PRODUCT = _product_rows, _product_by_threads
-    _TRANSPOSED = _transposed_rows, _transposed_by_threads
-    _PAIRED = _paired_rows, _paired_by_threads
-    _PULLED = _pulled_rows, _pulled_by_threads
 
     # modes to the columns of each group, transformed along all axes but the last, and back, summed over the groups
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,7 +113,7 @@ class Planner:
     """Weigh which modes a method would keep. duration: from T back to the first frame, in which diffusion acts on f."""
 
     def __init__(self, problem: ConvectionDiffusion, grid: Grid, flow: Flow, duration: float) -> None:
-        self._problem, self._grid, self._flow = problem, grid, flow
+        self._problem, self._grid, self.flow = problem, grid, flow
         self.damping = flow.diffusivity * duration
         self.terminal: list[Spectrum] = terminal_spectra(problem, grid)
         self.velocity = velocity_spectra(problem, grid, flow.times)
@@ -120,6 +121,11 @@ class Planner:
         varies = any(v.beyond((0,) * problem.dim) > 1e-12 for v in self.velocity)
         # what varies in space makes modes feed others
         self.coupled = varies or problem.potential is not None or problem.noise.field is not None
+
+    @cached_property
+    def coefficients(self) -> Coefficients:
+        """Those of the equation on the grid, for a method of Fourier modes."""
+        return Coefficients(self._problem, self._grid)
 
     def lost(self, padded: bool) -> tuple[float, float]:
         """Shares of f and F above what is kept."""
@@ -139,10 +145,10 @@ class Planner:
         if method != "auto":
             padded = not (METHODS[method].spectral and self.holds(False))
             return Plan(method, "requested", padded, *self.lost(padded))
-        gamma, nu = self._flow.steepening, self._flow.diffusivity
+        gamma, nu = self.flow.steepening, self.flow.diffusivity
         steepening = gamma * self._problem.horizon
         diffused = 0.0 if gamma <= 0.0 else math.sqrt(gamma / nu) if nu > 0.0 else math.inf
-        peclet = f"cell Péclet number {cell_peclet(self._flow.speed, min(self._grid), nu):.3g}"
+        peclet = f"cell Péclet number {cell_peclet(self.flow.speed, min(self._grid), nu):.3g}"
         for padded in (False, True):
             if not self.holds(padded):
                 continue
@@ -174,8 +180,8 @@ class Planner:
         if dt is None or rtol is not None:
             return "spectral_krylov"
         cutoff, horizon = cutoffs(max(self._grid), padded=padded)[0], self._problem.horizon
-        largest = Coefficients(self._problem, self._grid).largest_diffusivity
-        krylov = krylov_applications(self._flow, cutoff, self._problem.dim, largest, horizon, 1e-8)
+        largest = self.coefficients.largest_diffusivity
+        krylov = krylov_applications(self.flow, cutoff, self._problem.dim, largest, horizon, 1e-8)
         krylov = max(krylov, 12.0 * horizon / self._problem.velocity.interval)  # each piece begins a basis
         return "spectral_krylov" if krylov < 4.0 * horizon / dt else "spectral_rk4"
 
@@ -226,9 +232,7 @@ def lost_modes(planner: Planner, plan: Plan, grid: Grid) -> Iterator[str]:
             )
 
 
-def growth_exponent(
-    problem: ConvectionDiffusion, flow: Flow, plan: Plan, grid: Grid, num_steps: int
-) -> tuple[float | None, list[str]]:
+def growth_exponent(planner: Planner, plan: Plan, num_steps: int) -> tuple[float | None, list[str]]:
     """Growth exponent of the worst kept mode, for a fixed step with a stability region, and the warning it deserves.
 
     Raises `UnstableError` where a mode grows at the typical |F|; warns where one does at the largest, which F may reach
@@ -238,7 +242,8 @@ def growth_exponent(
     if amplification is None:
         return None, []
 
-    coefficients = Coefficients(problem, grid)
+    flow, coefficients = planner.flow, planner.coefficients
+    grid, horizon = coefficients.grid, coefficients.problem.horizon
     if coefficients.explicit_diffusivity > 0.0 and plan.method == "spectral_rk4":
         amplification = StepperRK4.exponential_amplification
 
@@ -249,7 +254,7 @@ def growth_exponent(
             flow,
             cutoff=tuple(cutoffs(n, padded=plan.padded)[0] for n in grid),
             diffusion=coefficients.diffusion,
-            dt=problem.horizon / steps,
+            dt=horizon / steps,
             num_steps=steps,
             explicit=coefficients.explicit_diffusivity,
         )
@@ -260,12 +265,12 @@ def growth_exponent(
     steps = num_steps
     while exponent(flow.fastest, steps) > LARGEST_GROWTH:
         steps = math.ceil(1.02 * steps)
-    dt = problem.horizon / num_steps
+    dt = horizon / num_steps
     number = courant(flow.speed, max(grid), dt)
     message = (
         f"dt: {dt:.4g} lies outside the stability region of '{plan.method}' for the modes of "
         f"{max(grid)} nodes and |F| up to {flow.speed:.3g} (Courant number {number:.3g}); "
-        f"use a smaller dt, at most {problem.horizon / steps:.4g}"
+        f"use a smaller dt, at most {horizon / steps:.4g}"
     )
     if exponent(flow.typical, num_steps) > LARGEST_GROWTH:
         raise UnstableError(message)

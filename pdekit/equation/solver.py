@@ -19,7 +19,7 @@ import xarray as xr
 from pdekit.characteristics import characteristics
 from pdekit.equation.coefficients import bound
 from pdekit.equation.march import March, Record, Setup, unresolved
-from pdekit.equation.method import METHODS, Method
+from pdekit.equation.method import METHODS, Method, whole_steps
 from pdekit.equation.operator import Grid, fft_library
 from pdekit.equation.plan import Plan, Planner, growth_exponent, lost_modes, stands
 from pdekit.equation.resolution import Flow, ResolutionWarning
@@ -321,7 +321,7 @@ def _on_grid(
     plan = planner.plan(method, dt=dt, rtol=rtol)
     if plan.kind.adaptive and rtol is None:
         rtol = DEFAULT_RTOL
-    num_steps = max(1, math.ceil(problem.horizon / (dt or DEFAULT_DT) - 1e-9))
+    num_steps = whole_steps(problem.horizon, dt or DEFAULT_DT)
     _check_options(problem, plan.method, num_steps, rtol)
     stops = _stops(wanted, problem.horizon, None if plan.kind.adaptive else num_steps)
     terminal = problem.terminal_nodes(grid)
@@ -338,22 +338,38 @@ def _on_grid(
     )
     if plan.method == "characteristics":
         return setup
-    growth, unstable = growth_exponent(problem, flow, plan, grid, num_steps)
-    size: dict[str, Any] = {"grid": grid, "padded": plan.padded, "fft": fft}
+    growth, unstable = growth_exponent(planner, plan, num_steps)
     how: Method
     if plan.method == "semi_lagrangian":
         # an RK4 substep on which F strains by at most a half misses the departure point by < 1/2000 of the way
         substeps = max(1, math.ceil(2.0 * flow.strain * problem.horizon / num_steps))
         how = SemiLagrangian(problem, grid=grid, dt=problem.horizon / num_steps, substeps=substeps)
-    elif plan.kind.standing:
-        assert rtol is not None
-        how = KrylovMethod(problem, rtol=rtol, duration=stops[-1][0], **size)
     else:
-        how = LawsonMethod(problem, dt=problem.horizon / num_steps, kind=plan.method, rtol=rtol, **size)
+        how = spectral(problem, planner, plan, num_steps, stops[-1][0], rtol, fft)
     variation = np.atleast_1d(terminal.std(axis=tuple(range(problem.dim))))
     watched = (first_stop, variation) if not plan.kind.spectral or planner.coupled else None
     messages = [*lost_modes(planner, plan, grid), *unstable]
     return replace(setup, method=how, growth=growth, messages=messages, watched=watched)
+
+
+def spectral(
+    problem: ConvectionDiffusion,
+    planner: Planner,
+    plan: Plan,
+    num_steps: int,
+    duration: float,
+    rtol: float | None,
+    fft: str,
+    *,
+    transposed: bool = False,
+) -> LawsonMethod | KrylovMethod:
+    """The method of Fourier modes that a plan names."""
+    size: dict[str, Any] = {"grid": planner.coefficients.grid, "padded": plan.padded, "fft": fft}
+    size |= {"transposed": transposed, "coefficients": planner.coefficients}
+    if plan.kind.standing:
+        assert rtol is not None
+        return KrylovMethod(problem, rtol=rtol, duration=duration, **size)
+    return LawsonMethod(problem, dt=problem.horizon / num_steps, kind=plan.method, rtol=rtol, **size)
 
 
 def _check_options(problem: ConvectionDiffusion, method: str, num_steps: int, rtol: float | None) -> None:

@@ -23,7 +23,7 @@ from scipy.fft import next_fast_len
 
 from pdekit.equation.coefficients import Coefficients, growth, least_diffusivity
 from pdekit.equation.krylov import Krylov
-from pdekit.equation.operator import Grid, SpectralOperator, bandlimit, compact, resized
+from pdekit.equation.operator import Grid, SpectralOperator, compact, resized
 from pdekit.equation.spectral_method import Forcing, add_product
 from pdekit.field import Field, node_points
 from pdekit.numerics.spectral import resample
@@ -121,7 +121,7 @@ class ResolvedMethod:
         self._allowed, self._droppable = _LEAKING * tolerance, _DROPPING * tolerance
         self.in_time = tolerance - self._allowed - self._droppable
         self._diffusivity = least_diffusivity(problem, own, [0.0])
-        self.band = max(bandlimit(self.nodes)) if problem.velocity.steady else own[0] // 2
+        self.band = own[0] // 2 if self.coefficients.bands is None else max(self.coefficients.bands)
         self._most = self._fast((most - self.band - 1) // 2)
         self._levels: dict[int, _Level] = {}
         self._level: _Level | None = None
