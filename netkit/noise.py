@@ -13,6 +13,7 @@ The standard deviation is part of the computation graph: its gradient is not cut
 
 import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -165,9 +166,9 @@ class NoiseControls:
     stream: NoiseStream
 
     @property
+    @abstractmethod
     def noisy_module(self) -> nn.Module:
         """The model whose forward passes draw the noise."""
-        raise NotImplementedError
 
     @property
     def _device(self) -> torch.device:
