@@ -24,7 +24,7 @@ from pdekit.paths.brownian import increments_of_blocks
 from pdekit.paths.estimate import Estimate, Moments, block_moments
 from pdekit.paths.lookup import Lookup
 from pdekit.paths.sampler import Rng, check_start, repeatable
-from pdekit.paths.simulation import Simulation
+from pdekit.paths.simulation import Simulation, values_on_lanes
 from pdekit.paths.stepping import SCHEMES
 from pdekit.paths.threefry import seed_of
 from pdekit.problem import ConvectionDiffusion
@@ -173,20 +173,14 @@ class _Sums:
             self.killed += 0.5 * walk.dt * (self._before + here) if t > walk.simulation.t0 else 0.0
             self._before = here
         if "source" in slopes:
-            g = _values(now["source"], walk.x, t)
+            g = values_on_lanes(now["source"], walk.x, t)
             self.earned += share * (left * slopes["source"][:, 0] - g * self.killed) * np.exp(-walk.killed)[:, None]
-
-
-def _values(field: Field, x: NDArray[np.float64], t: float) -> NDArray[np.float64]:
-    """Values at paths x (blocks, d, LANES), (blocks, C, LANES)."""
-    points = np.moveaxis(x, 1, -1)
-    return np.moveaxis(field.at(points.reshape(-1, x.shape[1]), t).reshape(*points.shape[:-1], -1), -1, 1)
 
 
 def _slopes(field: Field, x: NDArray[np.float64], t: float) -> NDArray[np.float64]:
     """Derivatives along each axis at paths x (blocks, d, LANES), (blocks, C, d, LANES), by central differences."""
     found = []
     for e in _APART * np.eye(x.shape[1]):
-        up, down = (_values(field, x + s * e[:, None], t) for s in (1.0, -1.0))
+        up, down = (values_on_lanes(field, x + s * e[:, None], t) for s in (1.0, -1.0))
         found.append((up - down) / (2.0 * _APART))
     return np.stack(found, axis=2)

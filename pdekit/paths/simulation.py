@@ -399,7 +399,7 @@ class Walk:
             else:
                 which = (self.kind, sim.seed, self.streams, self.firsts, n, self.substeps, self.scale)
                 increments_of_blocks(*which, db[:, None])
-            f = _on_points(velocity, x, t)
+            f = values_on_lanes(velocity, x, t)
             sigma = None if sim.additive else self._sigma(fields["sigma"], x, t)
             if sigma is not None:
                 dw = np.einsum("bcmi,bmi->bci", sigma, db)
@@ -412,7 +412,7 @@ class Walk:
                 args = np.ascontiguousarray(drifted), np.ascontiguousarray(dw, dtype=x.dtype), self.total
                 spread(stepping.control_of_blocks, len(x), self.control, killed, n, *args, items=x.size)
             if heun:
-                f_end = _on_points(velocity, drifted + dw, t + dt)
+                f_end = values_on_lanes(velocity, drifted + dw, t + dt)
                 if sigma is not None:
                     dw = dw + self._correction(fields["sigma"], n, f, db, sigma)
                 f = 0.5 * (f + f_end)
@@ -429,7 +429,7 @@ class Walk:
 
     def _rates(self, fields: dict[str, Field], t: float) -> dict[str, NDArray[np.float64]]:
         """V and g at the paths' positions."""
-        return {k: _on_points(fields[k], self.x, t)[:, 0] for k in ("potential", "source") if k in fields}
+        return {k: values_on_lanes(fields[k], self.x, t)[:, 0] for k in ("potential", "source") if k in fields}
 
     def _accrue(
         self, before: dict[str, NDArray[np.float64]], fields: dict[str, Field], n: int
@@ -474,7 +474,7 @@ class Walk:
         return added
 
 
-def _on_points(values: Field, x: NDArray[Any], t: float) -> NDArray[np.float64]:
+def values_on_lanes(values: Field, x: NDArray[Any], t: float) -> NDArray[np.float64]:
     """Values at paths x (blocks, d, LANES), (blocks, C, LANES)."""
     points = np.ascontiguousarray(np.moveaxis(x, 1, -1), dtype=np.float64)
     found = values.at(points.reshape(-1, x.shape[1]), t)
