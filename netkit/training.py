@@ -25,8 +25,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn import functional
 
-from netkit import attacks, checkpoint, evaluate, parallel
-from netkit.attacks.expectation import logits_of, under_attack
+from netkit import attacks, checkpoint, evaluate, parallel, step_graph
+from netkit.attacks.expectation import checked_images_and_labels, logits_of, under_attack, without_reading
 from netkit.checkpoint import CheckpointError
 from netkit.data import Dataset, Split, augment
 from netkit.identity import UnidentifiedError, architecture, describe, is_buildable, without_addresses
@@ -256,6 +256,7 @@ def train(
     on_step: Callable[[int, int], None] | None = None,
     on_epoch: Callable[[Model, int], None] | None = None,
     callbacks: Sequence[Callback] = (),
+    graph: bool = True,
     **options: Any,
 ) -> TrainResult:
     """Train `model`, any network from images to logits, in place; leave it with the weights of the selected epoch.
@@ -282,6 +283,9 @@ def train(
         one's model counts. The run is saved before the call, so that an error in it, or a kill during validation, loses
         no update.
 
+    graph: on one GPU, make the steps as a CUDA graph (`netkit.step_graph`), once the first ones agree with plain steps.
+        Either way a GPU is not waited for in a step: where the loss is no longer finite, the epoch's end tells.
+
     Everything random follows from `config.seed`. What draws from the global generators of torch, NumPy or Python, as
     dropout in a network of one's own, is seeded by its place in the run, and the caller's states come back.
 
@@ -305,19 +309,23 @@ def train(
         raise ValueError("attack: expected none with loss='natural', got one; loss='pgd' trains against it")
     with contextlib.ExitStack() as stack:
         stack.enter_context(parallel.joined(dataset.device))
+        if dataset.device.type != "cpu":
+            stack.enter_context(_tuned_convolutions())
         run = _Run(model, dataset, config, functions, path, provenance or {}, callbacks)
         tree = parallel.from_first(lambda: checkpoint.load(path, kind="training") if path and path.exists() else None)
         if tree is not None:
             assert path is not None
             with checkpoint.contents_of(path):
                 run.restore(path, tree)
-        objective = stack.enter_context(parallel.averaging(run.objective))
+        run.averaged = stack.enter_context(parallel.averaging(run.objective))
+        if graph:
+            run.use_graph()
         saved = time.monotonic()
         report = on_step or stack.enter_context(_progress_bar(run.is_first))
         report(*run.position)
         while run.epoch < config.epochs:
             if run.step < run.steps_per_epoch:  # else it was saved just before the epoch's end
-                run.train_step(objective)
+                run.train_step()
             if run.step == run.steps_per_epoch:
                 run.save()
                 if on_epoch is not None:
@@ -403,17 +411,38 @@ class _Run:
         sgd = partial(torch.optim.SGD, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
         self.optimizer = (functions.optimizer or sgd)(parameter_groups(model, config))
         self.objective = _Objective(self.model, config, functions, dataset.num_classes)
+        self.averaged: nn.Module = self.objective
         self.data = dataset.train if config.hold_out else _joined(dataset.train, dataset.val)
+        self._check_data()
         self.steps_per_epoch = math.ceil(len(self.data) / config.batch_size)
         self.identity = self._identity()
         self.epoch = 0
         self.history: list[EpochRecord] = []
         self.best_epoch, self.best_value = 0, -math.inf
         self.best_weights: dict[str, Tensor] | None = None
+        names = ("augment", "attack", "noise")
+        self.generators = {name: torch.Generator(self.device) for name in names}
+        self.gradients: step_graph.Step = self._gradients
         self._start_epoch()
 
+    def _check_data(self) -> None:
+        """Look at images and labels once, as steps on a GPU do not."""
+        ends, labels = (torch.stack(values.aminmax()) for values in (self.data.x, self.data.y))
+        _, num_labels = checked_images_and_labels(self.dataset.images(ends).unsqueeze(1), labels)
+        if num_labels > self.dataset.num_classes:
+            expected = self.dataset.num_classes
+            raise ValueError(f"dataset: expected labels below {expected}, its number of classes, got {num_labels - 1}")
+
+    def use_graph(self) -> None:
+        """Make steps as a graph from now on, where that is possible."""
+        _, world = parallel.processes()
+        if world == 1 and step_graph.is_available(self.device):
+            self.gradients = step_graph.StepGraph(
+                self._gradients, self.objective, self.generators.values(), self.config.batch_size
+            )
+
     def _start_epoch(self) -> None:
-        self.generators = self._new_generators()
+        self._seed_generators()
         # moved at once: a GPU would have to be waited for at each batch
         self.order = epoch_order(self.config.seed, self.epoch, len(self.data)).to(self.data.x.device)
         self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, correct, images
@@ -422,17 +451,14 @@ class _Run:
         if self.config.reset_momentum:
             self.optimizer.state.clear()
 
-    def _new_generators(self, *place: int) -> dict[str, torch.Generator]:
-        """The generators of this process for this epoch; others for each `place` in it."""
-        device, seed = self.device, self.config.seed
+    def _seed_generators(self, *place: int) -> None:
+        """Start the generators of this process for this epoch; other streams for each `place` in it."""
+        seed = self.config.seed
         rank, _ = parallel.processes()
         if rank > 0:  # the first one's are those of a run by one process
             seed = derived_seed(seed, "rank", rank)
-        return {
-            "augment": derived_generator(device, seed, "augment", self.epoch, *place),
-            "attack": derived_generator(device, seed, "attack", self.epoch, 0, *place),
-            "noise": derived_generator(device, seed, "noise", self.epoch, 0, *place),
-        }
+        for name, counters in (("augment", (self.epoch,)), ("attack", (self.epoch, 0)), ("noise", (self.epoch, 0))):
+            self.generators[name].manual_seed(derived_seed(seed, name, *counters, *place))
 
     @property
     def position(self) -> tuple[int, int]:
@@ -440,33 +466,44 @@ class _Run:
         total = self.config.epochs * self.steps_per_epoch
         return self.epoch * self.steps_per_epoch + self.step, total
 
-    def train_step(self, objective: nn.Module) -> None:
-        """One pass through the inner loop of Algorithm 1; `objective`: `self.objective`, or what averages it."""
+    def train_step(self) -> None:
+        """One pass through the inner loop of Algorithm 1."""
         started = time.perf_counter()
         rank, world = parallel.processes()
         if world > 1:  # streams of this step alone: a checkpoint, which holds the first process's, need hold no others
-            self.generators = self._new_generators(self.step)
+            self._seed_generators(self.step)
         lr = self._learning_rate(self.config, self.position[0])
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
-        x, y, count, total = self._batch(rank, world)
+        size = self.config.batch_size
+        batch = self.order[self.step * size : (self.step + 1) * size]
         with noise_from(self.generators["noise"], self.model), self._seeded("step", self.epoch, self.step, rank):
             self.model.train()
-            with self._told_of_divergence():
-                loss, logits = objective(x, y, self.generators["attack"])
-            self.optimizer.zero_grad(set_to_none=True)
-            # The mean over processes that counts them alike becomes the mean over images.
-            (loss * (count * world / total)).backward()
+            unread = contextlib.nullcontext() if self.device.type == "cpu" else without_reading()
+            with self._told_of_divergence(), unread:
+                sums = parallel.summed(self.gradients(batch))
         self.optimizer.step()
-        with torch.no_grad():
-            correct = (logits.argmax(1) == y)[:count].double().sum()
-            sums = parallel.summed(torch.stack([loss.double() * count, correct, correct.new_tensor(count)]))
-            self.totals += sums
+        self.totals += sums
         self.step += 1
         if self.callbacks:  # only then is a GPU waited for
             loss_sum, num_correct, num_images = sums.tolist()
             self._tell(StepRecord(self.position[0], self.epoch, lr, loss_sum / num_images, num_correct / num_images))
         self.seconds += time.perf_counter() - started
+
+    def _gradients(self, batch: Tensor) -> Tensor:
+        """Leave the gradients of this process's images of a batch in the parameters; sums of loss, right, images."""
+        rank, world = parallel.processes()
+        own = batch[rank::world]
+        # A process without images must take part in each message: it works on one of another's, of weight 0.
+        index, count = own if len(own) else batch[:1], len(own)
+        x, y = self._images(index), self.data.y[index]
+        loss, logits = self.averaged(x, y, self.generators["attack"])
+        self.optimizer.zero_grad(set_to_none=True)
+        # The mean over processes that counts them alike becomes the mean over images.
+        (loss * (count * world / len(batch))).backward()
+        with torch.no_grad():
+            correct = (logits.argmax(1) == y)[:count].double().sum()
+            return torch.stack([loss.double() * count, correct, torch.full_like(correct, count)])
 
     def _learning_rate(self, config: TrainConfig, step: int) -> float:
         if self.functions.schedule is None:
@@ -481,20 +518,15 @@ class _Run:
         """The global generators, which layers of other libraries draw from, as a function of the place in the run."""
         return seeded_globally(derived_seed(self.config.seed, "global", *place))
 
-    def _batch(self, rank: int, world: int) -> tuple[Tensor, Tensor, int, int]:
-        """This process's images and labels of the next batch, the number that counts, and the number in the batch."""
-        size = self.config.batch_size
-        batch = self.order[self.step * size : (self.step + 1) * size]
-        own = batch[rank::world]
-        # A process without images must take part in each message: it works on one of another's, of weight 0.
-        index = own if len(own) else batch[:1]
+    def _images(self, index: Tensor) -> Tensor:
+        """The images (B, C, H, W) of these numbers, augmented where the data set is."""
         x = self.data.x[index]
         if self.dataset.augmented:
             x = augment(x, generator=self.generators["augment"])
         images = self.dataset.images(x, self.dtype)
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        return images, self.data.y[index], len(own), len(batch)
+        return images
 
     def _diverged(self) -> FloatingPointError:
         lr = self.config.lr
@@ -622,7 +654,7 @@ class _Run:
             for name, state in tree["generators"].items():
                 self.generators[name].set_state(state)
         elif self.step > 0:  # else they are those that the epoch begins with, as here
-            self.generators = self._new_generators(self.step)
+            self._seed_generators(self.step)
 
 
 class _Objective(nn.Module):
@@ -728,6 +760,17 @@ def _wide(logits: Tensor) -> Tensor:
 
 def _joined(first: Split, second: Split) -> Split:
     return Split(torch.cat([first.x, second.x]), torch.cat([first.y, second.y]))
+
+
+@contextlib.contextmanager
+def _tuned_convolutions() -> Iterator[None]:
+    """Let cuDNN time its algorithms for a convolution and take the fastest, unless it is told to be repeatable."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or not torch.backends.cudnn.deterministic
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @contextlib.contextmanager

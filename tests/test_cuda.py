@@ -305,6 +305,21 @@ def test_a_training_begun_on_the_cpu_goes_on_on_the_gpu(device: str, tmp_path: P
 
 
 @ONLY_CUDA
+@pytest.mark.parametrize(("precision", "loss"), [("no", "pgd"), ("no", "trades"), ("bf16", "pgd"), ("fp64", "natural")])
+def test_steps_of_a_graph_are_those_made_one_by_one(device: str, precision: Any, loss: Any) -> None:
+    """A run that gave its graph up would warn, and warnings are errors here."""
+    config = dataclasses.replace(SHORT, epochs=4, precision=precision, loss=loss, select="last")
+
+    def weights(*, graph: bool) -> list[Tensor]:
+        model = net()
+        train(model, digits(device), config, graph=graph)
+        return [value.cpu() for value in model.state_dict().values()]
+
+    for found, expected in zip(weights(graph=True), weights(graph=False), strict=True):
+        assert_close(found, expected, 1e-9 if precision == "fp64" else 1e-3)
+
+
+@ONLY_CUDA
 @pytest.mark.parametrize("loss", ["pgd", "trades", "natural"])
 def test_training_in_bfloat16_and_then_in_float32(device: str, loss: Any) -> None:
     """One process of the queue trains with one preset after another."""

@@ -14,13 +14,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchattacks
+from authors import EPS, STEP, authors_model, plain_pgd
 from torch import Tensor, nn
 
 from netkit import attacks
 from netkit.memory import keep_freed_memory
 from netkit.models import EnResNet, en_resnet, resnet
 
-EPS, STEP = 8 / 255, 2 / 255
 BATCH = 64
 
 
@@ -54,21 +54,6 @@ def compare(title: str, candidates: dict[str, Callable[[], object]], *, rounds: 
         print(f"  {name:<32}", *columns)
 
 
-class AuthorsNoise(nn.Module):
-    """The released code's line."""
-
-    def forward(self, out: Tensor) -> Tensor:
-        return out + 0.1 * torch.std(out) * torch.randn_like(out)
-
-
-def authors_model(num_members: int) -> EnResNet:
-    model = en_resnet(20, num_members=num_members, seed=0)
-    for member in model.members:
-        for block in member.blocks:
-            block.noise = AuthorsNoise()
-    return model
-
-
 def batch(*, channels_last: bool = False) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(BATCH, 3, 32, 32, generator=generator)
@@ -78,18 +63,6 @@ def batch(*, channels_last: bool = False) -> tuple[Tensor, Tensor]:
 
 def channels_last(model: EnResNet) -> EnResNet:
     return model.to(memory_format=torch.channels_last)
-
-
-def plain_pgd(model: nn.Module, x: Tensor, y: Tensor, num_steps: int) -> Tensor:
-    """The released code's loop."""
-    x_adv = x + torch.zeros_like(x).uniform_(-EPS, EPS)
-    for _ in range(num_steps):
-        x_adv.requires_grad_()
-        loss = F.cross_entropy(model(x_adv), y, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, [x_adv])
-        x_adv = x_adv.detach() + STEP * torch.sign(gradient.detach())
-        x_adv = torch.min(torch.max(x_adv, x - EPS), x + EPS).clamp(0, 1)
-    return x_adv
 
 
 def test_drawing_noise():
