@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torchvision.models as tv
 from torch import Tensor, nn
@@ -334,7 +335,6 @@ def test_an_ensemble_of_any_networks_is_their_weighted_mean_with_one_stream() ->
     ],
 )
 def test_timms_networks_are_known(name: str, num_mappings: int, options: dict[str, Any]) -> None:
-    timm = pytest.importorskip("timm")
     model = seeded(partial(timm.create_model, name, num_classes=10, **options)).double()
     x = images(2, size=options.get("img_size", 32)).double()
     plain = model(x).detach()
