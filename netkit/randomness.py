@@ -77,7 +77,7 @@ def repeatable(
     It comes from the generators of `noise_from`, those of `seeded_globally`, and torch.Generators that are attributes
     of a module in `models`.
     """
-    own = {id(value): value for model in models for value in _generators_in(model)}
+    own = {id(value): value for model in models for value in generators_in(model)}
     states = [generator.get_state() for generator in own.values()]
     noise = noise_from(derived_generator(device, seed, purpose, *counters), *models)
     with noise, seeded_globally(derived_seed(seed, f"{purpose}, global", *counters)):
@@ -90,7 +90,7 @@ def repeatable(
                 generator.set_state(state)
 
 
-def _generators_in(model: nn.Module) -> Iterator[torch.Generator]:
+def generators_in(model: nn.Module) -> Iterator[torch.Generator]:
     for module in model.modules():
         yield from (value for value in vars(module).values() if isinstance(value, torch.Generator))
 

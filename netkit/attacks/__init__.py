@@ -8,13 +8,15 @@ Wrong input raises ValueError.
 Sign and L2 attacks are one ascent of the loss: FGSM is IFGSM with one step of length eps, and PGD is IFGSM from a
 random start. The three Carlini-Wagner attacks are one descent with Adam. AutoAttack is its authors' own, where the
 library is installed. A noisy model is attacked through `ExpectationOverTransformation`, which all of them accept in
-place of a model.
+place of a model, or through its deterministic views, `noise_free` and `frozen_noise`.
 """
 
 from netkit.attacks.ascent import Loss, Norm, StepSize, cross_entropy, fgsm, ifgsm, pgd
 from netkit.attacks.auto import AutoAttackPart, AutoAttackVersion, auto_attack
 from netkit.attacks.carlini_wagner import CWVariant, cw
 from netkit.attacks.expectation import BatchNormMode, ExpectationOverTransformation, NotFiniteError
+from netkit.attacks.randomized import arc
+from netkit.attacks.surrogates import frozen_noise, noise_free
 
 __all__ = [
     "AutoAttackPart",
@@ -26,10 +28,13 @@ __all__ = [
     "Norm",
     "NotFiniteError",
     "StepSize",
+    "arc",
     "auto_attack",
     "cross_entropy",
     "cw",
     "fgsm",
+    "frozen_noise",
     "ifgsm",
+    "noise_free",
     "pgd",
 ]
