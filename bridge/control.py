@@ -52,7 +52,7 @@ class NoiseExpansion:
         scale = self._stream.scale
 
         def look(layer: ResidualNoise, inputs: tuple[Tensor, ...], result: Tensor) -> Tensor:
-            sizes.append(_size(layer, result.detach(), scale))
+            sizes.append(_size(layer, layer.coef_of(inputs), result.detach(), scale))
             features.append(result + torch.zeros_like(result).requires_grad_())
             self._runs.append((layer, result.detach()))
             return features[-1]
@@ -175,15 +175,15 @@ def probe_cost(num_outputs: int) -> int:
     return expansion_cost(num_outputs) + math.ceil(_PROBE_DRAWS * draw_cost(num_outputs))
 
 
-def _size(layer: ResidualNoise, features: Tensor, scale: float) -> Tensor:
-    """Standard deviation of the noise added to features (B, ...), as (B, 1, ...)."""
+def _size(layer: ResidualNoise, coef: float, features: Tensor, scale: float) -> Tensor:
+    """Standard deviation of the noise of coefficient a added to features (B, ...), as (B, 1, ...)."""
     noise, shape = layer.noise, (-1, *[1] * (features.dim() - 1))
     if noise.kind == "off":
         size = torch.zeros(1)
     elif noise.sigma is not None:
         size = torch.tensor([noise.sigma * math.sqrt(1.0 / layer.num_blocks)])
     elif noise.std == "batch":
-        size = noise.noise_coef * features.std().view(1)
+        size = coef * features.std().view(1)
     else:
-        size = noise.noise_coef * features.flatten(1).std(1)
+        size = coef * features.flatten(1).std(1)
     return (scale * size).to(features).view(shape)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from netkit.models import evaluating
-from netkit.noise import Noise, ResidualNoise
+from netkit.noise import Noise, NoiseKind, ResidualNoise
 
 
 def sigma_of(noise_coef: float, *, feature_std: float, num_blocks: int) -> float:
@@ -115,7 +115,7 @@ def measure_noise(model: nn.Module, x: Tensor) -> NoiseMeasurement:
             sigma = torch.tensor(noise.sigma, dtype=torch.float64)
         else:
             std = features.std() if noise.std == "batch" else each.mean()
-            sigma = noise.noise_coef * std * math.sqrt(layer.num_blocks)
+            sigma = abs(layer.coef_of(inputs)) * std * math.sqrt(layer.num_blocks)
         sigma = sigma.cpu() * (layer.stream.scale if noise.kind != "off" else 0.0)
         runs[layer].append((each.mean().cpu(), variation.cpu(), sigma))
 
@@ -152,7 +152,8 @@ def constant_sigma_twin(model: nn.Module, sigma: float | Tensor) -> nn.Module:
         raise ValueError(f"sigma: expected one for each of {len(places)} blocks with noise, got {sigmas.numel()}")
     for (module, name, layer), own in zip(places, sigmas.tolist(), strict=True):
         layer.stream.scale = 1.0
-        noise = Noise(layer.noise.kind, "constant", sigma=own)
+        kind: NoiseKind = "gaussian" if layer.noise.kind == "trainable" else layer.noise.kind
+        noise = Noise(kind, "constant", sigma=own)
         setattr(module, name, ResidualNoise(noise, num_blocks=layer.num_blocks, stream=layer.stream))
     return twin
 

@@ -12,15 +12,17 @@ from netkit import attacks, checkpoint, evaluate
 from netkit.checkpoint import CheckpointError
 from netkit.data import DataError, Dataset, load
 from netkit.evaluate import Score
-from netkit.injection import inject_noise, noise_of, remove_noise
+from netkit.injection import inject_input_noise, inject_noise, noise_of, remove_noise
 from netkit.metrics import MetricsFile, TensorBoard
 from netkit.models import EnResNet, ResNet, en_resnet, ensemble, from_name
 from netkit.presets import PRESETS
+from netkit.smoothing import Certificate, certify
 from netkit.sources import dataset
 from netkit.training import TrainConfig, TrainResult, load_model, load_weights, train
 
 __all__ = [
     "PRESETS",
+    "Certificate",
     "CheckpointError",
     "DataError",
     "Dataset",
@@ -32,12 +34,14 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "attacks",
+    "certify",
     "checkpoint",
     "dataset",
     "en_resnet",
     "ensemble",
     "evaluate",
     "from_name",
+    "inject_input_noise",
     "inject_noise",
     "load",
     "load_model",

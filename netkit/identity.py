@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from netkit import checkpoint
-from netkit.injection import InjectedSum
+from netkit.injection import Injected
 from netkit.models import EnResNet, ResNet
 from netkit.noise import InjectedNoise, noise_parts
 
@@ -144,7 +144,7 @@ def _module(name: str, module: nn.Module) -> list[str]:
     states = (getattr(module, state) for state in sorted(_MODULE_STATE) if state.endswith("hooks"))
     hooks = [hook for state in states for hook in state.values()]
     owners = [getattr(hook, "__self__", None) for hook in hooks]
-    if not all(isinstance(owner, InjectedSum) for owner in owners):
+    if not all(isinstance(owner, Injected) for owner in owners):
         raise UnidentifiedError(f"hooks on {name or 'the model'} may do anything")
     attributes = [
         f"{key}={describe(value)}"

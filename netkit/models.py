@@ -21,7 +21,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from netkit.noise import Noise, NoiseKind, NoiseStd, NoiseStream, NoisyModel, ResidualNoise, share_stream
+from netkit.noise import (
+    COEF,
+    Noise,
+    NoiseKind,
+    NoiseStd,
+    NoiseStream,
+    NoisyModel,
+    ResidualNoise,
+    new_coef,
+    share_stream,
+)
 
 Average = Literal["logits", "probabilities"]
 Normalization = tuple[Sequence[float], Sequence[float]]
@@ -47,6 +57,7 @@ class Normalize(nn.Module):
 class PreActBlock(nn.Module):
     """One residual block: x + F(x) with F = conv ∘ relu ∘ bn ∘ conv ∘ relu ∘ bn, then the noise."""
 
+    noise_coef: nn.Parameter | None
     frozen: Callable[[Tensor], Tensor] | None = None
     """The residual mapping inside `netkit.frozen`, in place of the layers."""
 
@@ -59,6 +70,7 @@ class PreActBlock(nn.Module):
         keeps_shape = stride == 1 and in_width == out_width
         self.shortcut = None if keeps_shape else _conv(in_width, out_width, kernel_size=1, stride=stride)
         self.noise = noise
+        self.register_parameter(COEF, new_coef(noise.noise))
 
     def residual(self, x: Tensor) -> Tensor:
         """x + F(x) without the noise: the Euler step of Eq. 8."""
@@ -73,7 +85,7 @@ class PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_width, H, W) -> (B, out_width, H / stride, W / stride)."""
-        noisy: Tensor = self.noise(self.residual(x))
+        noisy: Tensor = self.noise(self.residual(x), self.noise_coef)
         return noisy
 
 
@@ -291,7 +303,8 @@ def en_resnet(
     depth: 6n + 2 or 6n + 4; see `ResNet`.
     num_members: the number of networks that are averaged; their initial weights are independent.
     noise_coef: the paper's a.
-    noise: `"gaussian"`, `"two_point"` or `"off"`; with `"off"` this is a plain ensemble.
+    noise: `"gaussian"`, `"two_point"`, `"trainable"` or `"off"`; with `"off"` this is a plain ensemble. See
+        `netkit.noise.Noise`.
     noise_std: `"batch"` (the authors' code), `"sample"` or `"constant"`; see `netkit.noise`.
     sigma: σ of Eq. 14, for `noise_std="constant"`, which does not use noise_coef.
     width, widen_factor, num_classes, in_channels, normalize: see `ResNet`.

@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-NoiseKind = Literal["gaussian", "two_point", "off"]
+NoiseKind = Literal["gaussian", "two_point", "trainable", "off"]
 NoiseStd = Literal["batch", "sample", "constant"]
 
 
@@ -32,12 +32,15 @@ class Noise:
     """The kind and size of the noise after a residual mapping.
 
     kind: `"gaussian"`; `"two_point"`, ±1 with equal chance, which has the same weak order in Eq. 14 and is much
-        cheaper to draw; or `"off"`.
+        cheaper to draw; `"trainable"`, Gaussian with an a of its own for each residual mapping, which is trained with
+        the weights (see `trained_coefs`); or `"off"`.
     std: the scale of the noise; see this module's docstring.
-    noise_coef: the paper's a, for `std="batch"` and `"sample"`.
+    noise_coef: the paper's a, for `std="batch"` and `"sample"`; where it is trainable, the value that training starts
+        from, 0.25 in He et al.
     sigma: σ of Eq. 14, for `std="constant"` and only there.
 
-    Raises ValueError for an unknown kind or std, a negative or non-finite size, or a sigma that does not belong.
+    Raises ValueError for an unknown kind or std, a negative or non-finite size, a sigma that does not belong, or
+    trainable noise of constant size.
     """
 
     kind: NoiseKind = "gaussian"
@@ -59,6 +62,8 @@ class Noise:
             )
         if self.sigma is not None and not 0 <= self.sigma < math.inf:
             raise ValueError(f"sigma: expected a finite number >= 0, got {self.sigma}")
+        if self.kind == "trainable" and self.std == "constant":
+            raise ValueError("noise_std: expected 'batch' or 'sample' with noise='trainable', got 'constant'")
 
 
 class NoiseStream:
@@ -82,9 +87,14 @@ class NoiseStream:
         self._number = _numbered(self)  # a copy is another stream
 
     @property
+    def is_fixed(self) -> bool:
+        """Whether passes repeat their noise."""
+        return self._fixed is not None
+
+    @property
     def has_given_draws(self) -> bool:
         """Whether the noise is fixed to given tensors, which fit one batch only."""
-        return self._fixed is not None and not isinstance(self._fixed, torch.Generator)
+        return self.is_fixed and not isinstance(self._fixed, torch.Generator)
 
     @property
     def identity(self) -> tuple[Any, ...]:
@@ -120,6 +130,9 @@ class NoiseStream:
             )
         self._position += 1
         return noise.to(like)
+
+    def is_fixed_to(self, source: torch.Generator | Sequence[Tensor]) -> bool:
+        return self._fixed is source
 
     def rewind(self, seed: int | None) -> None:
         """Start the given draws, or the fixed generator with `seed`, from the beginning."""
@@ -219,11 +232,18 @@ class NoiseControls:
         The generator outside is not advanced.
 
         source: a seed, from which each pass starts over, or the draws themselves: one tensor of mean 0 and
-            variance 1 for each residual block, of the shape of that block's output, members one after the other.
+            variance 1 for each residual block, of the shape of that block's output, members one after the other; before
+            them one for the input, where it is noisy.
         """
         seed = source if isinstance(source, int) else None
         fixed = torch.Generator(self._device) if isinstance(source, int) else source
-        hook = self.noisy_module.register_forward_pre_hook(lambda *_: self.stream.rewind(seed))
+
+        def start_over(*_: Any) -> None:
+            if self.stream.is_fixed_to(fixed):  # else another block inside this one has fixed it
+                self.stream.rewind(seed)
+
+        # First of the hooks there are: one that draws for the input comes after it.
+        hook = self.noisy_module.register_forward_pre_hook(start_over, prepend=True)
         try:
             with self.stream.fixed(fixed):
                 yield
@@ -263,7 +283,7 @@ def _(like: Tensor, kind: str, number: int) -> Tensor:
 
 
 class ResidualNoise(nn.Module):
-    """Adds the noise to x + F(x); holds no parameters.
+    """Adds the noise to x + F(x); holds no parameters: the a of trainable noise is the block's (`trained_coefs`).
 
     noise: its kind and size.
     num_blocks: L, the number of residual blocks on the path; only `std="constant"` uses it.
@@ -278,7 +298,10 @@ class ResidualNoise(nn.Module):
 
     @property
     def size(self) -> float:
-        """The factor of ξ, or with `std="batch"` and `"sample"` of std(x + F(x))·ξ; 0 without noise."""
+        """The factor of ξ, or with `std="batch"` and `"sample"` of std(x + F(x))·ξ; 0 without noise.
+
+        Of trainable noise, the factor before training.
+        """
         noise = self.noise
         if noise.kind == "off":
             return 0.0
@@ -286,12 +309,30 @@ class ResidualNoise(nn.Module):
             return noise.sigma * math.sqrt(1 / self.num_blocks) * self.stream.scale
         return noise.noise_coef * self.stream.scale
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ...) -> (B, ...), in the same memory layout. May overwrite x; without noise nothing is drawn."""
-        noise, size = self.noise, self.size
-        if size == 0:
+    @property
+    def is_silent(self) -> bool:
+        """True where nothing is drawn; not where training has made a coefficient zero, which may grow again."""
+        return self.stream.scale == 0 if self.noise.kind == "trainable" else self.size == 0
+
+    def coef_of(self, inputs: tuple[Tensor | None, ...]) -> float:
+        """The a of a call with `inputs`, as a hook on this layer gets them; negative where training made it so."""
+        given = inputs[1] if len(inputs) > 1 else None
+        return self.noise.noise_coef if given is None else float(given.detach())
+
+    def forward(self, x: Tensor, coef: Tensor | None = None) -> Tensor:
+        """(B, ...) -> (B, ...), in the same memory layout. May overwrite x; without noise nothing is drawn.
+
+        coef: the a () of trainable noise.
+        """
+        if self.is_silent:
             return x
+        noise = self.noise
         xi = self.stream.draw(x, noise.kind)
+        if noise.kind == "trainable":
+            if coef is None:
+                raise ValueError("coef: expected that of trainable noise, got None")
+            return add_scaled_noise(x, xi, noise_coef=coef * self.stream.scale, std=noise.std, inplace=True)
+        size = self.size
         if noise.std == "constant":
             return x.add(xi, alpha=size) if _is_traced(x, xi) else x.add_(xi, alpha=size)
         return add_scaled_noise(x, xi, noise_coef=size, std=noise.std, inplace=True)
@@ -300,17 +341,45 @@ class ResidualNoise(nn.Module):
         return f"{self.noise}, num_blocks={self.num_blocks}"
 
 
-class InjectedNoise(NoiseControls):
-    """The noise that `netkit.inject_noise` put into a model, as an attribute of that model.
+COEF = "noise_coef"
+"""The parameter of a block with trainable noise; further sums in one block have a number behind it."""
 
-    It is no module, so that parameters, buffers and children stay the model's own. layers: one for each network inside;
-    blocks: the names of the modules with a noisy sum.
+
+def new_coef(noise: Noise, like: Tensor | None = None) -> nn.Parameter | None:
+    """The a () that training starts from, on the device of `like`; None for noise that is not trainable."""
+    if noise.kind != "trainable":
+        return None
+    coef = torch.tensor(noise.noise_coef)
+    return nn.Parameter(coef if like is None else coef.to(like))
+
+
+def trained_coefs(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The coefficients a () of trainable noise (He, Rakin and Fan 2019), by name.
+
+    Of the variants of parametric noise injection this is layer-wise noise on activations, x + a·std(x)·ξ after each
+    residual mapping: it keeps the form of Eq. 14, where noise on weights, another variant, does not. Here the gradient
+    flows through std(x), too, as everywhere in this package; theirs is cut. As there, `netkit.train` lets no weight
+    decay pull at a. Its sign means nothing, as ξ is symmetric.
+    """
+    named = model.named_parameters()
+    return {name: parameter for name, parameter in named if name.rpartition(".")[2].rstrip("0123456789") == COEF}
+
+
+class InjectedNoise(NoiseControls):
+    """The noise that `netkit.inject_noise` and `inject_input_noise` put into a model, as an attribute of that model.
+
+    It is no module, so that children and buffers stay the model's own. layers: that of the input, and one for each
+    network inside; blocks: the names of the modules with a noisy sum, "(input)" for the input.
     """
 
     ATTRIBUTE = "injected_noise"
 
     def __init__(self, model: nn.Module, layers: Sequence[ResidualNoise], blocks: Sequence[str]) -> None:
         self.model, self.layers, self.blocks, self.stream = model, tuple(layers), tuple(blocks), layers[0].stream
+
+    def joined(self, layers: Sequence[ResidualNoise], blocks: Sequence[str]) -> "InjectedNoise":
+        """This and more noise in the same model."""
+        return InjectedNoise(self.model, [*self.layers, *layers], [*self.blocks, *blocks])
 
     @property
     def noisy_module(self) -> nn.Module:
@@ -340,13 +409,13 @@ def share_stream(model: nn.Module, stream: NoiseStream) -> None:
 
 
 def add_scaled_noise(
-    x: Tensor, xi: Tensor, *, noise_coef: float, std: NoiseStd = "batch", inplace: bool = False
+    x: Tensor, xi: Tensor, *, noise_coef: float | Tensor, std: NoiseStd = "batch", inplace: bool = False
 ) -> Tensor:
-    """x + a·std(x)·ξ, with the gradient through std(x) (Sec. 3.1).
+    """x + a·std(x)·ξ, with the gradient through std(x) (Sec. 3.1), and to an a that requires one.
 
     x: (B, ...), B >= 1.
     xi: ξ, of x's shape; no gradient flows to it.
-    noise_coef: a.
+    noise_coef: a, a number or a tensor ().
     std: `"batch"`, one unbiased standard deviation of all entries, or `"sample"`, one for each x[i].
     inplace: overwrite x where that saves time.
 
@@ -357,7 +426,7 @@ def add_scaled_noise(
         raise ValueError(f"x: expected at least two entries to take a standard deviation of, got {tuple(x.shape)}")
     if not x.is_contiguous() and not _is_channels_last(x):
         x = x.contiguous()
-    if _is_traced(x, xi):
+    if _is_traced(x, xi) or (isinstance(noise_coef, Tensor) and noise_coef.requires_grad):
         return _add_scaled_noise(x, xi, noise_coef, std)
     noisy, _, _ = _AddScaledNoise.apply(x if inplace else x.clone(), xi, noise_coef, num_rows)
     return noisy
@@ -368,7 +437,7 @@ def _is_traced(*tensors: Tensor) -> bool:
     return torch.compiler.is_compiling() or any(torch.func.debug_unwrap(t) is not t for t in tensors)
 
 
-def _add_scaled_noise(x: Tensor, xi: Tensor, noise_coef: float, std: NoiseStd) -> Tensor:
+def _add_scaled_noise(x: Tensor, xi: Tensor, noise_coef: float | Tensor, std: NoiseStd) -> Tensor:
     """`add_scaled_noise` in plain operations."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     size = wide.std() if std == "batch" else wide.flatten(1).std(1).view(-1, *[1] * (x.dim() - 1))
@@ -384,7 +453,7 @@ class _AddScaledNoise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(x: Tensor, xi: Tensor, noise_coef: float, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(x: Tensor, xi: Tensor, noise_coef: float | Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(x.dtype, torch.float32)
         rows = _rows(x, x, num_rows)
         mean = rows.mean(-1, keepdim=True, dtype=wide)
@@ -455,7 +524,7 @@ def _draw_two_point(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 _ONE_AS_INT32 = 0x3F800000
-_DRAW = {"gaussian": _draw_gaussian, "two_point": _draw_two_point}
+_DRAW = {"gaussian": _draw_gaussian, "two_point": _draw_two_point, "trainable": _draw_gaussian}
 
 
 def _is_channels_last(x: Tensor) -> bool:

@@ -111,3 +111,18 @@ def is_random(model: nn.Module, x: Tensor) -> bool:
             torch.allclose(model(images), first, rtol=1e-4, atol=1e-6 * scale, equal_nan=True)
             for _ in range(_PROBE_PASSES - 1)
         )
+
+
+def depends_on_batch(model: nn.Module, x: Tensor) -> bool:
+    """Whether an image's logits change with the images that share its batch, under the same draws, in eval mode.
+
+    Half of up to eight of the images x (B, C, H, W), repeated where there is one, is given other neighbours.
+    """
+    images = x.expand(2, *x.shape[1:]) if len(x) == 1 else x[: 2 * (min(len(x), _PROBE_IMAGES) // 2)]
+    first, second = images.chunk(2)
+    answers = []
+    with evaluating(model), torch.no_grad():
+        for neighbours in (second, 1 - second):
+            with repeatable((model,), x.device, 0, "neighbours"):
+                answers.append(model(torch.cat([first, neighbours]))[: len(first)])
+    return not torch.allclose(answers[0], answers[1], rtol=1e-4, atol=1e-5, equal_nan=True)

@@ -32,6 +32,7 @@ from netkit.data import Dataset, Split, augment
 from netkit.identity import UnidentifiedError, architecture, describe, is_buildable, without_addresses
 from netkit.metrics import Callback, EpochRecord, StepRecord
 from netkit.models import EnResNet, build, evaluating, networks_of
+from netkit.noise import trained_coefs
 from netkit.randomness import derived_generator, derived_seed, noise_from, seeded_globally
 
 TrainingLoss = Literal["pgd", "natural", "trades"]
@@ -182,12 +183,18 @@ def _is_number(value: Any) -> bool:
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """The parameters of each averaged network, for the optimiser: its decay, and what its rate is multiplied by."""
+    """The parameters of each averaged network, for the optimiser: its decay, and what its rate is multiplied by.
+
+    Trained coefficients of noise do not decay, as in He, Rakin and Fan's code.
+    """
     groups = []
     for network, count in networks_of(model):
         factor = count if config.lr_scaling == "members" else 1
-        decay = config.weight_decay / factor
-        groups.append({"params": list(network.parameters()), "weight_decay": decay, "lr_factor": factor})
+        coefs = list(trained_coefs(network).values())
+        others = [parameter for parameter in network.parameters() if all(parameter is not coef for coef in coefs)]
+        groups.append({"params": others, "weight_decay": config.weight_decay / factor, "lr_factor": factor})
+        if coefs:
+            groups.append({"params": coefs, "weight_decay": 0.0, "lr_factor": factor})
     return groups
 
 
