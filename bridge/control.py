@@ -13,11 +13,11 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bridge.draws import looking, noise_layers, one_stream
 from netkit.noise import ResidualNoise
 
 _PROBE_DRAWS = 16
@@ -33,43 +33,39 @@ class NoiseExpansion:
 
     Making one takes one pass and K backward passes, without noise, and keeps K times the outputs of all blocks.
 
-    Raises ValueError for a model without netkit's noise layers, with several streams of noise, with the noise off, or
-    that no gradient flows through.
+    Raises ValueError for a model without noise layers, own or injected, with several streams of noise, with the noise
+    off, or that no gradient flows through.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, output: Callable[[Tensor], Tensor]) -> None:
-        layers = [module for module in model.modules() if isinstance(module, ResidualNoise)]
-        streams = {id(layer.stream): layer.stream for layer in layers}
-        if len(streams) != 1:
-            raise ValueError(f"model: expected netkit's noise layers on one stream, got {len(streams)} streams")
-        if any(layer.noise.kind == "off" for layer in layers):
-            raise ValueError("model: expected noise in every block, got kind 'off'")
-        (self._stream,) = streams.values()
-        self._model, self._x, self._output = model, x, output
+        layers = [layer for layer in noise_layers(model) if layer.size > 0]
+        stream = one_stream(layers)
+        if stream is None:
+            streams = len({id(layer.stream) for layer in layers})
+            raise ValueError(f"model: expected noise layers that are on, on one stream, got {streams} streams")
+        self._stream, self._model, self._x, self._output = stream, model, x, output
         features: list[Tensor] = []
         self._runs: list[tuple[ResidualNoise, Tensor]] = []  # the layer of every block, and a tensor like its noise
         sizes: list[Tensor] = []
-        scale = self._stream.scale
 
-        def look(layer: ResidualNoise, inputs: tuple[Tensor, ...], result: Tensor) -> Tensor:
-            sizes.append(_size(layer, layer.coef_of(inputs), result.detach(), scale))
-            features.append(result + torch.zeros_like(result).requires_grad_())
-            self._runs.append((layer, result.detach()))
+        def look(layer: ResidualNoise, before: Tensor, size: Tensor) -> Tensor:
+            sizes.append(size)
+            features.append(before + torch.zeros_like(before).requires_grad_())
+            self._runs.append((layer, before.detach()))
             return features[-1]
 
-        hooks: list[Any] = [layer.register_forward_hook(look) for layer in layers]
-        try:
-            with self._stream.scaled(0.0), torch.enable_grad():
-                value = output(model(x))
-                if not value.requires_grad:
-                    raise ValueError("model: expected one that gradients flow through, got outputs without")
-                self._directions: list[list[Tensor]] = []
-                for k in range(value.shape[1]):  # one class after the other: there is memory for one row of gradients
-                    gradients = torch.autograd.grad(value[:, k].sum(), features, retain_graph=True)
-                    self._directions.append([g * size for g, size in zip(gradients, sizes, strict=True)])
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with looking(layers, look, silent=True), torch.enable_grad():
+            value = output(model(x))
+        if not value.requires_grad:
+            raise ValueError("model: expected one that gradients flow through, got outputs without")
+        if any(len(like) != len(x) for _, like in self._runs):
+            raise ValueError("model: expected noise in tensors with a row for each image, got another number of rows")
+        self._directions: list[list[Tensor]] = []
+        for k in range(value.shape[1]):  # one class after the other: there is memory for one row of gradients
+            with torch.enable_grad():
+                total = value[:, k].sum()
+            gradients = torch.autograd.grad(total, features, retain_graph=True)
+            self._directions.append([g * size for g, size in zip(gradients, sizes, strict=True)])
         self.twin = value.detach().double()
         self.variance = _summed((direction.square() for direction in row) for row in self._directions)
 
@@ -116,7 +112,7 @@ class ControlledDraws:
         return self._coefficient(rows).abs() * self._largest[rows]
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """A new draw for the rows (B,) that are True, (rows, K) float64."""
+        """A new draw for the rows (B,) that are True, (1, rows, K) float64."""
         p, c = self._expansion.draw(None if bool(rows.all()) else rows)
         largest = self._largest[rows]
         c = torch.minimum(torch.maximum(c, -largest), largest)
@@ -128,7 +124,7 @@ class ControlledDraws:
         left = c - self._mean_c[rows]
         self._product[rows] += delta_p * left
         self._square[rows] += delta_c * left
-        return value
+        return value.unsqueeze(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,17 +169,3 @@ def draw_cost(num_outputs: int) -> float:
 def probe_cost(num_outputs: int) -> int:
     """The cost of `probe_control` for an image, in passes."""
     return expansion_cost(num_outputs) + math.ceil(_PROBE_DRAWS * draw_cost(num_outputs))
-
-
-def _size(layer: ResidualNoise, coef: float, features: Tensor, scale: float) -> Tensor:
-    """Standard deviation of the noise of coefficient a added to features (B, ...), as (B, 1, ...)."""
-    noise, shape = layer.noise, (-1, *[1] * (features.dim() - 1))
-    if noise.kind == "off":
-        size = torch.zeros(1)
-    elif noise.sigma is not None:
-        size = torch.tensor([noise.sigma * math.sqrt(1.0 / layer.num_blocks)])
-    elif noise.std == "batch":
-        size = coef * features.std().view(1)
-    else:
-        size = coef * features.flatten(1).std(1)
-    return (scale * size).to(features).view(shape)

@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from bridge.box import Box
+from bridge.draws import noise_layers
 from netkit.noise import Noise, NoiseStream, NoisyModel, ResidualNoise
 from pdekit.field import node_points
 from pdekit.problem import ConvectionDiffusion
@@ -83,6 +84,8 @@ class NoisyFlow(NoisyModel):
     sigma: of the noise; relative_sigma: in place of it, of the paper's noise, σ(x) = relative_sigma · std(x), so that
     its a is relative_sigma / √L. order: the time of each block, by default t_l = l/L of block l; a wrong order is for
     tests of tests.
+
+    Raises ValueError for a velocity with noise of its own, which the equation would know nothing of.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class NoisyFlow(NoisyModel):
         relative_sigma: float = 0.0,
     ) -> None:
         super().__init__()
+        _check_velocity(velocity)
         if num_blocks < 1:
             raise ValueError(f"num_blocks: expected at least 1, got {num_blocks}")
         if not 0.0 <= relative_sigma < math.inf:
@@ -146,6 +150,14 @@ class NoisyFlow(NoisyModel):
         """Brownian increments (num_steps, B, d) over [0, 1] for points (B, d)."""
         size = (num_steps, *x.shape)
         return torch.randn(size, dtype=x.dtype, device=x.device, generator=generator).mul_(num_steps**-0.5)
+
+
+def _check_velocity(velocity: nn.Module) -> None:
+    if noise_layers(velocity):
+        raise ValueError(
+            "velocity: expected one without noise, which the blocks add (sigma, relative_sigma), got one with: "
+            "netkit.remove_noise(velocity) takes out what was injected"
+        )
 
 
 class FlowNetwork(NoisyFlow):
@@ -227,11 +239,15 @@ class FlowNetwork(NoisyFlow):
 
 
 class NetworkVelocity:
-    """A network's F on the periodic unit box, for pdekit: callable (z, t) with z and F_z of shape (..., d)."""
+    """A network's F on the periodic unit box, for pdekit: callable (z, t) with z and F_z of shape (..., d).
+
+    F is that of eval mode. Raises ValueError for a velocity that noise was injected into.
+    """
 
     def __init__(self, network: FlowNetwork) -> None:
+        _check_velocity(network.velocity)
         self.dim, self.box = network.dim, network.box
-        self._module = copy.deepcopy(network.velocity).double().cpu()
+        self._module = copy.deepcopy(network.velocity).double().cpu().eval()
         self._cut = getattr(network.velocity, "box", None) is not network.box
 
     def __call__(self, z: NDArray[np.float64], t: float) -> NDArray[np.float64]:

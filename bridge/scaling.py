@@ -18,14 +18,18 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bridge.draws import looking
+from netkit.injection import InjectedSum
 from netkit.models import evaluating
-from netkit.noise import Noise, NoiseKind, ResidualNoise
+from netkit.noise import InjectedNoise, Noise, NoiseKind, ResidualNoise, noise_parts
 
 
 def sigma_of(noise_coef: float, *, feature_std: float, num_blocks: int) -> float:
@@ -78,18 +82,23 @@ def effective_sigma(sigmas: Tensor) -> float:
 class NoiseMeasurement:
     """The noise of a network on given images; blocks in the order of `model.modules()`, members one by one.
 
+    A block is a residual mapping, of which a transformer's block has two.
+
     feature_std: (blocks,) mean over images of each image's std(x + F(x)).
     variation: (blocks,) its standard deviation over images divided by that mean: 0 where σ(X, t) is no function of X.
     sigma: (blocks,) σ_l = a s_l √L, or the constant σ.
+    dt: (blocks,) Δt = 1/L, with the L of the network that the block is in.
     """
 
     feature_std: Tensor
     variation: Tensor
     sigma: Tensor
+    dt: Tensor
 
     @property
     def effective_sigma(self) -> float:
-        return effective_sigma(self.sigma)
+        """The constant σ of as much variance, averaged over networks: (Σ σ_l² Δt_l / Σ Δt_l)^½."""
+        return math.sqrt(float((self.sigma.square() * self.dt).sum() / self.dt.sum()))
 
     @property
     def block_variation(self) -> float:
@@ -101,37 +110,42 @@ class NoiseMeasurement:
 def measure_noise(model: nn.Module, x: Tensor) -> NoiseMeasurement:
     """Run the model once on images x (B, ...) in eval mode, noise included, and look at every block's noise.
 
-    For `noise_std="batch"` σ_l comes from the one std of the whole batch, otherwise from the mean over images. Inside
-    `model.noise_scale(c)` it is c σ_l. Draws from the model's generator. Raises ValueError for a model without
-    noise layers.
+    The noise is the model's own or that of `inject_noise`. For `noise_std="batch"` σ_l comes from the one std of the
+    whole batch, otherwise from the mean over images. Inside `noise_scale(c)` it is c σ_l. Draws from the model's
+    generator. Raises ValueError for a model without noise layers, or whose noise layers have different scales.
     """
-
-    def look(layer: ResidualNoise, inputs: tuple[Tensor, ...]) -> None:
-        features = inputs[0].detach().double()
-        each = features.flatten(1).std(1)
-        variation = each.std() / each.mean() if len(each) > 1 else torch.zeros_like(each[0])
-        noise = layer.noise
-        if noise.sigma is not None:
-            sigma = torch.tensor(noise.sigma, dtype=torch.float64)
-        else:
-            std = features.std() if noise.std == "batch" else each.mean()
-            sigma = abs(layer.coef_of(inputs)) * std * math.sqrt(layer.num_blocks)
-        sigma = sigma.cpu() * (layer.stream.scale if noise.kind != "off" else 0.0)
-        runs[layer].append((each.mean().cpu(), variation.cpu(), sigma))
-
+    sums = _injected_sums(model)
     layers = [module for module in model.modules() if isinstance(module, ResidualNoise)]
-    if not layers:
+    if sums:  # the injected noise is that of blocks whose own layers are off
+        layers = [layer for layer in layers if layer.noise.kind != "off"]
+    streams = {id(layer.stream): layer.stream for layer in [*layers, *(each.layer for each in sums)]}
+    if not streams:
         raise ValueError(f"model: expected one with noise layers, got {type(model).__name__} without")
-    runs: dict[ResidualNoise, list[tuple[Tensor, Tensor, Tensor]]] = {layer: [] for layer in layers}
-    hooks: list[Any] = [layer.register_forward_pre_hook(look) for layer in layers]
-    try:
+    scales = {stream.scale for stream in streams.values()}
+    if len(scales) > 1:
+        raise ValueError(f"model: expected one noise_scale, got {sorted(scales)}")
+    (scale,) = scales
+    with ExitStack() as stack:
+        layers += [stack.enter_context(_own_layer(each)) for each in sums]
+        if scale == 0:  # noise that is off is not looked at: it is on, but goes no further than the look
+            for stream in streams.values():
+                stack.enter_context(stream.scaled(1.0))
+        runs: dict[ResidualNoise, list[tuple[Tensor, Tensor, Tensor]]] = {layer: [] for layer in layers}
+
+        def look(layer: ResidualNoise, features: Tensor, size: Tensor) -> Tensor:
+            each = features.double().flatten(1).std(1)
+            variation = each.std() / each.mean() if len(each) > 1 else torch.zeros_like(each[0])
+            sigma = size.double().abs().mean() * math.sqrt(layer.num_blocks) * (scale > 0)
+            runs[layer].append((each.mean().cpu(), variation.cpu(), sigma.cpu()))
+            return features
+
+        stack.enter_context(looking(layers, look, silent=scale == 0))
         with torch.no_grad(), evaluating(model):
             model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    means, variations, sigmas = zip(*(run for layer in layers for run in runs[layer]), strict=True)
-    return NoiseMeasurement(torch.stack(means), torch.stack(variations), torch.stack(sigmas))
+    found = [(*run, torch.tensor(1.0 / layer.num_blocks).double()) for layer in layers for run in runs[layer]]
+    if not found:
+        raise ValueError("model: expected noise of some size, got noise_coef 0 in every block")
+    return NoiseMeasurement(*(torch.stack(column) for column in zip(*found, strict=True)))
 
 
 def constant_sigma_twin(model: nn.Module, sigma: float | Tensor) -> nn.Module:
@@ -144,18 +158,50 @@ def constant_sigma_twin(model: nn.Module, sigma: float | Tensor) -> nn.Module:
     Raises ValueError for a tensor of another length, or a network whose blocks do not each have their own noise.
     """
     twin = copy.deepcopy(model)
-    places = [(module, name, child) for module in twin.modules() for name, child in _noise_layers(module)]
+    sums = _injected_sums(twin)
+    own = [(module, name, child) for module in twin.modules() for name, child in _noise_layers(module)]
+    places: list[tuple[Any, str, ResidualNoise]] = [p for p in own if not sums or p[2].noise.kind != "off"]
+    places += [(each, "layer", each.layer) for each in sums]
     sigmas = torch.as_tensor(sigma, dtype=torch.float64)
     if sigmas.dim() == 0:
         sigmas = sigmas.expand(len(places))
     if not places or sigmas.shape != (len(places),):
         raise ValueError(f"sigma: expected one for each of {len(places)} blocks with noise, got {sigmas.numel()}")
-    for (module, name, layer), own in zip(places, sigmas.tolist(), strict=True):
+    for (owner, name, layer), each in zip(places, sigmas.tolist(), strict=True):
         layer.stream.scale = 1.0
-        kind: NoiseKind = "gaussian" if layer.noise.kind == "trainable" else layer.noise.kind
-        noise = Noise(kind, "constant", sigma=own)
-        setattr(module, name, ResidualNoise(noise, num_blocks=layer.num_blocks, stream=layer.stream))
+        kind: NoiseKind = layer.noise.kind if layer.noise.kind in ("two_point", "off") else "gaussian"
+        noise = Noise(kind, "constant", sigma=each)
+        setattr(owner, name, ResidualNoise(noise, num_blocks=layer.num_blocks, stream=layer.stream))
+    for part in list(noise_parts(twin)):
+        if isinstance(part, InjectedNoise):
+            part.layers = tuple(each.layer for each in sums if each.layer.stream is part.stream)
     return twin
+
+
+def _injected_sums(model: nn.Module) -> list[InjectedSum]:
+    """The residual mappings with injected noise, those of one block in the order in which they run."""
+    hooks = [
+        hook
+        for module in model.modules()
+        for registered in (module._forward_hooks, module._forward_pre_hooks)
+        for hook in registered.values()
+    ]
+    owners = dict.fromkeys(owner for hook in hooks if isinstance(owner := getattr(hook, "__self__", None), InjectedSum))
+    position: dict[tuple[int, str], int] = {}
+    for owner in owners:
+        position.setdefault((id(owner.layer), owner.name), len(position))
+    return sorted(owners, key=lambda owner: (position[id(owner.layer), owner.name], owner.place.before is None))
+
+
+@contextmanager
+def _own_layer(owner: InjectedSum) -> Iterator[ResidualNoise]:
+    """A layer of its own inside the block, in place of the one that all residual mappings of a network share."""
+    shared = owner.layer
+    owner.layer = ResidualNoise(shared.noise, num_blocks=shared.num_blocks, stream=shared.stream)
+    try:
+        yield owner.layer
+    finally:
+        owner.layer = shared
 
 
 def _noise_layers(module: nn.Module) -> list[tuple[str, ResidualNoise]]:

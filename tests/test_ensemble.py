@@ -13,7 +13,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from bridge.control import NoiseExpansion
-from bridge.ensemble import _Sums, ensemble_estimate, softmax, values
+from bridge.draws import LOOK_COST
+from bridge.ensemble import IntervalWarning, _Sums, ensemble_estimate, softmax, values
 from bridge.flow import FlowNetwork, ProblemNetwork, SmoothVelocity
 from netkit import PRESETS, en_resnet, load, train
 from netkit.noise import Noise, NoiseStream, ResidualNoise
@@ -49,14 +50,18 @@ def gaussian_logit(sigma: float = 1.5) -> FlowNetwork:
     return network
 
 
-def test_the_interval_is_right_in_95_of_100_repetitions():
+def test_students_interval_is_right_in_95_of_100_repetitions_and_that_of_bets_in_no_fewer():
     """10,000 images that are all the same point: as many repetitions of one estimate with a known answer."""
     exact = stats.norm(0.5, 1.5).expect(special.expit)
     x = torch.tensor([[0.5, 0.0]]).expand(10_000, 2)
     estimate = ensemble_estimate(gaussian_logit(), x, num_draws=50, batch_size=10_000, generator=seeded(1))
-    low, high = estimate.confidence_interval(0.95)
+    low, high = estimate.confidence_interval(0.95, kind="student")
     right = float(((low[:, 1] <= exact) & (exact <= high[:, 1])).double().mean())
     assert abs(right - 0.95) <= 0.015
+    student = float((high - low).mean())
+    low, high = estimate.confidence_interval(0.95)
+    assert float(((low[:, 1] <= exact) & (exact <= high[:, 1])).double().mean()) >= 0.95
+    assert student < float((high - low).mean()) < 2 * student
     assert abs(float(estimate.mean[:, 1].mean()) - exact) < 4 * float(estimate.standard_error[:, 1].mean()) / 100
 
 
@@ -69,7 +74,8 @@ def test_with_the_control_chosen_by_itself_the_interval_is_as_right():
     estimate = ensemble_estimate(gaussian_logit(), x, **options, control="auto", generator=seeded(2))
     assert estimate.controlled
     assert estimate.cost <= 1.15 * plain.cost  # of which 1.1 is that of a draw in two classes
-    low, high = estimate.confidence_interval(0.95)
+    with pytest.warns(IntervalWarning, match="too few for their skewness"):
+        low, high = estimate.confidence_interval(0.95)
     right = float(((low[:, 1] <= exact) & (exact <= high[:, 1])).double().mean())
     assert abs(right - 0.95) <= 0.015
     error = estimate.mean[:, 1] - exact
@@ -86,7 +92,8 @@ def test_the_interval_knows_skewness():
     estimate = ensemble_estimate(
         Drawn(draw), torch.zeros(10_000, 1), num_draws=50, output=values, batch_size=10_000, generator=seeded(8)
     )
-    low, high = estimate.confidence_interval()
+    with pytest.warns(IntervalWarning, match=r"^\d\.\d% of the intervals"):
+        low, high = estimate.confidence_interval()
     assert abs(float(((low <= 0.25) & (high >= 0.25)).double().mean()) - 0.95) <= 0.015
     t = (estimate.mean - 0.25) / estimate.standard_error
     far = stats.t.ppf(0.975, 49)
@@ -98,8 +105,13 @@ def test_the_interval_knows_skewness():
     sample = torch.stack([torch.rand(40, generator=seeded(n), dtype=torch.float64) ** 6 for n in range(3)], 1)
     sums = _Sums()
     for row in sample:
-        sums.add(row.unsqueeze(-1), torch.ones(3, dtype=torch.bool))
+        sums.add(row.view(1, 3, 1), torch.ones(3, dtype=torch.bool))
     np.testing.assert_allclose(sums.skewness[:, 0], stats.skew(sample.numpy(), axis=0), rtol=1e-10)
+    sums = _Sums()
+    for part in sample.unsqueeze(-1).split([1, 7, 32]):
+        sums.add(part, torch.ones(3, dtype=torch.bool))
+    np.testing.assert_allclose(sums.skewness[:, 0], stats.skew(sample.numpy(), axis=0), rtol=1e-10)
+    np.testing.assert_allclose(sums.deviation[:, 0], sample.std(0), rtol=1e-10)
 
 
 def test_the_control_is_used_where_it_pays():
@@ -109,7 +121,7 @@ def test_the_control_is_used_where_it_pays():
     assert ensemble_estimate(network, x, num_draws=200, control="auto", generator=seeded(1)).controlled
     few = ensemble_estimate(network, x, num_draws=199, control="auto", generator=seeded(1))
     assert not few.controlled
-    assert few.cost == 199 * 60  # nothing was spent on looking
+    assert few.cost == 199 * 60 + LOOK_COST  # nothing was spent on looking for a control
     coin = Drawn(lambda x, g: torch.rand(len(x), 2, generator=g).softmax(-1))
     assert not ensemble_estimate(coin, x, control="auto", generator=seeded()).controlled
     bowl = {"x": torch.zeros(60, 2), "output": torch.square, "generator": seeded(1)}  # level where the noise starts
@@ -235,6 +247,11 @@ def test_the_number_of_draws_asked_for_delivers_the_half_width():
     pilot = ensemble_estimate(gaussian_logit(), x, num_draws=200, generator=seeded(3))
     needed = int(pilot.draws_for(0.02).double().median())
     low, high = ensemble_estimate(gaussian_logit(), x, num_draws=needed, generator=seeded(4)).confidence_interval()
+    assert float((high - low).mean()) / 2 == pytest.approx(0.02, rel=0.15)
+    fewer = int(pilot.draws_for(0.02, kind="student").double().median())
+    assert fewer < 0.6 * needed
+    estimate = ensemble_estimate(gaussian_logit(), x, num_draws=fewer, generator=seeded(4))
+    low, high = estimate.confidence_interval(kind="student")
     assert float((high - low).mean()) / 2 == pytest.approx(0.02, rel=0.1)
 
 
@@ -263,7 +280,7 @@ def test_a_certain_image_stops_early_and_an_even_one_never():
         sure = torch.tensor([[0.02, 0.95, 0.03]], dtype=torch.float64).expand(len(x), 3)
         return torch.where(x > 0, sure, even)
 
-    x = torch.tensor([[1.0], [0.0]]).repeat(30, 1)
+    x = torch.tensor([[1.0], [0.0]]).repeat(100, 1)
     estimate = ensemble_estimate(
         Drawn(draw), x, num_draws=100, stop_when_decided=True, output=values, generator=seeded(6)
     )
@@ -407,14 +424,16 @@ def test_errors_say_what_was_expected(options, message):
 
 def test_images_cannot_drop_out_of_a_batch_they_make_noise_for():
     model = en_resnet(8, in_channels=1, noise_std="batch", seed=0)
-    with pytest.raises(ValueError, match="expected noise_std 'sample' or 'constant', as images drop"):
+    with pytest.raises(
+        ValueError, match=r"expected noise_std 'sample' or 'constant', got 'batch', .*, while images drop"
+    ):
         ensemble_estimate(model, torch.rand(3, 1, 8, 8), stop_when_decided=True, generator=seeded())
 
 
 def test_models_without_noise_are_refused():
-    with pytest.raises(ValueError, match="expected one with noise from a generator"):
+    with pytest.raises(ValueError, match="model: expected a random one, got Linear, whose passes in eval mode"):
         ensemble_estimate(nn.Linear(2, 2), torch.ones(3, 2), generator=seeded())
-    with pytest.raises(ValueError, match="expected noise in every block, got kind 'off'"):
+    with pytest.raises(ValueError, match="expected noise layers that are on, on one stream, got 0"):
         NoiseExpansion(ResidualNoise(Noise("off"), num_blocks=1, stream=NoiseStream(0)), torch.ones(3, 2), softmax)
     still = ProblemNetwork(ConvectionDiffusion(np.zeros((2, 8, 8)), lambda z: z[..., 0], 0.2), num_blocks=1)
     with pytest.raises(ValueError, match="expected one that gradients flow through"):
