@@ -1,0 +1,89 @@
+"""Settings of the documentation; `make docs` builds it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+import warnings
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "extensions"))
+
+project = "itoflow"
+copyright = "the authors of itoflow"
+release = version = importlib.metadata.version("itoflow")
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.viewcode",
+    "myst_parser",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+    "dialect",
+    "linked_names",
+    "mathml",
+]
+exclude_patterns = ["extensions", "tutorial/index.rst", "sg_execution_times.rst", "tutorial_source", "**/sg_execution_times.rst"]
+templates_path = ["_templates"]
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 3
+nitpicky = True
+# Types of others, and names that stand for types, have no page here.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(?!(pdekit|netkit|bridge)\.).*"),
+    (r"py:.*", r".*\.(Array|Frames|Model)"),
+]
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autosummary_ignore_module_all = False
+python_maximum_signature_line_length = 60
+python_use_unqualified_type_names = True
+add_module_names = False
+toc_object_entries = False
+viewcode_line_numbers = True
+
+html_theme = "pydata_sphinx_theme"
+html_title = "itoflow"
+html_static_path = ["_static"]
+html_css_files = ["itoflow.css"]
+html_show_sphinx = False
+html_copy_source = False
+html_show_sourcelink = False
+html_last_updated_fmt = None
+html_theme_options = {
+    "navbar_end": ["theme-switcher"],
+    "navbar_align": "left",
+    "header_links_before_dropdown": 7,
+    "show_prev_next": True,
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "secondary_sidebar_items": ["page-toc"],
+    "show_toc_level": 2,
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}
+html_sidebars: dict[str, list[str]] = {name: [] for name in ("index", "equations", "design", "benchmarks")}
+
+
+sphinx_gallery_conf = {
+    "examples_dirs": ["../examples", "tutorial_source"],
+    "gallery_dirs": ["gallery", "tutorial"],
+    "filename_pattern": r"\.py$",
+    "ignore_pattern": r"__init__\.py$",
+    "reset_modules": ("pictures.printed",),
+    "remove_config_comments": True,
+    "show_memory": False,
+    "min_reported_time": 1e9,
+    "show_signature": False,
+    "download_all_examples": False,
+    "abort_on_example_error": True,
+    "only_warn_on_example_error": False,
+    "plot_gallery": "True",
+    "image_srcset": [],
+    "capture_repr": (),
+    "within_subsection_order": "ExampleTitleSortKey",
+}
+warnings.filterwarnings("ignore", message="Matplotlib is currently using agg")
