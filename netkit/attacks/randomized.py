@@ -88,7 +88,7 @@ def arc(
         for another model that is random (`netkit.randomness.is_random`), else 1.
     num_targets: the number of classes, by their logits, whose boundaries are tried; the paper's "approximate ARC" for
         fewer than all.
-    members: the networks among which `model` chooses at random, which are attacked in place of draws.
+    members: the deterministic networks among which `model` chooses at random, which are attacked in place of draws.
     probabilities: of the members; None for equal ones.
     batch_norm: as for `pgd`.
     generator: for the draws, on x's device; by default a new one seeded by the operating system.
