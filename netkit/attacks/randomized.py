@@ -25,6 +25,10 @@ The source is the paper with its code, github.com/hsndbk4/ARC. Here, four things
 
 Of 81 pairs of linear classifiers in 16 dimensions that one image within 0.9 eps fools both (L2, 20 steps), all are
 found with steps of eps / 4 and eps / 8; by the rule of the authors' code, 74 and 67, with steps of eps / 2 all.
+
+Networks with noise hide less: 100 digits on three networks trained against PGD are right in 45.5% of draws, after IFGSM
+with the same 100 gradients in 48.2%, a difference of 2.7 points [0.1, 5.3]. PGD on the margin, which needs no forward
+passes of its own, has 46.5% (`studies/random_attacks.py`).
 """
 
 from __future__ import annotations
