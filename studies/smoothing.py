@@ -39,7 +39,6 @@ class Config:
         ("Smooth0.25ResNet8", "natural"),
         ("Smooth0.5ResNet8", "natural"),
         ("Smooth0.25En2ResNet8", "natural"),
-        ("Smooth0.25ResNet8", "pgd"),
         ("ResNet8", "pgd"),
         ("En2ResNet8", "pgd"),
     )
@@ -53,7 +52,7 @@ class Config:
     voting_draws: int = 35
     epochs: int | None = None
     num_train: int | None = None
-    num_test: int | None = 150
+    num_test: int | None = 100
 
 
 SMOKE = Config(
