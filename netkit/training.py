@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -32,6 +30,7 @@ from netkit.data import Dataset, Split, augment
 from netkit.identity import UnidentifiedError, architecture, describe, is_buildable, without_addresses
 from netkit.metrics import Callback, EpochRecord, StepRecord
 from netkit.models import EnResNet, build, evaluating, networks_of
+from netkit.progress import progress_bar
 from netkit.randomness import derived_generator, derived_seed, noise_from, seeded_globally
 
 TrainingLoss = Literal["pgd", "natural", "trades"]
@@ -313,7 +312,7 @@ def train(
                 run.restore(path, tree)
         objective = stack.enter_context(parallel.averaging(run.objective))
         saved = time.monotonic()
-        report = on_step or stack.enter_context(_progress_bar(run.is_first))
+        report = on_step or stack.enter_context(progress_bar("training", is_shown=run.is_first))
         report(*run.position)
         while run.epoch < config.epochs:
             if run.step < run.steps_per_epoch:  # else it was saved just before the epoch's end
@@ -728,19 +727,3 @@ def _wide(logits: Tensor) -> Tensor:
 
 def _joined(first: Split, second: Split) -> Split:
     return Split(torch.cat([first.x, second.x]), torch.cat([first.y, second.y]))
-
-
-@contextlib.contextmanager
-def _progress_bar(is_shown: bool) -> Iterator[Callable[[int, int], None]]:
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not (is_shown and console.is_terminal),
-    ) as bar:
-        task = bar.add_task("training", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
