@@ -15,6 +15,7 @@ from netkit.attacks.ascent import Loss, Norm, StepSize, cross_entropy, fgsm, ifg
 from netkit.attacks.auto import AutoAttackPart, AutoAttackVersion, auto_attack
 from netkit.attacks.carlini_wagner import CWVariant, cw
 from netkit.attacks.expectation import BatchNormMode, ExpectationOverTransformation, NotFiniteError
+from netkit.attacks.randomized import arc
 from netkit.attacks.surrogates import frozen_noise, noise_free
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Norm",
     "NotFiniteError",
     "StepSize",
+    "arc",
     "auto_attack",
     "cross_entropy",
     "cw",

@@ -123,12 +123,12 @@ def pgd(
     """
     x, num_labels = checked_images_and_labels(x, y, bounds)
     check_counts(num_steps=num_steps, num_restarts=num_restarts)
-    ball = _ball(norm, x, eps, bounds)
+    ball = ball_around(norm, x, eps, bounds)
     sizes = [step_size(step) if callable(step_size) else step_size for step in range(num_steps)]
     if not all(0 <= size < math.inf for size in sizes):
         raise ValueError(f"step_size: expected finite lengths >= 0, got {min(sizes)} to {max(sizes)}")
     if random_start:
-        generator = _generator_on(x.device, generator)
+        generator = generator_on(x.device, generator)
 
     def objective(net: nn.Module, point: Tensor) -> Tensor:
         return loss(logits_of(net, point, num_labels), y).unsqueeze(0)
@@ -161,7 +161,7 @@ def pgd(
     return best[0]
 
 
-class _Ball(Protocol):
+class Ball(Protocol):
     """The images within eps of x, and how to move among them. Methods ending in _ work in place."""
 
     def step_(self, x_adv: Tensor, gradient: Tensor, size: float) -> None: ...
@@ -202,7 +202,7 @@ class _L2Ball:
         return direction.mul_(per_image(radius, self.x) / _length(direction)).add_(self.x)
 
 
-def _ball(norm: Norm, x: Tensor, eps: float, bounds: Bounds | None) -> _Ball:
+def ball_around(norm: Norm, x: Tensor, eps: float, bounds: Bounds | None) -> Ball:
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps: expected a finite number >= 0, got {eps}")
     if norm == "linf":
@@ -230,7 +230,7 @@ def _length(x: Tensor) -> Tensor:
     return per_image(torch.linalg.vector_norm(x.flatten(1), dim=1), x).clamp_min(1e-12)
 
 
-def _generator_on(device: torch.device, generator: torch.Generator | None) -> torch.Generator:
+def generator_on(device: torch.device, generator: torch.Generator | None) -> torch.Generator:
     if generator is None:
         generator = torch.Generator(device)
         generator.seed()
