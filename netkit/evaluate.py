@@ -97,6 +97,36 @@ class Score:
         }
 
 
+def worst_case(scores: Sequence[Score]) -> Score:
+    """The score of the adversary who picks, for each image, the most harmful of the attacks scored.
+
+    Without noise, with one draw, an image is right where no attack broke it. With several draws, the least of several
+    noisy shares would be less than any of them is in truth. So one half of an image's draws picks the attack that is
+    right least often, of equals the one that is right least often over all images, and the other half scores it; then
+    the halves change places. The expected mean is the accuracy under attacks that half the draws pick: never below that
+    of the truly worst ones, and closer to it the more draws there are.
+
+    Raises ValueError for no scores, or for other labels or numbers of draws.
+    """
+    if not scores:
+        raise ValueError("scores: expected at least one, got none")
+    first = scores[0]
+    for score in scores:
+        if score.num_draws != first.num_draws or not torch.equal(score.labels, first.labels):
+            raise ValueError(f"scores: expected the same images and {first.num_draws} draws each, got others")
+    predictions = torch.stack([score.predictions for score in scores])
+    right = (predictions == first.labels).double()
+    half = first.num_draws // 2
+    parts = [slice(0, half), slice(half, None)] if half else [slice(None)]
+    picked = []
+    for judging, scoring in zip(parts[::-1], parts, strict=True):
+        shares = right[:, judging].mean(1)
+        order = shares.mean(1).argsort(stable=True)
+        worst = order[shares[order].argmin(0)]
+        picked.append(predictions[worst, scoring, torch.arange(first.n)].T)
+    return Score(torch.cat(picked), first.labels, first.confidence)
+
+
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Score:
     """Score clean images x (N, C, H, W) in [0, 1] with labels y (N,).
 
@@ -150,7 +180,7 @@ def robust_accuracy(
     evaluation, or an attack that returns anything but images in its ball; NotFiniteError where the model answers NaN or
     infinity; CheckpointError where `store` holds another evaluation.
     """
-    x, y = _checked(x, y)
+    x, y = checked(x, y)
     check_counts(eot_draws=eot_draws, num_draws=num_draws, batch_size=batch_size)
     if divided and store is not None:
         raise ValueError(f"store: expected none for a divided evaluation, got {store}")
@@ -470,7 +500,8 @@ def no_attack(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Genera
     return x
 
 
-def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Images and labels that can be scored; raises ValueError for others."""
     x = checked_images(x)
     if x.dim() != 4:
         raise ValueError(f"x: expected floating-point images (N, C, H, W), got {x.dtype} {tuple(x.shape)}")
