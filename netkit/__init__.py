@@ -9,6 +9,7 @@ The same goes for any network and images: `inject_noise(torchvision.models.resne
 """
 
 from netkit import attacks, checkpoint, evaluate
+from netkit.calibration import calibration, calibration_of
 from netkit.checkpoint import CheckpointError
 from netkit.data import DataError, Dataset, load
 from netkit.evaluate import Score
@@ -32,6 +33,8 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "attacks",
+    "calibration",
+    "calibration_of",
     "checkpoint",
     "dataset",
     "en_resnet",
