@@ -11,11 +11,11 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from netkit import attacks, checkpoint, parallel
 from netkit.attacks.expectation import NotFiniteError, check_counts, checked_images, logits_of, rounding, unwrapped
 from netkit.identity import VERSION, UnidentifiedError, describe, describe_model
-from netkit.intervals import Interval, clopper_pearson, paired_difference, wilson
+from netkit.intervals import Interval, clopper_pearson, wilson
 from netkit.models import evaluating
 from netkit.randomness import derived_generator, is_random, repeatable
 
@@ -263,95 +263,6 @@ def eot_sweep(
     errors are those of `robust_accuracy`.
     """
     return {draws: robust_accuracy(model, x, y, attack, eot_draws=draws, **options) for draws in eot_draws}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something about a model or its evaluation that makes its numbers doubtful; `message` is one line."""
-
-    code: Literal["inputs", "probabilities", "batch-dependent", "random", "zero-gradients", "masked-gradients"]
-    message: str
-
-
-def check(
-    model: nn.Module, x: Tensor, y: Tensor, *, eps: float = 8 / 255, num_steps: int = 20, seed: int = 0
-) -> list[Finding]:
-    """Look for reasons not to believe the robust accuracy of `model`; an empty list means none was found.
-
-    x: some hundred images (N, C, H, W), N >= 2; y: (N,). After Athalye et al. 2018 and Croce et al. 2020: images
-    outside [0, 1], probabilities in place of logits, predictions that depend on the rest of the batch,
-    predictions that differ between calls, gradients that vanish, and gradients that mislead: many steps worse
-    than one, gradients worse than random noise, or survivors of a ball wide enough to erase every image.
-    The last three are reported only where a 95% interval excludes chance: a paired one for the first two of them,
-    Wilson's for the third.
-    """
-    findings = []
-    low, high = float(x.min()), float(x.max())
-    if not (low >= 0 and high <= 1):
-        findings.append(Finding("inputs", f"images reach from {low:.4g} to {high:.4g}, attacks assume [0, 1]"))
-        x = x.nan_to_num().clamp(0, 1)
-    with evaluating(model), torch.no_grad(), repeatable((model,), x.device, seed, "check"):
-        logits = model(x)
-    if bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-3):
-        text = "the outputs are probabilities: their cross-entropy has hardly any gradient; return logits"
-        findings.append(Finding("probabilities", text))
-    if _is_batch_dependent(model, x, seed):
-        text = "a prediction depends on which images share its batch; keep the evaluation's batches fixed"
-        findings.append(Finding("batch-dependent", text))
-    if is_random(model, x):
-        text = "predictions differ between calls: attack through EOT and score over several draws"
-        findings.append(Finding("random", text))
-    share = _share_without_gradient(model, x, y, seed)
-    if share > 0:
-        text = f"the gradient is exactly zero for {100 * share:.0f}% of the images: nothing to climb"
-        findings.append(Finding("zero-gradients", text))
-    findings += [Finding("masked-gradients", text) for text in _misleading_gradients(model, x, y, eps, num_steps, seed)]
-    return findings
-
-
-def _is_batch_dependent(model: nn.Module, x: Tensor, seed: int) -> bool:
-    """Whether the first half's logits change with the second half, under the same noise draws."""
-    half = len(x) // 2
-    first, second = x[:half], x[half : 2 * half]
-    answers = []
-    with evaluating(model), torch.no_grad():
-        for neighbours in (second, 1 - second):
-            with repeatable((model,), x.device, seed, "neighbours"):
-                answers.append(model(torch.cat([first, neighbours]))[:half])
-    return not torch.allclose(answers[0], answers[1], rtol=1e-4, atol=1e-5)
-
-
-def _share_without_gradient(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> float:
-    point = x.detach().clone().requires_grad_()
-    with evaluating(model), repeatable((model,), x.device, seed, "gradient"):
-        loss = nn.functional.cross_entropy(model(point), y)
-        (gradient,) = torch.autograd.grad(loss, point)
-    return float((gradient.flatten(1) == 0).all(1).double().mean())
-
-
-def _misleading_gradients(
-    model: nn.Module, x: Tensor, y: Tensor, eps: float, num_steps: int, seed: int
-) -> Iterator[str]:
-    def corners(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
-        signs = torch.randint(0, 2, x.shape, generator=generator, device=x.device)
-        return (x + eps * (2 * signs - 1)).clamp(0, 1)
-
-    random = is_random(model, x)
-
-    def scored(attack: Attack) -> Score:
-        return robust_accuracy(model, x, y, attack, seed=seed, random=random)
-
-    many = scored(partial(attacks.ifgsm, eps=eps, step_size=eps / 4, num_steps=num_steps))
-    one = scored(partial(attacks.fgsm, eps=eps))
-    noise = scored(corners)
-    wide = scored(partial(attacks.ifgsm, eps=1.0, step_size=0.1, num_steps=num_steps))
-    for name, weaker in (("one step", one), ("random noise", noise)):
-        if paired_difference([many.correct], [weaker.correct]).interval.low > 0:
-            yield f"{num_steps} steps leave {100 * many.mean:.1f}% right, {name} only {100 * weaker.mean:.1f}%"
-    with evaluating(model), torch.no_grad():
-        chance = 1 / model(x[:2]).shape[1]
-    if wide.interval.low > chance:
-        yield f"{100 * wide.mean:.1f}% stay right where every pixel may take any value (chance {100 * chance:.0f}%)"
 
 
 def through_eot(
