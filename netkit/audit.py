@@ -167,6 +167,7 @@ def audit(
     Everything comes from `seed`. Raises ValueError for wrong input.
     """
     x, y = checked(x, y)
+    y = y.long()
     check_counts(batch_size=batch_size)
     if eot_draws is not None:
         if not eot_draws:
@@ -200,7 +201,7 @@ def audit(
             model, x, y, num_draws=num_draws, random=look.is_random, batch_size=batch_size, seed=seed
         )
     rows = tuple(runner.rows)
-    worst = worst_case([row.score for row in rows if row.kind != "wide"])
+    worst = worst_case([row.score for row in reversed(rows) if row.kind != "wide"])  # of equals the strongest
     findings = (*look.findings, *judge(rows, worst, look, random=look.is_random))
     return Audit(rows, worst, findings, tuple(left_out), measured, eps, norm, budget, seed, look.is_random)
 

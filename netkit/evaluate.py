@@ -100,11 +100,13 @@ class Score:
 def worst_case(scores: Sequence[Score]) -> Score:
     """The score of the adversary who picks, for each image, the most harmful of the attacks scored.
 
-    Without noise, with one draw, an image is right where no attack broke it. With several draws, the least of several
-    noisy shares would be less than any of them is in truth. So one half of an image's draws picks the attack that is
-    right least often, of equals the one that is right least often over all images, and the other half scores it; then
-    the halves change places. The expected mean is the accuracy under attacks that half the draws pick: never below that
-    of the truly worst ones, and closer to it the more draws there are.
+    Without noise an image is right where no attack broke it. With noise, the least of several noisy shares would be
+    less than any of them is in truth. So one half of the draws picks the attacks, and the other half scores them; then
+    the halves change places. The picking half takes, for each image, the attack that is right least often among those
+    that help: it begins with the one that is best over all images, and adds another as long as that lowers the accuracy
+    where a part of its draws picks and the rest scores. So the expected mean is the accuracy under attacks that half
+    the draws pick: never below that of the truly worst ones, and closer to it the more draws there are. A vote joins
+    answers under up to two attacks.
 
     Raises ValueError for no scores, or for other labels or numbers of draws.
     """
@@ -118,13 +120,29 @@ def worst_case(scores: Sequence[Score]) -> Score:
     right = (predictions == first.labels).double()
     half = first.num_draws // 2
     parts = [slice(0, half), slice(half, None)] if half else [slice(None)]
-    picked = []
-    for judging, scoring in zip(parts[::-1], parts, strict=True):
-        shares = right[:, judging].mean(1)
-        order = shares.mean(1).argsort(stable=True)
-        worst = order[shares[order].argmin(0)]
-        picked.append(predictions[worst, scoring, torch.arange(first.n)].T)
+    picked = [
+        predictions[_worst_attacks(right[:, judging]), scoring, torch.arange(first.n)].T
+        for judging, scoring in zip(parts[::-1], parts, strict=True)
+    ]
     return Score(torch.cat(picked), first.labels, first.confidence)
+
+
+def _worst_attacks(right: Tensor) -> Tensor:
+    """(attacks, draws, n) -> (n,): for each image the number of the attack to pick, as `worst_case` says."""
+    shares = right.mean(1)
+    one, other = (right[:, ::2].mean(1), right[:, 1::2].mean(1)) if right.shape[1] > 1 else (shares, shares)
+    judging, scoring = torch.stack([one, other]), torch.stack([other, one])
+    lowest, scored = torch.full_like(judging[:, 0], math.inf), torch.zeros_like(judging[:, 0])
+    chosen: list[int] = []
+    least = math.inf
+    while True:
+        trials = torch.where(judging < lowest.unsqueeze(1), scoring, scored.unsqueeze(1))  # (2, attacks, n)
+        left, best = (float(each) for each in trials.mean((0, 2)).min(0))
+        if left >= least:  # as it is for those chosen before, too
+            return torch.tensor(chosen)[shares[chosen].argmin(0)]
+        chosen.append(int(best))
+        least, scored = left, trials[:, int(best)]
+        lowest = torch.minimum(lowest, judging[:, int(best)])
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Score:

@@ -101,15 +101,15 @@ def plan(
         }
         for view, title in views.items():
             steps.append(Step(view, title, "surrogate", partial(through_view, view=view, attack=climb), 1))
-        arc = partial(attacks.arc, **ball, num_steps=num_steps, num_draws=few)
-        steps.append(Step("arc", f"ARC, {num_steps} steps", "steps", arc, 1))
+        arc = partial(attacks.arc, **ball, num_steps=num_steps)
+        steps.append(Step("arc", f"ARC, {num_steps} steps", "steps", arc, few))
     if budget == "quick":
         left_out.append("restarts, more than 10 steps and 5 draws a gradient, surrogates and ARC (budget='quick')")
     reason = _no_auto_attack(look, wanted=auto_attack is True or (auto_attack == "auto" and budget == "full"))
     if reason is None:
         version: attacks.AutoAttackVersion = "rand" if random else "standard"
         whole = partial(attacks.auto_attack, **ball, version=version, random=random)
-        steps.append(Step("autoattack", f"AutoAttack ({version})", "auto", whole, 1))
+        steps.append(Step("autoattack", f"AutoAttack ({version})", "auto", whole, _MOST_DRAWS))
     elif auto_attack is True:
         raise ValueError(f"auto_attack: {reason}")
     else:

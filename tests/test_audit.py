@@ -336,6 +336,14 @@ def test_the_worst_of_equal_attacks_is_not_worse_than_they_are() -> None:
     assert worst.predictions.shape == (10, 4000)
 
 
+def test_weak_attacks_do_not_hide_a_strong_one() -> None:
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.ones(2000, dtype=torch.long)
+    chances = [torch.full((10, 2000), chance) for chance in (*[0.6] * 8, 0.5)]
+    scores = [Score(torch.bernoulli(chance, generator=generator).long(), labels) for chance in chances]
+    assert abs(worst_case(scores).mean - scores[-1].mean) < 0.01
+
+
 def test_the_worst_case_approaches_that_of_the_truly_worst_attacks_from_above() -> None:
     generator = torch.Generator().manual_seed(1)
     chances, labels = torch.rand(5, 3000, generator=generator), torch.ones(3000, dtype=torch.long)
@@ -438,7 +446,7 @@ def test_auto_attack_runs_where_it_fits(
         report = audit(model, x, y, eps=EPS, budget="quick", auto_attack=True)
         assert row_of(report, "autoattack").title == f"AutoAttack ({versions[-1][0]})"
         assert not any("AutoAttack" in text for text in report.left_out)
-    assert versions == [("standard", False), ("rand", False)]
+    assert versions == [("standard", False), ("rand", True)]
     few = nn.Sequential(sound, nn.Linear(10, 3))
     with pytest.raises(ValueError, match="auto_attack: it needs four classes, got 3"):
         audit(few, x, y % 3, eps=EPS, auto_attack=True)
