@@ -299,5 +299,5 @@ def _images_for(share: float, confidence: float) -> int:
     """The number of images that leaves Wilson's interval for this share ten points wide."""
     n = 1
     while (interval := wilson(share * n, n, confidence=confidence)).high - interval.low > _WIDEST:
-        n = math.ceil(1.05 * n)
+        n += 1
     return n

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from netkit import Audit, attacks, audit, data, inject_noise
 from netkit.evaluate import Score, worst_case
-from netkit.findings import Row
+from netkit.findings import Kind, Look, Row, judge
 
 EPS = 0.1
 
@@ -309,8 +309,73 @@ def test_a_network_in_double_precision_one_class_and_one_image(
     assert threes.is_trusted
     one = audit(sound, x[:1], y[:1], eps=EPS)
     assert codes(one) == {"too-few-images"}
-    assert "1 image leaves an interval of 79 points: 388 would leave at most 10" in one.verdict
+    assert "1 image leaves an interval of 79 points: 381 would leave at most 10" in one.verdict
     assert not one.is_trusted
+
+
+# What scores alone say
+
+
+def row(name: str, kind: Kind, accuracy: float, *, n: int = 1000, eot_draws: int = 1, draws: int = 10) -> Row:
+    """An attack that leaves this share right, on the first images, in each draw."""
+    right = (torch.arange(n) < accuracy * n).long().expand(draws, -1)
+    return Row(name, f"the attack {name}", kind, Score(right, torch.ones(n, dtype=torch.long)), eot_draws, 0.0, 0, 0)
+
+
+def judged(*rows: Row, random: bool = True) -> dict[str, str]:
+    look = Look(random, True, 10, ())
+    findings = judge(rows, worst_case([row.score for row in rows if row.kind != "wide"]), look, random=random)
+    return {finding.code: finding.message for finding in findings}
+
+
+HONEST = (row("clean", "clean", 0.9), row("fgsm", "one step", 0.6), row("a", "sweep", 0.5), row("b", "sweep", 0.49))
+
+
+def test_scores_in_their_order_raise_no_finding() -> None:
+    assert judged(*HONEST, row("pgd", "steps", 0.48), row("view", "surrogate", 0.5), row("wide", "wide", 0.0)) == {}
+
+
+@pytest.mark.parametrize(
+    ("odd", "code", "text"),
+    [
+        (
+            row("pgd", "steps", 0.55),
+            "weaker-than-relative",
+            "leaves 55.0% right, its weaker relative the attack b 49.0%",
+        ),
+        (row("c", "sweep", 0.55), "weaker-than-relative", "the attack c leaves 55.0% right"),
+        (row("aa", "auto", 0.55), "weaker-than-relative", "the attack aa leaves 55.0% right"),
+        (row("c", "sweep", 0.4, eot_draws=50), "too-few-draws", "50 draws a gradient leave 40.0% right, 1 49.0%"),
+        (
+            row("view", "surrogate", 0.4),
+            "surrogate-stronger",
+            "averaged over 1 draws 49.0%: the noise hides the gradient",
+        ),
+        (row("other", "transfer", 0.4), "masked-gradients", "the attack other leaves 40.0% right, the best ascent"),
+        (row("aa", "auto", 0.3), "masked-gradients", "the attack aa leaves 30.0% right, the best ascent"),
+        (row("noise", "noise", 0.4), "masked-gradients", "the attack noise leaves 40.0% right, the best ascent"),
+        (row("fgsm", "one step", 0.4), "masked-gradients", "the attack fgsm leaves 40.0% right, the best ascent"),
+        (row("wide", "wide", 0.3), "masked-gradients", "30.0% stay right where every pixel may take any value (chance"),
+    ],
+)
+def test_scores_out_of_order_are_found(odd: Row, code: str, text: str) -> None:
+    found = judged(*HONEST, odd)
+    assert found.keys() == {code}
+    assert text in found[code]
+
+
+def test_draws_that_share_their_noise_are_too_few() -> None:
+    labels = torch.ones(1000, dtype=torch.long)
+    right = (torch.arange(10) % 2).unsqueeze(1).expand(-1, 1000)  # each draw is right for all images or for none
+    rows = [Row("a", "an attack", "sweep", Score(right, labels), 1, 0.0, 0, 0)]
+    message = judged(*rows)["too-few-draws"]
+    assert message.startswith("one draw leaves from 0.0% to 100.0% right, so 10 draws leave ±38 points: num_draws=")
+
+
+def test_too_few_images_are_told_how_many_would_do() -> None:
+    found = judged(row("a", "sweep", 0.5, n=100))
+    assert found == {"too-few-images": "100 images leave an interval of 19 points: 381 would leave at most 10"}
+    assert judged(row("a", "sweep", 0.5, n=381)) == {}
 
 
 # The worst case
