@@ -4,11 +4,12 @@ network = FlowNetwork(SmoothVelocity(2, box=Box(4.6, 6.0)), num_blocks=16, sigma
 problem = network_problem(network)                      # its own equation, for pdekit
 result = compare(network, points, solution_at(problem, box.to_unit(points)), generator=generator)
 estimate = ensemble_estimate(model, x, num_draws=100, stop_when_decided=True, generator=generator)
+low, high = estimate.confidence_interval()              # of any random model, as netkit.inject_noise(resnet18())
 """
 
 from bridge.box import Box
 from bridge.comparison import Comparison, compare, scheme_residual, solution_at
-from bridge.ensemble import EnsembleEstimate, ensemble_estimate
+from bridge.ensemble import EnsembleEstimate, IntervalWarning, ensemble_estimate
 from bridge.flow import FlowNetwork, NetworkVelocity, ProblemNetwork, SmoothVelocity, network_problem
 from bridge.levels import DepthLevels, coupled_outputs, depth_levels, multilevel_ensemble
 from bridge.scaling import measure_noise, noise_coef_of, sigma_of
@@ -19,6 +20,7 @@ __all__ = [
     "DepthLevels",
     "EnsembleEstimate",
     "FlowNetwork",
+    "IntervalWarning",
     "NetworkVelocity",
     "ProblemNetwork",
     "SmoothVelocity",

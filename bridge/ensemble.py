@@ -101,7 +101,8 @@ class EnsembleEstimate:
     def doubtful(self) -> Tensor:
         """(B, K) where Student's interval is not to be believed: draws too few for their skewness, or all the same."""
         skew = self.skewness / self.num_draws.unsqueeze(-1).sqrt()
-        return (skew.abs() > _DOUBTFUL) | (self.standard_deviation == 0)
+        still = self.standard_deviation <= _ROUNDING * self.mean.abs()
+        return (skew.abs() > _DOUBTFUL) | still
 
     def confidence_interval(self, level: float = 0.95, *, kind: IntervalKind | None = None) -> tuple[Tensor, Tensor]:
         """Lower and upper ends (B, K).

@@ -7,9 +7,17 @@ each l, and for every mean over them,
     ∇ E[f] = E[ f ∇ log p(z_l | x, ξ_1 ... ξ_{l-1}) ],    log p = -|z_l - h_l(x)|² / (2 s_l²) - log s_l, entry by entry.
 
 The first noise alone needs the derivative of the first block: the likelihood ratio (Glynn 1990). The mean over all L
-noises, whose variance is about L times smaller, needs those of all blocks: for a constant s it is the formula of Bismut
-(1984) and Elworthy and Li (1994), as `feynman_kac_gradient(method="weight")` has it for equations. What f does after
-the last noise that counts may be a step function.
+noises needs those of all blocks, and has the smaller variance, L times where blocks keep lengths: for a constant s it
+is the formula of Bismut (1984) and Elworthy and Li (1994). (`pdekit.feynman_kac_gradient` moves a path back along a
+straight line in its place, which takes states of one shape.) What f does behind the last noise that counts may be a
+step function.
+
+Where automatic differentiation works, this is no better an attack, but a much worse one (`studies/random_attacks.py`:
+100 digits, three networks trained against PGD, a = 0.3). With ten passes a gradient the cosine with the true one is
+0.09, with a hundred 0.28, or 0.41 for all noises; automatic differentiation has 0.97 with ten. IFGSM in 20 steps leaves
+80% right with ten passes a step and 70% with fifty, where the mean of five automatic gradients leaves 48%. Behind a
+rounding layer that leaves 90%, and this again 79% and 70%. So it is a test for gradients that are masked, in which it
+should find nothing more.
 """
 
 from __future__ import annotations

@@ -142,7 +142,9 @@ def measure_noise(model: nn.Module, x: Tensor) -> NoiseMeasurement:
         stack.enter_context(looking(layers, look, silent=scale == 0))
         with torch.no_grad(), evaluating(model):
             model(x)
-    found = [(*run, torch.tensor(1.0 / layer.num_blocks).double()) for layer in layers for run in runs[layer]]
+    found = [
+        (*run, torch.tensor(1.0 / layer.num_blocks, dtype=torch.float64)) for layer in layers for run in runs[layer]
+    ]
     if not found:
         raise ValueError("model: expected noise of some size, got noise_coef 0 in every block")
     return NoiseMeasurement(*(torch.stack(column) for column in zip(*found, strict=True)))
@@ -167,14 +169,16 @@ def constant_sigma_twin(model: nn.Module, sigma: float | Tensor) -> nn.Module:
         sigmas = sigmas.expand(len(places))
     if not places or sigmas.shape != (len(places),):
         raise ValueError(f"sigma: expected one for each of {len(places)} blocks with noise, got {sigmas.numel()}")
+    replaced: dict[int, list[ResidualNoise]] = {}
     for (owner, name, layer), each in zip(places, sigmas.tolist(), strict=True):
         layer.stream.scale = 1.0
         kind: NoiseKind = layer.noise.kind if layer.noise.kind in ("two_point", "off") else "gaussian"
         noise = Noise(kind, "constant", sigma=each)
-        setattr(owner, name, ResidualNoise(noise, num_blocks=layer.num_blocks, stream=layer.stream))
-    for part in list(noise_parts(twin)):
-        if isinstance(part, InjectedNoise):
-            part.layers = tuple(each.layer for each in sums if each.layer.stream is part.stream)
+        constant = ResidualNoise(noise, num_blocks=layer.num_blocks, stream=layer.stream)
+        setattr(owner, name, constant)
+        replaced.setdefault(id(layer), []).append(constant)
+    for part in [part for part in noise_parts(twin) if isinstance(part, InjectedNoise)]:
+        part.layers = tuple(new for old in part.layers for new in replaced.get(id(old), [old]))
     return twin
 
 

@@ -4,11 +4,14 @@ model = en_resnet(depth=20, num_members=2, noise_coef=0.1)
 train(model, load("cifar10", data="cifar10.npz"), PRESETS["paper"], path=Path("model.safetensors"))
 x_adv = attacks.ifgsm(model, x, y, eps=8 / 255, step_size=2 / 255, num_steps=20)
 score = evaluate.robust_accuracy(model, x, y, attack, num_draws=10)
+print(audit(model, x, y, eps=8 / 255))
 
 The same goes for any network and images: `inject_noise(torchvision.models.resnet18())` and `dataset("photos")`.
 """
 
 from netkit import attacks, checkpoint, evaluate
+from netkit.audit import Audit, audit
+from netkit.calibration import calibration, calibration_of
 from netkit.checkpoint import CheckpointError
 from netkit.data import DataError, Dataset, load
 from netkit.evaluate import Score
@@ -22,6 +25,7 @@ from netkit.training import TrainConfig, TrainResult, load_model, load_weights, 
 
 __all__ = [
     "PRESETS",
+    "Audit",
     "Certificate",
     "CheckpointError",
     "DataError",
@@ -34,6 +38,9 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "attacks",
+    "audit",
+    "calibration",
+    "calibration_of",
     "certify",
     "checkpoint",
     "dataset",

@@ -11,11 +11,11 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from netkit import attacks, checkpoint, parallel
 from netkit.attacks.expectation import NotFiniteError, check_counts, checked_images, logits_of, rounding, unwrapped
 from netkit.identity import VERSION, UnidentifiedError, describe, describe_model
-from netkit.intervals import Interval, clopper_pearson, paired_difference, wilson
+from netkit.intervals import Interval, clopper_pearson, wilson
 from netkit.models import evaluating
 from netkit.randomness import derived_generator, is_random, repeatable
 
@@ -97,6 +97,54 @@ class Score:
         }
 
 
+def worst_case(scores: Sequence[Score]) -> Score:
+    """The score of the adversary who picks, for each image, the most harmful of the attacks scored.
+
+    Without noise an image is right where no attack broke it. With noise, the least of several noisy shares would be
+    less than any of them is in truth. So one half of the draws picks the attacks, and the other half scores them; then
+    the halves change places. The picking half takes, for each image, the attack that is right least often among those
+    that help: it begins with the one that is best over all images, and adds another as long as that lowers the accuracy
+    where a part of its draws picks and the rest scores. So the expected mean is the accuracy under attacks that half
+    the draws pick: never below that of the truly worst ones, and closer to it the more draws there are. A vote joins
+    answers under up to two attacks.
+
+    Raises ValueError for no scores, or for other labels or numbers of draws.
+    """
+    if not scores:
+        raise ValueError("scores: expected at least one, got none")
+    first = scores[0]
+    for score in scores:
+        if score.num_draws != first.num_draws or not torch.equal(score.labels, first.labels):
+            raise ValueError(f"scores: expected the same images and {first.num_draws} draws each, got others")
+    predictions = torch.stack([score.predictions for score in scores])
+    right = (predictions == first.labels).double()
+    half = first.num_draws // 2
+    parts = [slice(0, half), slice(half, None)] if half else [slice(None)]
+    picked = [
+        predictions[_worst_attacks(right[:, judging]), scoring, torch.arange(first.n)].T
+        for judging, scoring in zip(parts[::-1], parts, strict=True)
+    ]
+    return Score(torch.cat(picked), first.labels, first.confidence)
+
+
+def _worst_attacks(right: Tensor) -> Tensor:
+    """(attacks, draws, n) -> (n,): for each image the number of the attack to pick, as `worst_case` says."""
+    shares = right.mean(1)
+    one, other = (right[:, ::2].mean(1), right[:, 1::2].mean(1)) if right.shape[1] > 1 else (shares, shares)
+    judging, scoring = torch.stack([one, other]), torch.stack([other, one])
+    lowest, scored = torch.full_like(judging[:, 0], math.inf), torch.zeros_like(judging[:, 0])
+    chosen: list[int] = []
+    least = math.inf
+    while True:
+        trials = torch.where(judging < lowest.unsqueeze(1), scoring, scored.unsqueeze(1))  # (2, attacks, n)
+        left, best = (float(each) for each in trials.mean((0, 2)).min(0))
+        if left >= least:  # as it is for those chosen before, too
+            return torch.tensor(chosen)[shares[chosen].argmin(0)]
+        chosen.append(int(best))
+        least, scored = left, trials[:, int(best)]
+        lowest = torch.minimum(lowest, judging[:, int(best)])
+
+
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Score:
     """Score clean images x (N, C, H, W) in [0, 1] with labels y (N,).
 
@@ -150,7 +198,7 @@ def robust_accuracy(
     evaluation, or an attack that returns anything but images in its ball; NotFiniteError where the model answers NaN or
     infinity; CheckpointError where `store` holds another evaluation.
     """
-    x, y = _checked(x, y)
+    x, y = checked(x, y)
     check_counts(eot_draws=eot_draws, num_draws=num_draws, batch_size=batch_size)
     if divided and store is not None:
         raise ValueError(f"store: expected none for a divided evaluation, got {store}")
@@ -233,95 +281,6 @@ def eot_sweep(
     errors are those of `robust_accuracy`.
     """
     return {draws: robust_accuracy(model, x, y, attack, eot_draws=draws, **options) for draws in eot_draws}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something about a model or its evaluation that makes its numbers doubtful; `message` is one line."""
-
-    code: Literal["inputs", "probabilities", "batch-dependent", "random", "zero-gradients", "masked-gradients"]
-    message: str
-
-
-def check(
-    model: nn.Module, x: Tensor, y: Tensor, *, eps: float = 8 / 255, num_steps: int = 20, seed: int = 0
-) -> list[Finding]:
-    """Look for reasons not to believe the robust accuracy of `model`; an empty list means none was found.
-
-    x: some hundred images (N, C, H, W), N >= 2; y: (N,). After Athalye et al. 2018 and Croce et al. 2020: images
-    outside [0, 1], probabilities in place of logits, predictions that depend on the rest of the batch,
-    predictions that differ between calls, gradients that vanish, and gradients that mislead: many steps worse
-    than one, gradients worse than random noise, or survivors of a ball wide enough to erase every image.
-    The last three are reported only where a 95% interval excludes chance: a paired one for the first two of them,
-    Wilson's for the third.
-    """
-    findings = []
-    low, high = float(x.min()), float(x.max())
-    if not (low >= 0 and high <= 1):
-        findings.append(Finding("inputs", f"images reach from {low:.4g} to {high:.4g}, attacks assume [0, 1]"))
-        x = x.nan_to_num().clamp(0, 1)
-    with evaluating(model), torch.no_grad(), repeatable((model,), x.device, seed, "check"):
-        logits = model(x)
-    if bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-3):
-        text = "the outputs are probabilities: their cross-entropy has hardly any gradient; return logits"
-        findings.append(Finding("probabilities", text))
-    if _is_batch_dependent(model, x, seed):
-        text = "a prediction depends on which images share its batch; keep the evaluation's batches fixed"
-        findings.append(Finding("batch-dependent", text))
-    if is_random(model, x):
-        text = "predictions differ between calls: attack through EOT and score over several draws"
-        findings.append(Finding("random", text))
-    share = _share_without_gradient(model, x, y, seed)
-    if share > 0:
-        text = f"the gradient is exactly zero for {100 * share:.0f}% of the images: nothing to climb"
-        findings.append(Finding("zero-gradients", text))
-    findings += [Finding("masked-gradients", text) for text in _misleading_gradients(model, x, y, eps, num_steps, seed)]
-    return findings
-
-
-def _is_batch_dependent(model: nn.Module, x: Tensor, seed: int) -> bool:
-    """Whether the first half's logits change with the second half, under the same noise draws."""
-    half = len(x) // 2
-    first, second = x[:half], x[half : 2 * half]
-    answers = []
-    with evaluating(model), torch.no_grad():
-        for neighbours in (second, 1 - second):
-            with repeatable((model,), x.device, seed, "neighbours"):
-                answers.append(model(torch.cat([first, neighbours]))[:half])
-    return not torch.allclose(answers[0], answers[1], rtol=1e-4, atol=1e-5)
-
-
-def _share_without_gradient(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> float:
-    point = x.detach().clone().requires_grad_()
-    with evaluating(model), repeatable((model,), x.device, seed, "gradient"):
-        loss = nn.functional.cross_entropy(model(point), y)
-        (gradient,) = torch.autograd.grad(loss, point)
-    return float((gradient.flatten(1) == 0).all(1).double().mean())
-
-
-def _misleading_gradients(
-    model: nn.Module, x: Tensor, y: Tensor, eps: float, num_steps: int, seed: int
-) -> Iterator[str]:
-    def corners(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
-        signs = torch.randint(0, 2, x.shape, generator=generator, device=x.device)
-        return (x + eps * (2 * signs - 1)).clamp(0, 1)
-
-    random = is_random(model, x)
-
-    def scored(attack: Attack) -> Score:
-        return robust_accuracy(model, x, y, attack, seed=seed, random=random)
-
-    many = scored(partial(attacks.ifgsm, eps=eps, step_size=eps / 4, num_steps=num_steps))
-    one = scored(partial(attacks.fgsm, eps=eps))
-    noise = scored(corners)
-    wide = scored(partial(attacks.ifgsm, eps=1.0, step_size=0.1, num_steps=num_steps))
-    for name, weaker in (("one step", one), ("random noise", noise)):
-        if paired_difference([many.correct], [weaker.correct]).interval.low > 0:
-            yield f"{num_steps} steps leave {100 * many.mean:.1f}% right, {name} only {100 * weaker.mean:.1f}%"
-    with evaluating(model), torch.no_grad():
-        chance = 1 / model(x[:2]).shape[1]
-    if wide.interval.low > chance:
-        yield f"{100 * wide.mean:.1f}% stay right where every pixel may take any value (chance {100 * chance:.0f}%)"
 
 
 def through_eot(
@@ -470,7 +429,8 @@ def no_attack(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Genera
     return x
 
 
-def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Images and labels that can be scored; raises ValueError for others."""
     x = checked_images(x)
     if x.dim() != 4:
         raise ValueError(f"x: expected floating-point images (N, C, H, W), got {x.dtype} {tuple(x.shape)}")

@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,6 +31,7 @@ from netkit.identity import UnidentifiedError, architecture, describe, is_builda
 from netkit.metrics import Callback, EpochRecord, StepRecord
 from netkit.models import EnResNet, build, evaluating, networks_of
 from netkit.noise import trained_coefs
+from netkit.progress import progress_bar
 from netkit.randomness import derived_generator, derived_seed, noise_from, seeded_globally
 
 TrainingLoss = Literal["pgd", "natural", "trades"]
@@ -328,7 +327,7 @@ def train(
         if graph:
             run.use_graph()
         saved = time.monotonic()
-        report = on_step or stack.enter_context(_progress_bar(run.is_first))
+        report = on_step or stack.enter_context(progress_bar("training", is_shown=run.is_first))
         report(*run.position)
         while run.epoch < config.epochs:
             if run.step < run.steps_per_epoch:  # else it was saved just before the epoch's end
@@ -778,19 +777,3 @@ def _tuned_convolutions() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
-
-
-@contextlib.contextmanager
-def _progress_bar(is_shown: bool) -> Iterator[Callable[[int, int], None]]:
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not (is_shown and console.is_terminal),
-    ) as bar:
-        task = bar.add_task("training", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -466,66 +466,6 @@ def test_fixed_noise_stays_fixed_in_an_evaluation() -> None:
             assert torch.equal(robust.predictions, model(x_adv).argmax(1).unsqueeze(0))
 
 
-# Checks
-
-
-def codes(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> set[str]:
-    return {finding.code for finding in evaluate.check(model, x, y, **options)}
-
-
-def test_an_honest_model_raises_no_findings() -> None:
-    model = Linear()
-    assert evaluate.check(model, *labelled_by(model)) == []
-
-
-def test_probabilities_in_place_of_logits_are_found() -> None:
-    model = nn.Sequential(Linear(), nn.Softmax(1))
-    assert "probabilities" in codes(model, *labelled_by(model))
-
-
-def test_images_outside_the_unit_interval_are_found() -> None:
-    x, y = labelled_by(Linear())
-    assert codes(Linear(), 2 * x, y) == {"inputs"}
-
-
-def test_noise_is_found_and_so_is_its_dependence_on_the_batch() -> None:
-    x, y = images(40)
-    assert {"random", "batch-dependent"} <= codes(net(noise_std="batch"), x, y)
-    found = codes(net(noise_std="sample"), x, y)
-    assert "random" in found
-    assert "batch-dependent" not in found
-
-
-def test_a_gradient_cut_by_rounding_is_found() -> None:
-    class Rounding(Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward((4 * x).round() / 4)
-
-    model = Rounding()
-    assert {"zero-gradients", "masked-gradients"} <= codes(model, *labelled_by(model))
-
-
-def test_a_gradient_that_points_the_wrong_way_is_found() -> None:
-    class Misleading(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx: Any, gradient: Tensor) -> Tensor:
-            return -gradient
-
-    class Turned(Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(Misleading.apply(x))  # type: ignore[no-untyped-call]
-
-    model = Turned()
-    findings = evaluate.check(model, *labelled_by(model), eps=0.1)
-    assert {finding.code for finding in findings} == {"masked-gradients"}
-    assert any("random noise" in finding.message for finding in findings)
-    assert any("every pixel may take any value" in finding.message for finding in findings)
-
-
 def test_a_score_says_what_it_is_in_one_line() -> None:
     labels = torch.zeros(40, dtype=torch.int64)
     predictions = (torch.arange(40) % 4 == 0).long().expand(3, -1)  # three in four are right, in each draw

@@ -91,7 +91,7 @@ def test_a_library_that_is_not_here_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_noise_free_twin_answers_as_the_network_without_its_noise() -> None:
-    for name in ("En2ResNet8", "En1ResNet8&ResNet8"):
+    for name in ("En2ResNet8", "En1ResNet8&ResNet8", "Pni2ResNet8", "Smooth0.5En1ResNet8"):
         model = Network.parse(name).build(seed=0, width=4, in_channels=1).eval()
         twin = work.noise_free(model)
         x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))

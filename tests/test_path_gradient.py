@@ -95,7 +95,7 @@ def test_it_is_unbiased_on_a_network(kind, noises):
     assert 0.2 < float(z.square().mean()) < 1.8
 
 
-def test_all_noises_have_the_smaller_variance_and_pairs_and_means_help():
+def test_all_noises_have_the_smaller_variance_which_falls_with_the_pairs():
     model, weights = linear(), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     variance = {
         (noises, pairs): float(gradients(PathGradient(model, pairs, noises=noises), image(), weights).var(0).mean())

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from netkit import checkpoint
 from netkit.training import load_model
 from studies import fig5_training_curves, fig6_adversarial_images, table
+from studies.lab import records
 from studies.lab.networks import Network, on_dataset
 from studies.lab.tasks import Scoring, Settings, Weights, tasks_for
 from studies.lab.work import trained_model
@@ -229,3 +230,26 @@ def test_autoattack_is_a_column_whose_blocks_are_small(runs: Any, tmp_path: Path
         paths = list(out.glob(f"scores/*-En2ResNet8-*-{attack}-*.safetensors"))
         identities = [checkpoint.load(path, kind="evaluation")["identity"] for path in paths]
         assert {identity["batch_size"] for identity in identities} == {batch_size}
+
+
+def test_baselines_are_rows_on_request(runs: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(runs[0], out)
+    names = ["Pni2ResNet8", "Sep2ResNet8", "Smooth0.25ResNet8", "Sep2En1ResNet8"]
+    options = ["--columns", "nat,ifgsm20,transfer", "--rows", ",".join(["En2ResNet8", *names])]
+    result = run("table2", *SMOKE, "--out", out, *options, "--results", tmp_path / "results")
+    assert result.exit_code == 0, result.output
+    trained = {line.split(":")[0].split(",")[0] for line in result.output.splitlines() if line.startswith("train ")}
+    assert trained == {"train Pni2ResNet8", "train Smooth0.25ResNet8", "train En1ResNet8"}  # ResNet8 twice is there
+    found = stored(out, "table2")
+    assert [row["model"] for row in found["rows"]] == ["En2ResNet8", *names]
+    seeds = {row["model"]: [net["seed"] for net in row["runs"][0]["networks"]] for row in found["rows"]}
+    assert seeds["Sep2ResNet8"] == seeds["Sep2En1ResNet8"] == [0, 1000]
+    assert seeds["Pni2ResNet8"] == [0]
+    draws = {row["model"]: row["cells"]["ifgsm20"]["num_draws"] for row in found["rows"]}
+    assert draws == dict.fromkeys(draws, 2) | {"Sep2ResNet8": 1}
+    assert {(v["better"], v["worse"]) for v in found["verdicts"]} == {
+        ("En2ResNet8", "Pni2ResNet8"),
+        ("En2ResNet8", "Sep2ResNet8"),
+    }
+    assert {line["network"] for line in records.read(tmp_path / "results").scores} == {"En2ResNet8", *names}

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from netkit.injection import inject_input_noise
 from netkit.models import EnResNet, en_resnet, equal_size_resnet
 from netkit.noise import NoiseKind
 from netkit.randomness import derived_seed
 
-Kind = Literal["single", "noisy", "silent", "two-point", "wide", "average"]
+Kind = Literal["single", "noisy", "silent", "two-point", "wide", "trainable", "apart", "smoothed", "average"]
 
-_PREFIX: dict[str, Kind] = {"": "single", "En": "noisy", "Plain": "silent", "TwoPoint": "two-point", "Wide": "wide"}
-_NOISE: dict[Kind, NoiseKind] = {"noisy": "gaussian", "two-point": "two_point"}
+_PREFIX: dict[str, Kind] = {
+    "": "single",
+    "En": "noisy",
+    "Plain": "silent",
+    "TwoPoint": "two-point",
+    "Wide": "wide",
+    "Pni": "trainable",
+}
+_NOISE: dict[Kind, NoiseKind] = {"noisy": "gaussian", "two-point": "two_point", "trainable": "trainable"}
 _NAME = re.compile(
-    r"(?:(En|Plain|TwoPoint|Wide)([1-9]\d*))?(?:ResNet([1-9]\d*)|(?:WideResNet|WRN-)([1-9]\d*)-([1-9]\d*))"
+    r"(?:(En|Plain|TwoPoint|Wide|Pni)([1-9]\d*))?(?:ResNet([1-9]\d*)|(?:WideResNet|WRN-)([1-9]\d*)-([1-9]\d*))"
 )
+_APART = re.compile(r"Sep([1-9]\d*)([^+&]*)")
+_SMOOTHED = re.compile(r"Smooth(\d+(?:\.\d+)?)([^+&]*)")
+_TRAINED_FROM = 0.25  # where He, Rakin and Fan start the coefficients of their noise
 _ON_DIGITS = {"ResNet20": "ResNet8", "ResNet32": "ResNet14", "WRN-14-2": "WRN-8-2"}
 REPEAT_SEED = 1000  # between the seeds of networks of one kind, trained apart for one ensemble
 
@@ -26,9 +37,12 @@ class Network:
     """A row's network.
 
     name: "ResNet20" and "WRN-14-2" are single networks, "En5ResNet20" averages five with noise, "Plain5ResNet20" five
-        without, "TwoPoint5ResNet20" five with noise of ±1, and "Wide5ResNet20" is a single one with as many parameters
-        as five. "A&B" averages A and B, trained together, "A+B" trained apart.
-    num_members: n in the name of a noisy, silent, two-point or wide network, else 1.
+        without, "TwoPoint5ResNet20" five with noise of ±1, "Pni5ResNet20" five whose noise is trained with the weights,
+        and "Wide5ResNet20" is a single one with as many parameters as five. "A&B" averages A and B, trained together,
+        "A+B" trained apart, and "Sep5A" five of A trained apart. "Smooth0.25A" is A with noise of σ = 0.25 on its
+        input, in training as well; other noise is then that of a single image, as a certificate asks for.
+    num_members: n in a name that has one, else 1.
+    smoothed: A in "Smooth0.25A".
     """
 
     name: str
@@ -37,17 +51,33 @@ class Network:
     depth: int = 0
     widen_factor: int = 1
     parts: tuple[Network, ...] = ()
+    smoothed: Network | None = None
+    input_sigma: float = 0.0
 
     @classmethod
     def parse(cls, name: str) -> Network:
         """The network called `name`; raises ValueError for a name of another form, or a depth that does not exist."""
         for sign in "+&":
             if sign in name:
-                return cls(name, "average", parts=tuple(cls.parse(part) for part in name.split(sign)))
+                parts = tuple(cls.parse(part) for part in name.split(sign))
+                if any(part.kind == "apart" for part in parts):
+                    raise ValueError(f"expected SepN by itself, not joined with others, got {name!r}")
+                return cls(name, "average", parts=parts)
+        if (apart := _APART.fullmatch(name)) is not None:
+            part = cls.parse(apart[2])
+            if part.kind != "apart":
+                members = int(apart[1])
+                return cls(name, "apart", members, part.depth, part.widen_factor, parts=(part,) * members)
+        smoothed = _SMOOTHED.fullmatch(name)
+        if smoothed is not None and smoothed[1] == f"{float(smoothed[1]):g}" != "0":
+            inner = cls.parse(smoothed[2])
+            if inner.kind not in ("apart", "smoothed"):
+                return replace(inner, name=name, kind="smoothed", smoothed=inner, input_sigma=float(smoothed[1]))
         if (match := _NAME.fullmatch(name)) is None:
             raise ValueError(
-                "expected a network such as ResNet20, WRN-14-2, En2ResNet20, Plain2ResNet20, Wide2ResNet20, or several "
-                f"joined by & (trained together) or + (trained apart), got {name!r}"
+                "expected a network such as ResNet20, WRN-14-2, En2ResNet20, Plain2ResNet20, Wide2ResNet20, "
+                "Pni2ResNet20, Sep2ResNet20, Smooth0.25ResNet20, or several joined by & (trained together) or + "
+                f"(trained apart), got {name!r}"
             )
         prefix, count, depth, wide_depth, widen = match.groups()
         network = cls(name, _PREFIX[prefix or ""], int(count or 1), int(depth or wide_depth), int(widen or 1))
@@ -61,11 +91,15 @@ class Network:
     @property
     def is_noisy(self) -> bool:
         """True for a network that answers at random."""
-        return self.kind in _NOISE or any(part.is_noisy for part in self.parts)
+        return self.kind in _NOISE or self.kind == "smoothed" or any(part.is_noisy for part in self.parts)
 
     @property
     def family(self) -> str:
         """The single network that it is made of: ResNet20 for En2ResNet20."""
+        if self.kind == "apart":
+            return self.parts[0].family
+        if self.smoothed is not None:
+            return self.smoothed.family
         prefix = _NAME.fullmatch(self.name)
         return self.name if prefix is None or prefix[1] is None else self.name.removeprefix(prefix[1] + prefix[2])
 
@@ -74,11 +108,13 @@ class Network:
         """The number of networks that its prediction averages."""
         if self.parts:
             return sum(part.num_averaged for part in self.parts)
+        if self.smoothed is not None:
+            return self.smoothed.num_averaged
         return 1 if self.kind == "wide" else self.num_members
 
     @property
     def is_trained_apart(self) -> bool:
-        return "+" in self.name
+        return self.kind == "apart" or "+" in self.name
 
     def trained(self, seed: int) -> list[tuple[Network, int]]:
         """The networks that are trained for it, each with its seed: more than one where they are trained apart.
@@ -107,7 +143,11 @@ class Network:
                 else [(part, derived_seed(seed, "part", number)) for number, part in enumerate(self.parts)]
             )
             return EnResNet([part.build(seed=own, **options) for part, own in pairs], seed=seed)
+        if self.smoothed is not None:
+            return inject_input_noise(self.smoothed.build(seed=seed, noise_std="sample", **options), self.input_sigma)
         options |= {"widen_factor": self.widen_factor, "seed": seed}
+        if self.kind == "trainable":
+            options["noise_coef"] = _TRAINED_FROM
         if self.kind == "wide":
             return equal_size_resnet(self.depth, num_members=self.num_members, **options)
         return en_resnet(self.depth, num_members=self.num_members, noise=_NOISE.get(self.kind, "off"), **options)
@@ -121,7 +161,7 @@ def labelled(label: str) -> Network:
 def kind_of(label: str) -> Kind:
     """The kind of the network in a row's label; an average of several counts as what its first part is."""
     network = labelled(label)
-    return network.parts[0].kind if network.parts else network.kind
+    return network.parts[0].kind if network.kind == "average" else network.kind
 
 
 def on_dataset(text: str, dataset: str) -> str:

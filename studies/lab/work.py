@@ -16,7 +16,7 @@ from netkit.identity import describe_model
 from netkit.models import EnResNet, build, count_parameters
 from netkit.noise import Noise
 from netkit.randomness import derived_generator, noise_from
-from netkit.training import load_model, train
+from netkit.training import load_weights, train
 from netkit.weights import member_logits, optimal_weights, paper_update
 from studies.lab import records
 from studies.lab.networks import Network
@@ -182,7 +182,7 @@ def trained_model(task: Scoring, name: Network) -> EnResNet:
     parts = []
     for part, seed in name.trained(task.seed):
         training, record = records.best(part, seed, task.trainings)
-        parts.append(load_model(training.path, device=task.settings.device))
+        parts.append(load_weights(training.path, network(training)))
         if task.weights == "optimal" and record["member_weights"] is not None:
             parts[-1].set_weights(record["member_weights"]["optimal"])
     model = parts[0] if len(parts) == 1 else EnResNet(parts, seed=task.seed)
@@ -198,7 +198,8 @@ def noise_free(model: EnResNet) -> EnResNet:
         return config | {"noise": asdict(Noise("off"))}
 
     twin = build(quiet(model.config))
-    twin.load_state_dict(model.state_dict())
+    weights = model.state_dict()
+    twin.load_state_dict({name: weights[name] for name in twin.state_dict()})  # without coefficients of the noise
     return twin.to(next(model.parameters()).device).eval()
 
 

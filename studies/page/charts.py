@@ -25,7 +25,7 @@ WIDTH = 360  # in the picture's units, which are pixels on a phone
 MARKERS = "os^PDv"
 """Matplotlib's names of the signs that set lines of one colour apart."""
 
-_NAMES = ("ink", "soft", "rule", "paper", "c0", "c1", "c2", "c3", "c4", "q0", "q1", "q2", "q3")
+_NAMES = ("ink", "soft", "rule", "paper", "c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7", "q0", "q1", "q2", "q3")
 _HEX = {name: f"#0000{index:02x}" for index, name in enumerate(_NAMES, 1)}  # each stands for a colour of the page
 _STYLE = Path(__file__).parent / "templates" / "charts.mplstyle"
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -173,4 +173,4 @@ def _svg(figure: Figure, title: str, tips: Mapping[str, Sequence[str]]) -> Marku
             ElementTree.SubElement(point, f"{_SVG}title").text = text
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": title}
     text = re.sub(r"\s*\n\s*", "\n", ElementTree.tostring(root, encoding="unicode"))
-    return Markup(re.sub("#0000(0.)", lambda found: f"var(--{_NAMES[int(found[1], 16) - 1]})", text))
+    return Markup(re.sub("#0000([01].)", lambda found: f"var(--{_NAMES[int(found[1], 16) - 1]})", text))

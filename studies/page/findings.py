@@ -110,7 +110,15 @@ def of_constant_noise(stored: Fields) -> Iterator[Finding]:
 
 # The networks
 
-_QUESTIONS: tuple[tuple[Kind, bool], ...] = (("single", False), ("silent", False), ("wide", True), ("two-point", True))
+_QUESTIONS: tuple[tuple[Kind, bool], ...] = (
+    ("single", False),
+    ("silent", False),
+    ("wide", True),
+    ("two-point", True),
+    ("trainable", True),
+    ("apart", True),
+    ("smoothed", True),
+)
 """The kinds of networks that noisy ensembles are set against, and whether it is we who ask."""
 
 

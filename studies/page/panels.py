@@ -21,8 +21,11 @@ KINDS: dict[Kind, str] = {
     "silent": "control: members without noise",
     "wide": "control: one wide network",
     "two-point": "with two-point noise",
+    "trainable": "with trained noise",
+    "apart": "members trained apart",
+    "smoothed": "with noise on the input",
 }
-STYLES: dict[Kind, str] = {"single": "c0", "noisy": "c1", "silent": "c2", "wide": "c3", "two-point": "c4"}
+STYLES: dict[Kind, str] = {kind: f"c{number}" for number, kind in enumerate(KINDS)}
 SCHEMES = {"euler": "Euler-Maruyama", "heun": "Heun"}
 _BOUNDS = {"gradient": "measured", "coupling": "coupling bound", "bernstein": "best μ"}
 _STEPS_OF_THE_PAPER = {name: ATTACKS[name].steps for name in ("ifgsm20", "cw")}

@@ -27,6 +27,7 @@ def rows(*names: str, **options: Any) -> tuple[Row, ...]:
 
 
 _PLAIN2 = Row("Plain2ResNet20", paper=("section4_4", "2xResNet20 no noise, joint"))
+_PAPER_APART = ("section4_4", "2xResNet20 no noise, separate")
 _JOINT = "En1ResNet20&En1ResNet32"
 
 
@@ -50,8 +51,13 @@ TABLE2 = _table(
     + rows("ResNet110", "En2ResNet110", "En1WideResNet34-10")
     + (_PLAIN2, *rows("Plain5ResNet20", "Wide5ResNet20"))
     # is noise of two points, which is much cheaper to draw, as good
-    + rows("TwoPoint2ResNet20", "TwoPoint5ResNet20"),
-    on_request=("TwoPoint2ResNet20", "TwoPoint5ResNet20"),
+    + rows("TwoPoint2ResNet20", "TwoPoint5ResNet20")
+    # baselines: noise that is trained (He et al. 2019), members trained apart, noise on the input (Cohen et al. 2019)
+    + (Row("Pni2ResNet20"), Row("Sep2ResNet20", paper=_PAPER_APART), Row("Smooth0.25ResNet20")),
+    on_request=(
+        *("TwoPoint2ResNet20", "TwoPoint5ResNet20"),
+        *("Pni2ResNet20", "Sep2ResNet20", "Smooth0.25ResNet20"),
+    ),
 )
 TABLE3 = _table(
     "table3",
@@ -156,7 +162,7 @@ SECTION4_4 = _table(
     + _from("table2", "ResNet20")
     + (
         _PLAIN2,
-        Row("ResNet20+ResNet20", paper=("section4_4", "2xResNet20 no noise, separate")),
+        Row("ResNet20+ResNet20", paper=_PAPER_APART),
         Row("ResNet20+ResNet44", paper=("section4_4", "ResNet20+ResNet44 no noise, separate")),
     )
     + _from("table2", "En1ResNet20", "En2ResNet20", "En5ResNet20"),
