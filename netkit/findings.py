@@ -38,7 +38,7 @@ Code = Literal[
     "too-few-images",
     "undefended",
 ]
-Kind = Literal["clean", "noise", "one step", "sweep", "steps", "surrogate", "auto", "transfer", "wide"]
+Kind = Literal["clean", "noise", "one step", "sweep", "steps", "surrogate", "auto", "transfer", "own", "wide"]
 
 _SURE = 0.998
 _CALLS = 40
@@ -235,7 +235,7 @@ def _signs_of_masking(rows: Sequence[Row], num_classes: int) -> Iterable[str]:
     for row in rows:
         weaker = row.kind in ("clean", "noise", "one step", "transfer")
         if (weaker and is_lower(row.score, best.score)) or (
-            row.kind == "auto" and is_lower(row.score, best.score, by=0.1)
+            row.kind in ("auto", "own") and is_lower(row.score, best.score, by=0.1)
         ):
             yield (
                 f"{row.title} leaves {row.score.mean:.1%} right, the best ascent of its gradients, {best.title}, "

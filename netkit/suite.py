@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,6 +70,7 @@ def plan(
     *,
     eot_draws: Sequence[int] | None = None,
     others: Sequence[nn.Module] = (),
+    own: Mapping[str, Attack] | None = None,
     auto_attack: bool | Literal["auto"] = "auto",
 ) -> tuple[list[Step], list[str]]:
     """The attacks that fit the model, and what is left out. Arguments are those of `netkit.audit`."""
@@ -117,10 +118,12 @@ def plan(
     for number, other in enumerate(others):
         title = f"transfer from {type(other).__name__}"
         steps.append(Step(f"transfer-{number}", title, "transfer", climb, few, oracle=other))
+    for number, (title, attack) in enumerate((own or {}).items()):
+        steps.append(Step(f"own-{number}", title, "own", attack))
     steps.append(Step("wide", "wide ball: every pixel is free", "wide", free, few))
     if not look.has_gradient:
         left_out.append("all attacks by gradients (there are none)")
-        steps = [step for step in steps if not step.has_gradient or step.oracle is not None]
+        steps = [step for step in steps if not step.has_gradient or step.oracle is not None or step.kind == "own"]
     return steps, left_out
 
 
