@@ -16,7 +16,7 @@ import torch
 from scipy import special
 from torch import Tensor, nn
 
-from netkit.attacks import cross_entropy
+from netkit.attacks import cross_entropy, margin
 from netkit.attacks.expectation import logits_of
 from netkit.evaluate import Score
 from netkit.intervals import paired_difference, wilson
@@ -83,12 +83,6 @@ class Look:
     has_gradient: bool
     num_classes: int
     findings: tuple[Finding, ...]
-
-
-def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """The loss max over i ≠ y of Z_i - Z_y, (B, num_classes), (B,) -> (B,); unlike cross-entropy it never saturates."""
-    right = logits.gather(1, y.unsqueeze(1)).squeeze(1)
-    return logits.scatter(1, y.unsqueeze(1), -math.inf).amax(1) - right
 
 
 def look_at(model: nn.Module, x: Tensor, y: Tensor, *, random: bool | None, batch_size: int, seed: int) -> Look:

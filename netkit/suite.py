@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from netkit import attacks
 from netkit.attacks.expectation import JUDGING_DRAWS, per_image, unwrapped
 from netkit.evaluate import Attack, no_attack, perturbed, robust_accuracy, through_eot
-from netkit.findings import Kind, Look, Row, is_lower, margin
+from netkit.findings import Kind, Look, Row, is_lower
 from netkit.randomness import is_random
 
 Budget = Literal["quick", "standard", "full"]
@@ -83,7 +83,7 @@ def plan(
     judging = JUDGING_DRAWS if random else 1
     restarted = partial(attacks.pgd, **small, num_restarts=size.num_restarts, judging_draws=judging)
     at_once = partial(attacks.pgd, **ball, step_size=eps, num_steps=1, random_start=False)
-    free = partial(attacks.pgd, eps=1.0, step_size=0.1, num_steps=num_steps, random_start=False, loss=margin)
+    free = partial(attacks.pgd, eps=1.0, step_size=0.1, num_steps=num_steps, random_start=False, loss=attacks.margin)
     starts = f"{num_steps} steps, {size.num_restarts} starts" if size.num_restarts > 1 else f"{num_steps} steps"
     steps = [
         Step("clean", "clean", "clean", no_attack, has_gradient=False),
@@ -94,7 +94,7 @@ def plan(
         steps.append(Step(f"ifgsm-{draws}", f"IFGSM, {num_steps} steps", "sweep", climb, draws))
     if size.num_restarts > 1:
         steps.append(Step("pgd", f"PGD, {starts}", "steps", restarted))
-    steps.append(Step("margin", f"PGD on the margin, {starts}", "steps", partial(restarted, loss=margin)))
+    steps.append(Step("margin", f"PGD on the margin, {starts}", "steps", partial(restarted, loss=attacks.margin)))
     if random and budget != "quick":
         views: dict[View, str] = {
             "noise_free": "the network without noise",
