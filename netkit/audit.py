@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from netkit import attacks
 from netkit.attacks.expectation import check_counts
 from netkit.calibration import Calibration, calibration
-from netkit.evaluate import Score, checked, worst_case
+from netkit.evaluate import Attack, Score, checked, worst_case
 from netkit.findings import Finding, Row, judge, look_at
 from netkit.intervals import Interval
 from netkit.progress import progress_bar
@@ -137,6 +137,7 @@ def audit(
     num_draws: int = 10,
     eot_draws: Sequence[int] | None = None,
     transfer_from: nn.Module | Sequence[nn.Module] = (),
+    own_attacks: Mapping[str, Attack] | None = None,
     auto_attack: bool | Literal["auto"] = "auto",
     random: bool | None = None,
     batch_size: int = 250,
@@ -150,8 +151,8 @@ def audit(
     It is looked at first (`netkit.findings`). Then come, each scored on fresh draws: clean images, random noise, FGSM,
     IFGSM, PGD with restarts, PGD on the margin, and a ball so wide that it must erase everything; for a random model
     IFGSM with more and more draws a gradient until more no longer help, the network without noise, with frozen noise,
-    and ARC; AutoAttack; transfer from other models. A step is eps/4. A progress bar is shown where standard error is a
-    terminal, unless `on_attack` is given.
+    and ARC; AutoAttack; transfer from other models; attacks of yours. A step is eps/4. A progress bar is shown where
+    standard error is a terminal, unless `on_attack` is given.
 
     x: (N, C, H, W) floating point in [0, 1]; y: (N,). Some hundred images.
     budget: `"quick"`: 10 steps; `"standard"`: 20 steps, 2 starts; `"full"`: 50 steps, 5 starts, AutoAttack. The table
@@ -159,6 +160,7 @@ def audit(
     num_draws: answers for each image of a random model, at least 2. A model that looks fixed gives three, to see so.
     eot_draws: the draws a gradient to try, in order, in place of the budget's.
     transfer_from: models whose adversarial images are tried too.
+    own_attacks: attacks of yours by their titles, as `netkit.evaluate.Attack`: they count for the worst case, too.
     auto_attack: `"auto"` runs it with `"full"` where it is installed and there are four classes.
     random: whether the model is random; None: `netkit.randomness.is_random` looks.
     store, key: a folder for the scores, from which a later call goes on; as for `netkit.evaluate.robust_accuracy`.
@@ -183,7 +185,9 @@ def audit(
         raise ValueError(f"budget: expected one of {get_args(Budget)}, got {budget!r}")
     others = [transfer_from] if isinstance(transfer_from, nn.Module) else list(transfer_from)
     look = look_at(model, x, y, random=random, batch_size=batch_size, seed=seed)
-    steps, left_out = plan(look, budget, eps, norm, eot_draws=eot_draws, others=others, auto_attack=auto_attack)
+    steps, left_out = plan(
+        look, budget, eps, norm, eot_draws=eot_draws, others=others, own=own_attacks, auto_attack=auto_attack
+    )
     runner = Runner(
         model, x, y, random=look.is_random, num_draws=num_draws, batch_size=batch_size, seed=seed, store=store, key=key
     )

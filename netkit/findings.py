@@ -16,7 +16,7 @@ import torch
 from scipy import special
 from torch import Tensor, nn
 
-from netkit.attacks import cross_entropy
+from netkit.attacks import cross_entropy, margin
 from netkit.attacks.expectation import logits_of
 from netkit.evaluate import Score
 from netkit.intervals import paired_difference, wilson
@@ -38,7 +38,7 @@ Code = Literal[
     "too-few-images",
     "undefended",
 ]
-Kind = Literal["clean", "noise", "one step", "sweep", "steps", "surrogate", "auto", "transfer", "wide"]
+Kind = Literal["clean", "noise", "one step", "sweep", "steps", "surrogate", "auto", "transfer", "own", "wide"]
 
 _SURE = 0.998
 _CALLS = 40
@@ -83,12 +83,6 @@ class Look:
     has_gradient: bool
     num_classes: int
     findings: tuple[Finding, ...]
-
-
-def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """The loss max over i ≠ y of Z_i - Z_y, (B, num_classes), (B,) -> (B,); unlike cross-entropy it never saturates."""
-    right = logits.gather(1, y.unsqueeze(1)).squeeze(1)
-    return logits.scatter(1, y.unsqueeze(1), -math.inf).amax(1) - right
 
 
 def look_at(model: nn.Module, x: Tensor, y: Tensor, *, random: bool | None, batch_size: int, seed: int) -> Look:
@@ -235,7 +229,7 @@ def _signs_of_masking(rows: Sequence[Row], num_classes: int) -> Iterable[str]:
     for row in rows:
         weaker = row.kind in ("clean", "noise", "one step", "transfer")
         if (weaker and is_lower(row.score, best.score)) or (
-            row.kind == "auto" and is_lower(row.score, best.score, by=0.1)
+            row.kind in ("auto", "own") and is_lower(row.score, best.score, by=0.1)
         ):
             yield (
                 f"{row.title} leaves {row.score.mean:.1%} right, the best ascent of its gradients, {best.title}, "

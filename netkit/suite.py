@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from netkit import attacks
 from netkit.attacks.expectation import JUDGING_DRAWS, per_image, unwrapped
 from netkit.evaluate import Attack, no_attack, perturbed, robust_accuracy, through_eot
-from netkit.findings import Kind, Look, Row, is_lower, margin
+from netkit.findings import Kind, Look, Row, is_lower
 from netkit.randomness import is_random
 
 Budget = Literal["quick", "standard", "full"]
@@ -70,6 +70,7 @@ def plan(
     *,
     eot_draws: Sequence[int] | None = None,
     others: Sequence[nn.Module] = (),
+    own: Mapping[str, Attack] | None = None,
     auto_attack: bool | Literal["auto"] = "auto",
 ) -> tuple[list[Step], list[str]]:
     """The attacks that fit the model, and what is left out. Arguments are those of `netkit.audit`."""
@@ -82,7 +83,7 @@ def plan(
     judging = JUDGING_DRAWS if random else 1
     restarted = partial(attacks.pgd, **small, num_restarts=size.num_restarts, judging_draws=judging)
     at_once = partial(attacks.pgd, **ball, step_size=eps, num_steps=1, random_start=False)
-    free = partial(attacks.pgd, eps=1.0, step_size=0.1, num_steps=num_steps, random_start=False, loss=margin)
+    free = partial(attacks.pgd, eps=1.0, step_size=0.1, num_steps=num_steps, random_start=False, loss=attacks.margin)
     starts = f"{num_steps} steps, {size.num_restarts} starts" if size.num_restarts > 1 else f"{num_steps} steps"
     steps = [
         Step("clean", "clean", "clean", no_attack, has_gradient=False),
@@ -93,7 +94,7 @@ def plan(
         steps.append(Step(f"ifgsm-{draws}", f"IFGSM, {num_steps} steps", "sweep", climb, draws))
     if size.num_restarts > 1:
         steps.append(Step("pgd", f"PGD, {starts}", "steps", restarted))
-    steps.append(Step("margin", f"PGD on the margin, {starts}", "steps", partial(restarted, loss=margin)))
+    steps.append(Step("margin", f"PGD on the margin, {starts}", "steps", partial(restarted, loss=attacks.margin)))
     if random and budget != "quick":
         views: dict[View, str] = {
             "noise_free": "the network without noise",
@@ -117,10 +118,12 @@ def plan(
     for number, other in enumerate(others):
         title = f"transfer from {type(other).__name__}"
         steps.append(Step(f"transfer-{number}", title, "transfer", climb, few, oracle=other))
+    for number, (title, attack) in enumerate((own or {}).items()):
+        steps.append(Step(f"own-{number}", title, "own", attack))
     steps.append(Step("wide", "wide ball: every pixel is free", "wide", free, few))
     if not look.has_gradient:
         left_out.append("all attacks by gradients (there are none)")
-        steps = [step for step in steps if not step.has_gradient or step.oracle is not None]
+        steps = [step for step in steps if not step.has_gradient or step.oracle is not None or step.kind == "own"]
     return steps, left_out
 
 

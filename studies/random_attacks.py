@@ -8,7 +8,6 @@ differentiation gives zero.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -96,11 +95,6 @@ def images(digits: data.Dataset, config: Config) -> tuple[Tensor, Tensor]:
     return digits.images(digits.test.x[: config.num_images]), digits.test.y[: config.num_images]
 
 
-def margin(logits: Tensor, y: Tensor) -> Tensor:
-    index = y.unsqueeze(1)
-    return logits.scatter(1, index, -math.inf).amax(1) - logits.gather(1, index).squeeze(1)
-
-
 def signs(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
     """A random corner of the ball."""
     return (x + EPS * (2 * torch.randint(2, x.shape, generator=generator) - 1)).clamp(0, 1)
@@ -128,7 +122,7 @@ def accuracies(
         "random corner": (signs, by_mean, ""),
         REFERENCE: (ifgsm, by_mean, f"{2 * draws}"),
         "PGD, mean gradient": (pgd, by_mean, f"{2 * draws}"),
-        "PGD on the margin": (partial(pgd, loss=margin), by_mean, f"{2 * draws}"),
+        "PGD on the margin": (partial(pgd, loss=attacks.margin), by_mean, f"{2 * draws}"),
         "ARC": (partial(attacks.arc, **steps), by_mean, f"{2 * draws} + {2 * draws**2}"),
         "IFGSM, weights of first noise": (ifgsm, by_weights(draws), f"{2 * draws}"),
         "the same, more passes": (ifgsm, by_weights(draws * config.many), f"{2 * draws * config.many}"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,24 @@ def test_masked_gradients_leave_no_number_to_trust(
         assert [row.name for row in report.rows] == ["clean", "noise"]
     else:
         assert "stay right where every pixel may take any value (chance 10%)" in report.verdict
+
+
+def test_an_attack_of_ones_own_counts_and_may_show_that_gradients_mislead(
+    sound: nn.Module, test_images: tuple[Tensor, Tensor]
+) -> None:
+    x, y = test_images
+    attack = partial(attacks.pgd, eps=EPS, step_size=EPS / 4, num_steps=20)
+
+    def through_the_open_door(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return attack(sound, x, y)  # an attacker who knows what the model hides
+
+    report = audit(
+        Around(sound, Turned.apply, same), x, y, eps=EPS, budget="quick", own_attacks={"mine": through_the_open_door}
+    )
+    own = row_of(report, "own-0")
+    assert (own.title, own.kind) == ("mine", "own")
+    assert report.worst.mean <= own.score.mean < 0.9
+    assert any(finding.code == "masked-gradients" and "mine leaves" in finding.message for finding in report.findings)
 
 
 def test_a_transfer_that_beats_the_gradients_shows_that_they_are_masked(

@@ -13,7 +13,7 @@ A noisy model is attacked through `ExpectationOverTransformation`, which all of 
 its deterministic views, `noise_free` and `frozen_noise`; and by `arc`, draw by draw.
 """
 
-from netkit.attacks.ascent import Loss, Norm, StepSize, cross_entropy, fgsm, ifgsm, n_fgsm, pgd
+from netkit.attacks.ascent import Loss, Norm, StepSize, cross_entropy, fgsm, ifgsm, margin, n_fgsm, pgd
 from netkit.attacks.auto import AutoAttackPart, AutoAttackVersion, auto_attack
 from netkit.attacks.carlini_wagner import CWVariant, cw
 from netkit.attacks.expectation import BatchNormMode, ExpectationOverTransformation, NotFiniteError
@@ -37,6 +37,7 @@ __all__ = [
     "fgsm",
     "frozen_noise",
     "ifgsm",
+    "margin",
     "n_fgsm",
     "noise_free",
     "pgd",

@@ -35,6 +35,15 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y, reduction="none")
 
 
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """The loss max over i ≠ y of Z_i - Z_y, (B, num_classes), (B,) -> (B,).
+
+    It is positive where the model is fooled and, unlike cross-entropy, never saturates.
+    """
+    right = logits.gather(1, y.unsqueeze(1)).squeeze(1)
+    return logits.scatter(1, y.unsqueeze(1), -math.inf).amax(1) - right
+
+
 def fgsm(
     model: nn.Module,
     x: Tensor,

@@ -1,6 +1,5 @@
 """The attack of Carlini & Wagner: the paper's form, the usual one, and the one that the authors released."""
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from netkit.attacks.ascent import margin
 from netkit.attacks.expectation import (
     BatchNormMode,
     Objective,
@@ -92,8 +92,11 @@ def cw(
             x_adv = _cw_authors(model, x, settings)
         else:
             distance = _largest_change if variant == "paper" else _squared_length
-            margin = functools.partial(_margin, y=y, target=target)
-            x_adv = _cw_tanh(model, x, settings, distance=distance, margin=margin, num_searches=num_searches)
+
+            def short_of(logits: Tensor) -> Tensor:
+                return -margin(logits, y) if target is None else margin(logits, target)
+
+            x_adv = _cw_tanh(model, x, settings, distance=distance, short_of=short_of, num_searches=num_searches)
     return x_adv.clamp(0, 1)
 
 
@@ -113,10 +116,10 @@ def _cw_tanh(
     settings: _Settings,
     *,
     distance: Callable[[Tensor], Tensor],
-    margin: Callable[[Tensor], Tensor],
+    short_of: Callable[[Tensor], Tensor],
     num_searches: int,
 ) -> Tensor:
-    """Eq. 18 for any distance of δ, over images ½(tanh(u) + 1)."""
+    """Eq. 18 for any distance of δ, over images ½(tanh(u) + 1); `short_of(logits)` is positive until it is fooled."""
     cs = torch.full((len(x),), settings.c, dtype=x.dtype, device=x.device)
     low, high = torch.zeros_like(cs), torch.full_like(cs, math.inf)
     start = torch.atanh((2 * x - 1) * (1 - rounding(x.dtype)))
@@ -127,7 +130,7 @@ def _cw_tanh(
         image = (u.tanh() + 1) / 2
         far = distance(image - origin)
         # max(-κ, m) = max(0, m + κ) - κ: zero where the model is fooled with enough confidence.
-        short = F.relu(margin(logits_of(net, image, settings.num_labels)) + settings.kappa)
+        short = F.relu(short_of(logits_of(net, image, settings.num_labels)) + settings.kappa)
         return torch.stack([far + cs * short, far, short, (short > 0).to(short)])
 
     def score_of(values: Tensor) -> Tensor:
@@ -191,11 +194,3 @@ def _largest_change(delta: Tensor) -> Tensor:
 
 def _squared_length(delta: Tensor) -> Tensor:
     return delta.flatten(1).square().sum(1)
-
-
-def _margin(logits: Tensor, *, y: Tensor, target: Tensor | None) -> Tensor:
-    """(B, num_classes) -> (B,): not positive where the model is fooled."""
-    index = (y if target is None else target).unsqueeze(1)
-    chosen = logits.gather(1, index).squeeze(1)
-    others = logits.scatter(1, index, -math.inf).amax(1)
-    return chosen - others if target is None else others - chosen
