@@ -11,7 +11,7 @@ PYTEST  := $(BIN)/python -m pytest
 WORKERS ?= -n logical --maxprocesses 8 --dist loadfile
 ARGS    ?=
 
-.PHONY: fig4 theorems neural-pde table2 reproduce report test test-slow test-cuda test-newest lock lint format bench clean
+.PHONY: fig4 theorems neural-pde table2 reproduce report test test-slow test-cuda test-newest lock lint format bench docs html clean
 
 fig4: $(VENV)/.studies  ## Figure 4: solve, check against Feynman-Kac paths, draw
 	$(BIN)/python studies/fig4_diffusion.py $(ARGS)
@@ -48,6 +48,9 @@ lock: | $(BIN)/python  ## renew constraints.txt: the newest releases that setup.
 	$(PIP) --upgrade uv
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --fork-strategy fewest --no-annotate \
 		--extra tests --custom-compile-command "make lock" --output-file $(LOCK) setup.cfg $(ARGS)
+	cp $(LOCK) docs/$(LOCK)  # the same versions wherever they fit
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --no-annotate \
+		--extra docs --custom-compile-command "make lock" --output-file docs/$(LOCK) setup.cfg $(ARGS)
 
 lint: $(VENV)/.tests  ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -60,6 +63,13 @@ format: $(VENV)/.tests
 
 bench: $(VENV)/.tests  ## benchmarks; nothing in the tests depends on speed
 	$(BIN)/python -m pytest -s --override-ini="addopts=" tests/benchmarks $(ARGS)
+
+# An environment of its own: Sphinx wants a newer requests than torchattacks, of the tests, allows.
+docs:  ## the documentation, out/docs/index.html; runs its tutorial and gallery
+	$(MAKE) html VENV=.venv-docs LOCK=docs/constraints.txt
+
+html: $(VENV)/.docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky docs out/docs $(ARGS)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -81,6 +91,10 @@ $(VENV)/.tests: $(VENV)/.setuptools
 	$(INSTALL) ".[tests]"
 	@touch $@ $(VENV)/.studies $(VENV)/.netkit
 
+$(VENV)/.docs: $(VENV)/.setuptools
+	$(INSTALL) ".[docs]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .venv-newest build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest .venv-docs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

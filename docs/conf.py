@@ -25,7 +25,13 @@ extensions = [
     "linked_names",
     "mathml",
 ]
-exclude_patterns = ["extensions", "tutorial/index.rst", "sg_execution_times.rst", "tutorial_source", "**/sg_execution_times.rst"]
+exclude_patterns = [
+    "extensions",
+    "tutorial_source",
+    "tutorial/index.rst",
+    "sg_execution_times.rst",
+    "**/sg_execution_times.rst",
+]
 templates_path = ["_templates"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3

@@ -8,8 +8,8 @@ Put noise on the images, let the most frequent answer count, and state within wh
 # %%
 # Three networks
 # --------------
-# Randomised smoothing answers with the class that a network gives most often for x + σN(0, I). Networks are trained with
-# the noise that they will be asked with; here three small ones, on digits.
+# Randomised smoothing answers with the class that a network gives most often for x + σN(0, I). Networks are trained
+# with the noise that they will be asked with; here three small ones, on digits.
 
 from netkit import PRESETS, certify, en_resnet, inject_input_noise, load, train
 
@@ -33,13 +33,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 figure, panel = plt.subplots(figsize=(5.4, 3.2))
-radii = np.linspace(0, 1.2, 121)
+radii = np.linspace(0, 1.0, 101)
 for (sigma, certificate), colour in zip(certificates.items(), ("#35b779", "#31688e", "#440154"), strict=True):
     found = certificate.certified_accuracy(y, radii.tolist())
     panel.plot(radii, [100 * each.mean for each in found], color=colour, label=f"σ = {sigma}")
     low, high = ([100 * getattr(each.interval, end) for each in found] for end in ("low", "high"))
     panel.fill_between(radii, low, high, color=colour, alpha=0.15, lw=0)
-panel.set(xlabel="radius, in L2", ylabel="certified accuracy [%]", xlim=(0, 1.2), ylim=(0, 100))
+panel.set(xlabel="radius, in L2", ylabel="certified accuracy [%]", xlim=(0, 1.0), ylim=(0, 100))
 panel.legend()
 plt.show()
 

@@ -41,8 +41,8 @@ rho = density(problem, start, num_points=64, times=times, rtol=1e-6)
 print("mass:", rho.rho.mean(("x", "y")).values.round(12) / float(rho.rho[0].mean()))
 
 # %%
-# The pairing ∫ρ(t) u(t) does not depend on t, as one equation is the transpose of the other: the expectation of f can be
-# taken at the end, or of u at the start.
+# The pairing ∫ρ(t) u(t) does not depend on t, as one equation is the transpose of the other: the expectation of f can
+# be taken at the end, or of u at the start.
 
 u = solve(problem, num_points=64, times=times, rtol=1e-6, method="spectral_krylov")
 pairing = (rho.rho * u.u).mean(("x", "y")).values

@@ -7,8 +7,8 @@ Differentiate the solution of an equation by its velocity, and find the velocity
 
 # %%
 # A cloud is photographed before and after a steady wind has blown through it for a unit of time. Which wind was it?
-# ``solve_and_pull`` gives u(·, 0) at the nodes and a function that takes the gradient of any number J(u) back to F, f, V,
-# g and σ, at the price of about three solves.
+# ``solve_and_pull`` gives u(·, 0) at the nodes and a function that takes the gradient of any number J(u) back to F, f,
+# V, g and σ, at the price of about three solves.
 
 import numpy as np
 from scipy.optimize import minimize
@@ -64,7 +64,12 @@ print(f"by the transposed solver {gradient @ direction:.9f}, by differences {dif
 
 history = [value]
 found = minimize(
-    misfit, start, jac=True, method="L-BFGS-B", callback=lambda at: history.append(misfit(at)[0]), options={"maxiter": 40}
+    misfit,
+    start,
+    jac=True,
+    method="L-BFGS-B",
+    callback=lambda at: history.append(misfit(at)[0]),
+    options={"maxiter": 40},
 )
 wind = found.x.reshape(2, M, M)
 print(f"misfit {history[0]:.2e} -> {history[-1]:.2e}, of noise alone {0.01**2:.2e}")

@@ -2,8 +2,8 @@ r"""
 Ten minutes
 ===========
 
-Solve an equation, sample its paths, set one against the other; train a noisy network, audit it, and look at a network as
-an equation of its own. Everything here runs in about a minute on a laptop; kernels are compiled at their first call.
+Solve an equation, sample its paths, set one against the other; train a noisy network, audit it, and look at a network
+as an equation of its own. All of it runs in about a minute on a laptop; kernels are compiled at their first call.
 """
 
 # %%
@@ -61,8 +61,8 @@ for point, a, b in zip(estimate.points, low, high, strict=True):
 # %%
 # Verify
 # ------
-# ``verify`` sets one against the other at many points, with every error in the balance: they agree, they disagree, or it
-# says what would decide.
+# ``verify`` sets one against the other at many points, with every error in the balance: they agree, they disagree, or
+# it says what would decide.
 
 from pdekit import verify
 
@@ -75,8 +75,8 @@ for factor in (1.0, 1.05):
 # Train
 # -----
 # A residual network with noise after each residual mapping steps along such paths, and averaging several draws or
-# members estimates the expectation. Here are two members of depth 8, trained for five epochs against a three-step attack
-# on 8×8 digits.
+# members estimates the expectation. Here are two members of depth 8, trained for five epochs against a three-step
+# attack on 8×8 digits.
 
 from netkit import PRESETS, en_resnet, load, train
 
