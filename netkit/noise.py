@@ -360,6 +360,9 @@ def trained_coefs(model: nn.Module) -> dict[str, nn.Parameter]:
     residual mapping: it keeps the form of Eq. 14, where noise on weights, another variant, does not. Here the gradient
     flows through std(x), too, as everywhere in this package; theirs is cut. As there, `netkit.train` lets no weight
     decay pull at a. Its sign means nothing, as ξ is symmetric.
+
+    The loss itself pulls a to zero: on digits, from 0.25, all three of a ResNet8 to below 0.02 in ten epochs on clean
+    images (three seeds); against PGD the first stays at 0.11 to 0.21, the others fall below 0.07.
     """
     named = model.named_parameters()
     return {name: parameter for name, parameter in named if name.rpartition(".")[2].rstrip("0123456789") == COEF}

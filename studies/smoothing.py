@@ -2,9 +2,9 @@
 
 A network trained with noise on its input is smoothed by that noise, and certified as by Cohen et al. 2019
 (`netkit.certify`); one with the paper's noise inside is certified just so. The attack, PGD in L2 with gradients
-averaged over draws, bounds the accuracy at a radius from above, and the certificate from below: for the smoothed
-classifier, the plurality over draws, no attack may come below what is certified. Networks without noise on their input
-have no certificate; the attack tells what they withstand.
+averaged over draws, bounds the accuracy of the smoothed classifier at a radius from above, and the certificate from
+below: an image that is certified, and on which the attack certainly wins, would refute the certificate. Networks
+without noise on their input have no certificate; the attack tells what they withstand.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from netkit import attacks, certify, evaluate
 from netkit.injection import input_sigma
-from netkit.intervals import mean_accuracy
+from netkit.intervals import clopper_pearson, mean_accuracy
 from netkit.training import TrainingLoss
 from studies.draw.smoothing import draw, report
 from studies.lab import records
@@ -67,7 +67,7 @@ SMOKE = Config(
     num_train=128,
     num_test=20,
 )
-_CURVE = [step / 50 for step in range(76)]
+_CURVE = [step / 50 for step in range(51)]
 
 
 def main(out: Out = ROOT / "out" / "smoothing", smoke: Smoke = False) -> None:
@@ -103,7 +103,8 @@ def row(name: str, loss: TrainingLoss, config: Config, out: Path) -> dict[str, A
     """One network over all seeds.
 
     certified: right within the radius for certain, None without noise on the input. attacked: the plurality over draws
-    is right under the attack. beaten: images of all seeds on which both disagree, to the certificate's shame.
+    is right under the attack. beaten: images of all seeds that are certified and that the attack refutes for certain;
+    the plurality of a few draws may be wrong by chance where the right class has hardly more than half of them.
     """
     network = Network.parse(name)
     found = [outcome(network, loss, seed, config, out) for seed in config.seeds]
@@ -111,12 +112,13 @@ def row(name: str, loss: TrainingLoss, config: Config, out: Path) -> dict[str, A
     at_radii = []
     for number, radius in enumerate(config.radii):
         entry: dict[str, Any] = {"radius": radius, "certified": None, "beaten": None}
-        attacked = [each["attacked"][number] for each in found]
-        entry["attacked"] = cell(attacked)
+        scores = [each["attacked"][number] for each in found]
+        entry["attacked"] = cell(score.voted for score in scores)
         if has_certificate:
             certified = [each["certified"] >= radius for each in found]
             entry["certified"] = cell(certified)
-            entry["beaten"] = sum(int((c & ~a).sum()) for c, a in zip(certified, attacked, strict=True))
+            refuted = [is_refuted(score, config.confidence) for score in scores]
+            entry["beaten"] = sum(int((c & r).sum()) for c, r in zip(certified, refuted, strict=True))
         at_radii.append(entry)
     curve = [[r, cell(each["certified"] >= r for each in found)["mean"]] for r in _CURVE] if has_certificate else None
     return {
@@ -131,7 +133,7 @@ def row(name: str, loss: TrainingLoss, config: Config, out: Path) -> dict[str, A
 
 
 def outcome(network: Network, loss: TrainingLoss, seed: int, config: Config, out: Path) -> dict[str, Any]:
-    """Certified radii (n,) of one network, -1 where its answer is wrong, and who withstands each attack (n,)."""
+    """Certified radii (n,) of one network, -1 where its answer is wrong, and its score under each attack."""
     task = scoring(network, loss, seed, config, out)
     model = trained_model(task, network)
     images = load_data(task.settings)
@@ -152,7 +154,7 @@ def outcome(network: Network, loss: TrainingLoss, seed: int, config: Config, out
     found["attacked"] = [
         evaluate.robust_accuracy(
             model, x, y, attack, eot_draws=config.eot_draws, num_draws=config.voting_draws, seed=seed
-        ).voted
+        )
         for attack in (_attack(radius, config.attack_steps) for radius in config.radii)
     ]
     return found
@@ -162,6 +164,13 @@ def _attack(radius: float, num_steps: int) -> evaluate.Attack:
     if radius == 0:
         return evaluate.no_attack
     return partial(attacks.pgd, eps=radius, step_size=2.5 * radius / num_steps, num_steps=num_steps, norm="l2")
+
+
+def is_refuted(score: evaluate.Score, confidence: float) -> Tensor:
+    """(n,) bool: whether the right class has a chance below 1/2 over the draws, each at this one-sided confidence."""
+    hits = (score.predictions == score.labels).sum(0).tolist()
+    highest = [clopper_pearson(count, score.num_draws, confidence=2 * confidence - 1).high for count in hits]
+    return torch.tensor(highest) < 0.5
 
 
 def cell(right: Iterable[Tensor]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from functools import partial
 from types import ModuleType
 
 import pytest
@@ -12,7 +11,7 @@ import torchattacks
 from scipy import stats
 from torch import Tensor, nn
 
-from netkit import attacks, evaluate
+from netkit import attacks
 from netkit.attacks.expectation import expected, logits_of
 from netkit.models import en_resnet, resnet
 
@@ -99,24 +98,6 @@ def test_l2_attack_of_a_linear_loss_ends_at_the_farthest_point_of_the_ball():
         model, x, y, eps=0.3, step_size=0.1, num_steps=100, norm="l2", loss=lambda logits, y: logits[:, 0]
     )
     torch.testing.assert_close(x_adv, farthest.expand_as(x), rtol=0, atol=1e-10)
-
-
-def test_n_fgsm_is_noise_and_a_step_that_nothing_brings_back():
-    x, y = images(200, seed=3), labels(200)
-    model = Linear(x[0].numel())
-    still, moved = (
-        attacks.n_fgsm(model, x, y, eps=EPS, loss=loss, generator=torch.Generator().manual_seed(1))
-        for loss in (lambda logits, y: 0 * logits[:, 0], lambda logits, y: logits[:, 0])
-    )
-    inside = (x > 2 * EPS) & (x < 1 - 2 * EPS)
-    assert stats.kstest((still - x)[inside].numpy(), "uniform", args=(-2 * EPS, 4 * EPS)).pvalue > 1e-4
-    step = EPS * model.weight[0].detach().view(3, 12, 12).sign()
-    torch.testing.assert_close(moved, (still + step).clamp(0, 1), rtol=0, atol=1e-12)
-    assert 2.9 * EPS < float((moved - x).abs().max()) <= 3 * EPS
-    with pytest.raises(ValueError, match="within eps"):
-        evaluate.robust_accuracy(model, x, y, partial(attacks.n_fgsm, eps=EPS))
-    with pytest.raises(ValueError, match="noise: expected a finite number >= 0, got -1"):
-        attacks.n_fgsm(model, x, y, eps=EPS, noise=-1)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

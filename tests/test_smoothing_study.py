@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
+from netkit import evaluate
 from studies import smoothing
 from studies.draw import smoothing as pictures
 
@@ -16,8 +18,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_it_stores_certified_accuracy_beside_that_under_attack(tmp_path: Path) -> None:
-    import typer
-
     app = typer.Typer()
     app.command()(smoothing.main)
     first = CliRunner().invoke(app, ["--smoke", "--out", str(tmp_path)])
@@ -49,3 +49,11 @@ def test_a_cell_is_the_share_over_images_and_seeds() -> None:
     found = smoothing.cell(right)
     assert found["mean"] == 3 / 8
     assert found["interval"][0] < 3 / 8 < found["interval"][1]
+
+
+def test_a_certificate_is_refuted_by_draws_that_chance_does_not_explain() -> None:
+    hits = torch.tensor([0, 5, 15, 17, 35])  # of 35 draws; the plurality alone would blame the third and fourth, too
+    predictions = (torch.arange(35).unsqueeze(1) >= hits).long()
+    score = evaluate.Score(predictions, torch.zeros(5, dtype=torch.int64))
+    assert smoothing.is_refuted(score, 0.999).tolist() == [True, True, False, False, False]
+    assert score.voted.tolist() == [False, False, False, False, True]

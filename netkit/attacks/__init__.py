@@ -6,14 +6,14 @@ images to logits (B, num_classes). Its parameters collect no gradients, and its 
 Wrong input raises ValueError.
 
 Sign and L2 attacks are one ascent of the loss: FGSM is IFGSM with one step of length eps, and PGD is IFGSM from a
-random start; N-FGSM, whose start and result may lie outside the ball, is for training. The three Carlini-Wagner attacks
-are one descent with Adam. AutoAttack is its authors' own, where the library is installed.
+random start. The three Carlini-Wagner attacks are one descent with Adam. AutoAttack is its authors' own, where the
+library is installed.
 
 A noisy model is attacked through `ExpectationOverTransformation`, which all of them accept in place of a model; through
 its deterministic views, `noise_free` and `frozen_noise`; and by `arc`, draw by draw.
 """
 
-from netkit.attacks.ascent import Loss, Norm, StepSize, cross_entropy, fgsm, ifgsm, margin, n_fgsm, pgd
+from netkit.attacks.ascent import Loss, Norm, StepSize, cross_entropy, fgsm, ifgsm, margin, pgd
 from netkit.attacks.auto import AutoAttackPart, AutoAttackVersion, auto_attack
 from netkit.attacks.carlini_wagner import CWVariant, cw
 from netkit.attacks.expectation import BatchNormMode, ExpectationOverTransformation, NotFiniteError
@@ -38,7 +38,6 @@ __all__ = [
     "frozen_noise",
     "ifgsm",
     "margin",
-    "n_fgsm",
     "noise_free",
     "pgd",
 ]

@@ -1,4 +1,4 @@
-"""FGSM, N-FGSM, IFGSM and PGD: one ascent of the loss within a ball around the image."""
+"""FGSM, IFGSM and PGD: one ascent of the loss within a ball around the image."""
 
 import math
 from collections.abc import Callable
@@ -58,32 +58,6 @@ def fgsm(
     return ifgsm(
         model, x, y, eps=eps, step_size=eps, num_steps=1, loss=loss, batch_norm=batch_norm, generator=generator
     )
-
-
-def n_fgsm(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    noise: float = 2.0,
-    loss: Loss = cross_entropy,
-    batch_norm: BatchNormMode = "eval",
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """FGSM around a noisy image, for training: x + η + eps · sign(∇ loss at x + η), η uniform (de Jorge et al. 2022).
-
-    As in the authors' code, both x + η and the result are clipped to [0, 1], and the result is not brought into the
-    ball: it is up to (1 + noise) eps away from x, which `robust_accuracy` refuses.
-
-    noise: the largest entry of |η|, in units of eps.
-    generator: for η; else as for `pgd`. Other options as for `pgd`.
-    """
-    x, _ = checked_images_and_labels(x, y)
-    if not 0 <= noise < math.inf:
-        raise ValueError(f"noise: expected a finite number >= 0, got {noise}")
-    noisy = ball_around("linf", x, noise * eps, PIXELS).random_point(generator_on(x.device, generator)).clamp_(*PIXELS)
-    return fgsm(model, noisy, y, eps=eps, loss=loss, batch_norm=batch_norm)
 
 
 def ifgsm(

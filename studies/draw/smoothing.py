@@ -17,8 +17,8 @@ def report(stored: Mapping[str, Any]) -> None:
     config, rows = stored["provenance"]["config"], stored["rows"]
 
     def text(entry: Mapping[str, Any]) -> str:
-        certified = "-" if entry["certified"] is None else f"{100 * entry['certified']['mean']:.1f}"
-        return f"{certified} | {100 * entry['attacked']['mean']:.1f}"
+        certified = "-" if entry["certified"] is None else f"{100 * entry['certified']['mean']:.0f}"
+        return f"{certified}|{100 * entry['attacked']['mean']:.0f}"
 
     def at(number: int) -> Any:
         return lambda row: text(row["at_radii"][number])
@@ -40,7 +40,7 @@ def report(stored: Mapping[str, Any]) -> None:
         caption=f"{config['num_test']} images, {len(config['seeds'])} seeds; intervals at 95% reach at most "
         f"±{100 * widest:.1f}. Certified: {config['num_draws']} draws, at {config['confidence']:.1%} an image. "
         f"Attacked: the plurality of {config['voting_draws']} draws, PGD in L2 of {config['attack_steps']} steps, "
-        f"{config['eot_draws']} draws a gradient. Certificates that the attack beats: {beaten}.",
+        f"{config['eot_draws']} draws a gradient. Certificates that the attack refutes at that confidence: {beaten}.",
         num_texts=2,
     )
 
