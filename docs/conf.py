@@ -33,7 +33,7 @@ exclude_patterns = [
     "**/sg_execution_times.rst",
 ]
 templates_path = ["_templates"]
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = ["dollarmath", "attrs_block"]
 myst_heading_anchors = 3
 nitpicky = True
 # Types of others, and names that stand for types, have no page here.
@@ -71,7 +71,7 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_sidebars: dict[str, list[str]] = {name: [] for name in ("index", "equations", "design", "benchmarks")}
+html_sidebars: dict[str, list[str]] = {name: [] for name in ("index", "tutorial/*", "equations", "design", "benchmarks")}
 
 
 sphinx_gallery_conf = {
@@ -82,6 +82,7 @@ sphinx_gallery_conf = {
     "reset_modules": ("pictures.printed",),
     "remove_config_comments": True,
     "show_memory": False,
+    "thumbnail_size": (400, 280),
     "min_reported_time": 1e9,
     "show_signature": False,
     "download_all_examples": False,

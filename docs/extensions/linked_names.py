@@ -1,7 +1,8 @@
-"""Code in running text that names something of the reference becomes a link to it."""
+"""Code in running text that names something of the reference becomes a link to it; sources link back to where it is."""
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import Any
 
@@ -46,6 +47,33 @@ def _ancestors(node: nodes.Node) -> list[nodes.Node]:
     return found
 
 
+_BACK = re.compile(r'(class="viewcode-back" href="[^"#]*?([^/"#]+)\.html)#([^"]+)"')
+
+
+def correct_links_back(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Give links of source pages the anchors of names that are documented where they are exported.
+
+    `sphinx.ext.viewcode` takes all names of a module to be documented under one package.
+    """
+    if not pagename.startswith("_modules/"):
+        return
+    objects = app.env.domains["py"].data["objects"]
+    anchors = {(entry.docname.rpartition("/")[2], name): entry.node_id for name, entry in objects.items()}
+
+    def corrected(match: re.Match[str]) -> str:
+        start, page, anchor = match.groups()
+        parts = anchor.split(".")
+        for first in range(1, len(parts)):
+            ends = "." + ".".join(parts[first:])
+            found = [node for (where, name), node in anchors.items() if where == page and name.endswith(ends)]
+            if found:
+                return f'{start}#{min(found, key=len)}"'
+        return f'{start}"'
+
+    context["body"] = _BACK.sub(corrected, context["body"])
+
+
 def setup(app: Any) -> dict[str, bool]:
     app.add_post_transform(LinkedNames)
+    app.connect("html-page-context", correct_links_back)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -24,7 +24,7 @@ rng = np.random.default_rng(0)
 velocity = rng.uniform(-1, 1, (2, 16, 16))
 problem = ConvectionDiffusion(velocity, lambda x: np.cos(2 * np.pi * x[..., 0]), sigma=0.2)
 solution = solve(problem, num_points=96, rtol=1e-6)
-print(solution.u.sizes, "method:", solution.method, "error at most", f"{solution.error_estimate:.1e}")
+print(dict(solution.sizes), "method:", solution.method, "error at most", f"{solution.error_estimate:.1e}")
 
 # %%
 # With a tolerance ``solve`` takes as many Fourier modes and as long steps as it needs, and states a bound of its error.
