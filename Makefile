@@ -70,6 +70,7 @@ docs:  ## the documentation, out/docs/index.html; runs its tutorial and gallery
 
 html: $(VENV)/.docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky docs out/docs $(ARGS)
+	$(BIN)/python docs/check.py out/docs
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

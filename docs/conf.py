@@ -24,6 +24,7 @@ extensions = [
     "dialect",
     "linked_names",
     "mathml",
+    "signatures",
 ]
 exclude_patterns = [
     "extensions",
@@ -71,7 +72,8 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_sidebars: dict[str, list[str]] = {name: [] for name in ("index", "tutorial/*", "equations", "design", "benchmarks")}
+# Pages of their own have nothing beside them.
+html_sidebars: dict[str, list[str]] = {"index": [], "tutorial/*": [], "equations": [], "design": [], "benchmarks": []}
 
 
 sphinx_gallery_conf = {

@@ -2,13 +2,12 @@
 
 Their dialect is plain text: paragraphs, lists that start with "- ", equations and tables indented by four spaces, code
 in single backticks, and arguments as `name: shape, unit, meaning`, each on a line of its own with its continuation
-indented. Everything else in them stands for itself. Types are shown as the source has them.
+indented. Everything else in them stands for itself.
 """
 
 from __future__ import annotations
 
 import ast
-import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -19,34 +18,11 @@ _MARKUP = re.compile(r"([\\*|_])")
 
 def setup(app: Any) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", on_docstring)
-    app.connect("autodoc-process-signature", on_signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
 def on_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     lines[:] = restructured(lines)
-
-
-def on_signature(
-    app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: str | None
-) -> tuple[str, str | None] | None:
-    """Names such as NDArray and ArrayLike in place of what they stand for, which fills lines."""
-    from sphinx.util.inspect import stringify_signature
-    from sphinx.util.typing import stringify_annotation
-
-    if what not in ("function", "method", "class") or signature is None:
-        return None
-    try:
-        found = inspect.signature(obj)
-    except (TypeError, ValueError):
-        return None
-    parameters = list(found.parameters.values())
-    if what == "method" and parameters and parameters[0].name == "self":
-        parameters = parameters[1:]
-    found = found.replace(parameters=parameters)
-    if what != "class" and found.return_annotation is not inspect.Signature.empty:
-        returned = stringify_annotation(found.return_annotation, "smart")
-    return stringify_signature(found, show_return_annotation=False, unqualified_typehints=True), returned
 
 
 def restructured(lines: list[str]) -> list[str]:
