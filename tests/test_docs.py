@@ -148,7 +148,7 @@ def restructured(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_docstrings_become_markup(restructured: Any) -> None:
-    docstring = """Take |F| and N_d, `a_b`s too: x*y.
+    docstring = """Take |F| and N_d (Eq. 10), `a_b`s too: x*y.
 
     u = e^(-t) f
     v = 0
@@ -166,7 +166,7 @@ result = solve(problem)
 Raises ValueError for 2*x.
     And no more."""
     assert restructured(docstring.splitlines()) == [
-        r"Take \|F\| and N\_d, \ ``a_b``\ s too: x\*y.",
+        "Take \\|F\\| and N\\_d (Eq.\u2060\u00a010), \\ ``a_b``\\ s too: x\\*y.",
         "",
         "::",
         "",

@@ -14,6 +14,7 @@ from typing import Any
 
 _ARGUMENT = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*): ")
 _MARKUP = re.compile(r"([\\*|_])")
+_SHORT = re.compile(r"\b(Eqs?|Alg|Secs?|Figs?)\. (?=\d)")
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -105,4 +106,5 @@ def _inline(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
+    text = _SHORT.sub("\\1.\u2060\u00a0", text)  # a joiner, as a stop before a space ends a summary
     return _MARKUP.sub(r"\\\1", text)
