@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from bridge.betting import MeanBets, draws_needed, interval
@@ -359,7 +359,7 @@ def _until_narrow(draw: _Draw, everyone: Tensor, target: _Target) -> _Part:
 def _student(level: float, num_draws: Tensor) -> Tensor:
     if not 0 < level < 1:
         raise ValueError(f"level: expected a number between 0 and 1, got {level}")
-    quantiles = stats.t.ppf(0.5 + 0.5 * level, (num_draws.cpu() - 1).clamp_min(1).numpy())
+    quantiles = scipy.stats.t.ppf(0.5 + 0.5 * level, (num_draws.cpu() - 1).clamp_min(1).numpy())
     return torch.as_tensor(quantiles, dtype=torch.float64, device=num_draws.device)
 
 
