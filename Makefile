@@ -52,7 +52,7 @@ test-wheel: dist  ## the wheel in .venv-wheel, and README and the command from a
 	cp README.md build/empty
 	cp tests/test_readme.py tests/test_command.py build/empty/tests
 	cd build/empty && ../../.venv-wheel/bin/itoflow --version \
-		&& PYTHONPATH= ../../.venv-wheel/bin/python -P -m pytest -c /dev/null --rootdir . -p no:cacheprovider -q tests $(ARGS)
+		&& PYTHONPATH= ../../.venv-wheel/bin/python -P -m pytest -c /dev/null --rootdir . -o markers=slow -p no:cacheprovider -q tests $(ARGS)
 
 dist: $(VENV)/.setuptools  ## the sdist and the wheel, the same bytes from the same commit
 	rm -rf dist

@@ -134,13 +134,18 @@ def problem(tmp_path, monkeypatch) -> Path:
     return tmp_path / "problem.py"
 
 
-@pytest.mark.parametrize("name", ["problem.py", "problem.py:smooth", "problem:problem"])
-def test_a_right_solution_agrees_with_its_paths(name, problem, capsys):
-    code, out, error = answer(capsys, "verify", name, "--num-points", "32", "--points", "16")
+def test_a_right_solution_agrees_with_its_paths(problem, capsys):
+    code, out, error = answer(capsys, "verify", "problem.py", "--num-points", "32", "--points", "16")
     assert (code, error) == (0, "")
     made, verdict = out.splitlines()
     assert made.startswith("solution: spectral_krylov, 32 x 32 nodes")
     assert verdict.startswith("Verification: agrees; ")
+
+
+@pytest.mark.parametrize("name", ["problem.py:problem", "problem.py:smooth", "problem", "problem:smooth"])
+def test_a_problem_is_named_by_its_file_or_module(name, problem, capsys):
+    code, _, error = answer(capsys, "verify", name, "--num-points", "2")
+    assert (code, error) == (2, "error: num_points: expected a whole number of at least 8, got 2\n")
 
 
 def test_few_paths_decide_nothing(problem, capsys):
