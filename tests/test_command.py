@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -235,7 +234,7 @@ def audited(tmp_path, monkeypatch) -> list[dict[str, Any]]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "model", raising=False)
-    monkeypatch.setitem(sys.modules, "netkit.audit", SimpleNamespace(audit=audit))
+    monkeypatch.setattr("studies.cli.audit.audit", audit)
     (tmp_path / "model.py").write_text(MODEL)
     rng = np.random.default_rng(0)
     arrays = {"x": rng.integers(0, 256, (12, 8, 8, 1), np.uint8), "y": np.arange(12) % 10}
