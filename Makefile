@@ -11,24 +11,25 @@ PYTEST  := $(BIN)/python -m pytest
 WORKERS ?= -n logical --maxprocesses 8 --dist loadfile
 ARGS    ?=
 
-.PHONY: fig4 theorems neural-pde table2 reproduce report test test-slow test-cuda test-newest lock lint format bench docs html clean
+.PHONY: fig4 theorems neural-pde table2 reproduce report test test-slow test-cuda test-newest test-wheel dist lock lint format bench \
+	docs html clean
 
-fig4: $(VENV)/.studies  ## Figure 4: solve, check against Feynman-Kac paths, draw
+fig4: $(VENV)/.figures  ## Figure 4: solve, check against Feynman-Kac paths, draw
 	$(BIN)/python studies/fig4_diffusion.py $(ARGS)
 
-theorems: $(VENV)/.studies  ## Theorems 1 and 2: where each bound holds, and where it does not
+theorems: $(VENV)/.figures  ## Theorems 1 and 2: where each bound holds, and where it does not
 	$(BIN)/python studies/theorems.py $(ARGS)
 
-neural-pde: $(VENV)/.netkit  ## a trained network against its own equation, point by point
+neural-pde: $(VENV)/.studies  ## a trained network against its own equation, point by point
 	$(BIN)/python studies/neural_pde.py $(ARGS)
 
-table2: $(VENV)/.netkit  ## Table 2: train, attack, print beside the paper's numbers
+table2: $(VENV)/.studies  ## Table 2: train, attack, print beside the paper's numbers
 	$(BIN)/python studies/table2.py $(ARGS)
 
-reproduce: $(VENV)/.netkit  ## the queue of trainings and attacks on CIFAR, most valuable first
+reproduce: $(VENV)/.studies  ## the queue of trainings and attacks on CIFAR, most valuable first
 	$(BIN)/python studies/reproduce.py $(ARGS)
 
-report: $(VENV)/.netkit  ## all stored results on one page, out/report.html, and the block in README.md
+report: $(VENV)/.studies  ## all stored results on one page, out/report.html, and the block in README.md
 	$(BIN)/python studies/report.py $(ARGS)
 
 test: $(VENV)/.tests  ## all tests but the slow ones
@@ -43,6 +44,20 @@ test-cuda: $(VENV)/.tests  ## those that need a GPU
 test-newest:  ## all tests but the slow ones with the newest releases that setup.cfg allows, in .venv-newest
 	rm -f .venv-newest/.tests
 	$(MAKE) test VENV=.venv-newest PINS="--upgrade --upgrade-strategy eager"
+
+# The tests of README and of the command are copied to where nothing else is, so that they see the wheel alone.
+test-wheel: dist  ## the wheel in .venv-wheel, and README and the command from an empty folder there
+	$(PYTHON) -m venv --clear .venv-wheel
+	.venv-wheel/bin/python -m pip install -qq --disable-pip-version-check $(PINS) pytest "$$(ls dist/*.whl)[studies]"
+	rm -rf build/empty && mkdir -p build/empty/tests
+	cp README.md build/empty
+	cp tests/test_readme.py tests/test_command.py build/empty/tests
+	cd build/empty && ../../.venv-wheel/bin/itoflow --version \
+		&& PYTHONPATH= ../../.venv-wheel/bin/python -P -m pytest -c /dev/null --rootdir . -o markers=slow -p no:cacheprovider -q tests $(ARGS)
+
+dist: $(VENV)/.setuptools  ## the sdist and the wheel, the same bytes from the same commit
+	rm -rf dist
+	$(BIN)/python .ci/dist.py dist
 
 lock: | $(BIN)/python  ## renew constraints.txt: the newest releases that setup.cfg allows, the same for each Python
 	$(PIP) --upgrade uv
@@ -80,22 +95,22 @@ $(VENV)/.setuptools: setup.cfg $(LOCK) | $(BIN)/python
 	$(PIP) $(PINS) setuptools
 	@touch $@
 
+$(VENV)/.figures: $(VENV)/.setuptools
+	$(INSTALL) ".[figures]"
+	@touch $@
+
 $(VENV)/.studies: $(VENV)/.setuptools
 	$(INSTALL) ".[studies]"
 	@touch $@
 
-$(VENV)/.netkit: $(VENV)/.setuptools
-	$(INSTALL) ".[studies,netkit]"
-	@touch $@
-
 $(VENV)/.tests: $(VENV)/.setuptools
 	$(INSTALL) ".[tests]"
-	@touch $@ $(VENV)/.studies $(VENV)/.netkit
+	@touch $@ $(VENV)/.figures $(VENV)/.studies
 
 $(VENV)/.docs: $(VENV)/.setuptools
 	$(INSTALL) ".[docs]"
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-docs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest .venv-wheel .venv-docs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import ndtr
 from torch import Tensor
 
 Array = TypeVar("Array", NDArray[np.float64], Tensor)
@@ -71,4 +71,4 @@ class Box:
         reach = self.inner - np.abs(np.asarray(points, dtype=np.float64)) - speed
         if sigma == 0:
             return (reach < 0).any(axis=-1).astype(float)
-        return np.minimum(1.0, 4.0 * ndtr(-reach / sigma).sum(axis=-1))
+        return np.minimum(1.0, 4.0 * scipy.special.ndtr(-reach / sigma).sum(axis=-1))

@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy
 import torch
-import xarray as xr
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from bridge.flow import FlowNetwork, ProblemNetwork, as_points
 from bridge.levels import coarsened
 from pdekit import ConvectionDiffusion, UnstableError, solve
 from pdekit.equation.refinement import change
 from pdekit.numerics.splines import spline_table
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Array = NDArray[np.float64]
 _BATCH = 8192  # points times draws in one pass: small enough for a cache
@@ -91,7 +94,7 @@ class Comparison:
 
     def total_error(self, level: float = 0.95) -> Array:
         """Half-width (P,) of the stated error: sampling at `level`, time step, and grid, one on top of the other."""
-        z = stats.norm.ppf(0.5 + 0.5 * level)
+        z = scipy.stats.norm.ppf(0.5 + 0.5 * level)
         return z * self.standard_error + np.abs(self.bias) + z * self.bias_standard_error + self.grid_error
 
     def coverage(self, level: float = 0.95) -> float:
@@ -108,7 +111,7 @@ class Comparison:
     @property
     def p_value(self) -> float:
         """Chance of so large a Σ z² if network and equation agree; tiny for a wrong σ or a wrong order of blocks."""
-        return float(stats.chi2.sf((self.z**2).sum(), len(self.z)))
+        return float(scipy.stats.chi2.sf((self.z**2).sum(), len(self.z)))
 
     @property
     def agrees(self) -> bool:

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from bridge.betting import LargestBets, MeanBets, draws_needed, interval
@@ -406,7 +406,7 @@ def _like(sample: Tensor, everyone: Tensor) -> Tensor:
 def _student(level: float, num_draws: Tensor) -> Tensor:
     if not 0 < level < 1:
         raise ValueError(f"level: expected a number between 0 and 1, got {level}")
-    quantiles = stats.t.ppf(0.5 + 0.5 * level, (num_draws.cpu() - 1).clamp_min(1).numpy())
+    quantiles = scipy.stats.t.ppf(0.5 + 0.5 * level, (num_draws.cpu() - 1).clamp_min(1).numpy())
     return torch.as_tensor(quantiles, dtype=torch.float64, device=num_draws.device)
 
 

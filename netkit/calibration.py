@@ -10,8 +10,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import scipy
 import torch
-from scipy import special
 from torch import Tensor, nn
 
 from netkit.attacks.expectation import NotFiniteError, check_counts, logits_of
@@ -225,7 +225,7 @@ def _mean_of(values: Tensor, largest: float, confidence: float) -> Measured:
     n, mean = len(values), float(values.mean())
     if math.isinf(mean) or n == 1:
         return Measured(mean, Interval(0.0, largest, confidence))
-    half = float(special.stdtrit(n - 1, 0.5 + confidence / 2)) * float(values.std()) / math.sqrt(n)
+    half = float(scipy.special.stdtrit(n - 1, 0.5 + confidence / 2)) * float(values.std()) / math.sqrt(n)
     return Measured(mean, Interval(max(0.0, mean - half), min(largest, mean + half), confidence))
 
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import scipy
 import torch
-from scipy import special
 from torch import Tensor, nn
 
 from netkit.attacks import cross_entropy, margin
@@ -272,7 +272,7 @@ def _odd_orders(rows: Sequence[Row]) -> Iterable[Finding]:
 def _doubts_about_draws(rows: Sequence[Row], worst: Score) -> Iterable[Finding]:
     draws, half_of_images = worst.num_draws, (worst.interval.high - worst.interval.low) / 2
     accuracies = (worst.predictions == worst.labels).double().mean(1)
-    half = float(special.stdtrit(draws - 1, 0.975)) * float(accuracies.std()) / math.sqrt(draws)
+    half = float(scipy.special.stdtrit(draws - 1, 0.975)) * float(accuracies.std()) / math.sqrt(draws)
     if half > max(_WIDEST / 2, half_of_images):
         low, high, needed = float(accuracies.min()), float(accuracies.max()), math.ceil(draws * (half / 0.05) ** 2)
         text = (

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import scipy
 import torch
-from scipy import special
 from torch import Tensor
 
 Verdict = Literal["holds", "does not hold", "undecided", "too few seeds"]
@@ -55,7 +55,7 @@ def wilson(successes: float, n: int, *, confidence: float = 0.95) -> Interval:
     Raises ValueError unless 0 <= successes <= n and n >= 1.
     """
     _check_counts(successes, n)
-    z2 = float(special.ndtri(0.5 + confidence / 2)) ** 2
+    z2 = float(scipy.special.ndtri(0.5 + confidence / 2)) ** 2
     share = successes / n
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * share * (1 - share) / n + (z2 / (2 * n)) ** 2) / (1 + z2 / n)
@@ -69,8 +69,8 @@ def clopper_pearson(successes: int, n: int, *, confidence: float = 0.95) -> Inte
     """
     _check_counts(successes, n)
     tail = (1 - confidence) / 2
-    low = special.betaincinv(successes, n - successes + 1, tail) if successes > 0 else 0.0
-    high = special.betaincinv(successes + 1, n - successes, 1 - tail) if successes < n else 1.0
+    low = scipy.special.betaincinv(successes, n - successes + 1, tail) if successes > 0 else 0.0
+    high = scipy.special.betaincinv(successes + 1, n - successes, 1 - tail) if successes < n else 1.0
     return Interval(float(low), float(high), confidence)
 
 
@@ -128,7 +128,7 @@ def _over_images_and_seeds(
     freedom = (over_images + over_seeds) ** 2 / (
         over_images**2 / (size - 1) + (over_seeds**2 / (num_seeds - 1) if num_seeds > 1 else 0.0)
     )
-    half = float(special.stdtrit(freedom, 0.5 + confidence / 2)) * math.sqrt(over_images + over_seeds)
+    half = float(scipy.special.stdtrit(freedom, 0.5 + confidence / 2)) * math.sqrt(over_images + over_seeds)
     return Interval(centre - half, centre + half, confidence)
 
 

@@ -17,8 +17,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import scipy
 import torch
-from scipy import special
 from torch import Tensor, nn
 
 from netkit.attacks.expectation import NotFiniteError, check_counts, checked_images, logits_of
@@ -158,7 +158,7 @@ def certify(
     # two-sided at 1 - 2α is one-sided at 1 - α
     lower = [clopper_pearson(count, num_draws, confidence=2 * confidence - 1).low for count in hits]
     is_sure = torch.tensor(lower, dtype=torch.float64) > 0.5
-    radius = sigma * torch.tensor([float(special.ndtri(max(p, 0.5))) for p in lower], dtype=torch.float64)
+    radius = sigma * torch.tensor([float(scipy.special.ndtri(max(p, 0.5))) for p in lower], dtype=torch.float64)
     prediction = torch.tensor(chosen, dtype=torch.int64).where(is_sure, torch.tensor(ABSTAINED))
     return Certificate(prediction, radius, torch.tensor(hits), sigma, num_draws, selection_draws, confidence)
 

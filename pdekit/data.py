@@ -7,14 +7,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from pdekit.field import GridField
 from pdekit.series import GridSeries
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _UNEVEN = 1e-3  # of the spacing; below it coordinates are off by their own rounding
 _SAME = 1e-3  # of what they are compared with; below it two values are the same one
@@ -150,6 +152,8 @@ class DataFrames:
 
 def _arrays(data: Any, variables: str | Sequence[str] | None) -> list[xr.DataArray]:
     """The variables that were asked for."""
+    import xarray as xr  # with pandas half of the package's import
+
     if isinstance(data, str | os.PathLike):
         data = xr.open_dataset(data, cache=False, decode_timedelta=False)
     if isinstance(data, xr.DataArray):

@@ -21,9 +21,8 @@ linear compressing flow attains, so no better one depends on γ, σ, |u0| and |�
 from __future__ import annotations
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import fft
-from scipy.special import erf
 
 from pdekit.numerics.spectral import derivative_wavenumbers
 
@@ -42,14 +41,14 @@ def modulus_of_continuity(u: ArrayLike, shifts: ArrayLike) -> Array:
     delta = np.asarray(shifts, dtype=np.float64)
     if delta.ndim == 0 or delta.shape[-1] != field.ndim:
         raise ValueError(f"shifts: expected shape (..., {field.ndim}) for a field {field.shape}, got {delta.shape}")
-    u_hat = fft.rfftn(field)
+    u_hat = scipy.fft.rfftn(field)
     ks = derivative_wavenumbers(field.shape)
     out = np.empty(delta.shape[:-1])
     for index in np.ndindex(out.shape):
         moved = u_hat
         for k, component in zip(ks, delta[index], strict=True):
             moved = moved * np.exp(1j * k * component)
-        out[index] = np.abs(fft.irfftn(moved - u_hat, s=field.shape)).max()
+        out[index] = np.abs(scipy.fft.irfftn(moved - u_hat, s=field.shape)).max()
     return out
 
 
@@ -102,7 +101,7 @@ def coupling_bound(gamma: ArrayLike, sigma: ArrayLike, u_max: ArrayLike, grad_ma
     steepest = np.exp(gamma) * grad_max
     with np.errstate(divide="ignore", invalid="ignore"):
         reach = u_max / (np.sqrt(2.0) * sigma * _spread(gamma) * steepest)
-    return np.where(steepest * u_max > 0, steepest * erf(reach), 0.0)
+    return np.where(steepest * u_max > 0, steepest * scipy.special.erf(reach), 0.0)
 
 
 def coupling_modulus(length: ArrayLike, gamma: ArrayLike, sigma: ArrayLike, f_max: ArrayLike = 1.0) -> Array:
@@ -116,7 +115,7 @@ def coupling_modulus(length: ArrayLike, gamma: ArrayLike, sigma: ArrayLike, f_ma
     gamma, sigma, f_max, length = _checked(gamma, sigma, f_max, length)
     with np.errstate(divide="ignore", invalid="ignore"):
         reach = length / (2.0 * np.sqrt(2.0) * sigma * _spread(gamma))
-    return np.where(length > 0, 2.0 * f_max * erf(reach), 0.0)
+    return np.where(length > 0, 2.0 * f_max * scipy.special.erf(reach), 0.0)
 
 
 def coupling_constant(gamma: ArrayLike, f_max: ArrayLike = 1.0) -> Array:

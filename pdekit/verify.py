@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, replace
 from math import ceil, prod
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from pdekit.characteristics import check_points
 from pdekit.equation.coefficients import bound
@@ -22,6 +22,9 @@ from pdekit.paths.estimate import BiasWarning, Estimate
 from pdekit.paths.sampler import Rng, feynman_kac
 from pdekit.problem import ConvectionDiffusion
 from pdekit.runtime.checks import check_fraction, check_whole, real_values
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _MOST_WORK = 1e9  # nodes times steps of the solve on a doubled grid: half a minute in 2-D
 _SLOWEST = 0.75  # differences of doubled grids that fall more slowly than this are not extrapolated any further
@@ -81,7 +84,7 @@ class Verification:
 
     @property
     def p_value(self) -> float:
-        return float(special.chdtrc(len(self.z), float((self.z**2).sum())))
+        return float(scipy.special.chdtrc(len(self.z), float((self.z**2).sum())))
 
     @property
     def tolerance(self) -> float:
@@ -96,7 +99,7 @@ class Verification:
         """Bound that the rms of P normal errors exceeds with probability `level`, by Satterthwaite's χ²."""
         variances = self.path_error**2
         degrees = float(variances.sum() ** 2 / (variances**2).sum())
-        return float(np.sqrt(special.chdtri(degrees, self.level) / degrees * variances.mean()))
+        return float(np.sqrt(scipy.special.chdtri(degrees, self.level) / degrees * variances.mean()))
 
     @property
     def verdict(self) -> str:
@@ -257,6 +260,8 @@ def _scale(problem: ConvectionDiffusion, field: NDArray, mean: NDArray, terminal
 
 def _checked(problem: ConvectionDiffusion, solution: xr.Dataset) -> xr.Dataset:
     """The solution with time first and increasing, or a ValueError."""
+    import xarray as xr  # with pandas half of the package's import
+
     if not isinstance(solution, xr.Dataset):
         raise ValueError(f"verify: expected a Dataset as solve() returns it, got {type(solution).__name__}")
     u = solution.get("u")

@@ -44,7 +44,7 @@ from pdekit.numerics.diagnostics import steepening_rate
 from pdekit.numerics.spectral import gradient, resample
 from pdekit.series import GridSeries
 from studies.draw.control import draw, report
-from studies.lab.reporting import ROOT, Out, Seed, Smoke, at_least, console, num_cores, one_line_errors, store, tracked
+from studies.lab.reporting import OUT, Out, Seed, Smoke, at_least, console, num_cores, one_line_errors, store, tracked
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]
@@ -98,7 +98,7 @@ SMOKE = Config(
 )
 
 
-def main(seed: Seed = 0, out: Out = ROOT / "out" / "control", smoke: Smoke = False) -> None:
+def main(seed: Seed = 0, out: Out = OUT / "control", smoke: Smoke = False) -> None:
     """Find velocities, train networks, compare; write control.nc and control.json, then draw from them."""
     with one_line_errors():
         at_least(0, seed=seed)

@@ -22,7 +22,7 @@ from pdekit import ConvectionDiffusion, GridVelocity, RedrawnVelocity, choose_me
 from pdekit.numerics.diagnostics import steepest_difference, total_variation
 from pdekit.numerics.spectral import laplacian_symbol
 from studies.draw.figure4 import draw, report
-from studies.lab.reporting import ROOT, InputError, Out, Seed, Smoke, at_least, console, one_line_errors, store
+from studies.lab.reporting import OUT, InputError, Out, Seed, Smoke, at_least, console, one_line_errors, store
 
 Array = NDArray[np.float64]
 
@@ -59,7 +59,7 @@ def main(
     probes: Annotated[int, typer.Option(help="nodes at which paths are compared with the solution")] = 100,
     paths: Annotated[int, typer.Option(help="Feynman-Kac paths a probe")] = 2048,
     seed: Seed = 0,
-    out: Out = ROOT / "out" / "fig4",
+    out: Out = OUT / "fig4",
     smoke: Smoke = False,
 ) -> None:
     """Solve, check against paths, write fig4.nc and fig4.json, then draw fig4.png from them."""

@@ -22,7 +22,7 @@ from pdekit.fastmath import cos2pi, sin2pi
 from pdekit.field import compiled
 from pdekit.paths.estimate import BiasWarning
 from pdekit.paths.multilevel import MultilevelEstimate
-from studies.lab.reporting import ROOT, Out, Seed, Smoke, at_least, one_line_errors, show, store, tracked
+from studies.lab.reporting import OUT, Out, Seed, Smoke, at_least, one_line_errors, show, store, tracked
 
 # Parameters
 
@@ -43,7 +43,7 @@ FULL = Config((1.6e-2, 8e-3, 4e-3, 2e-3), ("euler", "heun"), 20, 192, 0)
 SMOKE = Config((3.2e-2, 1.6e-2), ("heun",), 4, 96, 0)
 
 
-def main(seed: Seed = 0, out: Out = ROOT / "out" / "multilevel", smoke: Smoke = False) -> None:
+def main(seed: Seed = 0, out: Out = OUT / "multilevel", smoke: Smoke = False) -> None:
     """Measure, write multilevel.json, and print it; the report draws how levels converge."""
     with one_line_errors():
         at_least(0, seed=seed)

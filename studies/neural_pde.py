@@ -32,7 +32,7 @@ from pdekit.numerics.spectral import gradient
 from pdekit.numerics.splines import spline_table
 from pdekit.regularity import bernstein_bound, coupling_bound
 from studies.draw.neural_pde import draw, report
-from studies.lab.reporting import ROOT, Out, Seed, Smoke, at_least, console, one_line_errors, store
+from studies.lab.reporting import OUT, Out, Seed, Smoke, at_least, console, one_line_errors, store
 
 Array = NDArray[np.float64]
 Fields = dict[str, Any]
@@ -87,7 +87,7 @@ SMOKE = Config(
 )
 
 
-def main(seed: Seed = 0, out: Out = ROOT / "out" / "neural_pde", smoke: Smoke = False) -> None:
+def main(seed: Seed = 0, out: Out = OUT / "neural_pde", smoke: Smoke = False) -> None:
     """Train, solve, compare; write neural_pde.nc and neural_pde.json, then draw from them."""
     with one_line_errors():
         at_least(0, seed=seed)

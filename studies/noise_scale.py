@@ -24,7 +24,7 @@ from netkit import PRESETS, data, en_resnet, train
 from netkit.models import EnResNet
 from netkit.noise import NoiseStd
 from netkit.training import TrainingLoss
-from studies.lab.reporting import ROOT, Out, Smoke, one_line_errors, show, store, tracked
+from studies.lab.reporting import OUT, Out, Smoke, one_line_errors, show, store, tracked
 
 Array = NDArray[np.float64]
 
@@ -50,7 +50,7 @@ class Config:
 SMOKE = Config((("natural", "sample", 0.1, 1),), seeds=(0,), draws=16, num_train=200, num_test=40)
 
 
-def main(out: Out = ROOT / "out" / "noise_scale", smoke: Smoke = False) -> None:
+def main(out: Out = OUT / "noise_scale", smoke: Smoke = False) -> None:
     """Train on digits, replace the noise, compare; write noise_scale.json and print it."""
     with one_line_errors():
         config = SMOKE if smoke else Config()

@@ -17,7 +17,7 @@ import typer
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from studies.lab.networks import kind_of
-from studies.lab.reporting import ROOT, InputError, console, one_line_errors
+from studies.lab.reporting import IS_CLONE, OUT, RESULTS, ROOT, InputError, console, one_line_errors
 from studies.page import panels
 from studies.page.results import DATASETS, Fields, Results, against
 from studies.paper.figure4 import RANGES
@@ -27,9 +27,11 @@ MARKS = ("<!-- results: written by make report -->", "<!-- end of results -->")
 
 
 def main(
-    results: Annotated[Path, typer.Option(help="folder of results")] = ROOT / "studies" / "results",
-    out: Annotated[Path, typer.Option(help="the page")] = ROOT / "out" / "report.html",
-    readme: Annotated[Path, typer.Option(help="file whose block between the marks is rewritten")] = ROOT / "README.md",
+    results: Annotated[Path, typer.Option(help="folder of results")] = RESULTS,
+    out: Annotated[Path, typer.Option(help="the page")] = OUT / "report.html",
+    readme: Annotated[
+        Path | None, typer.Option(help="file whose block between the marks is rewritten; usual: this repository's")
+    ] = ROOT / "README.md" if IS_CLONE else None,
 ) -> None:
     """Write the page, and the headline figure and table in README.md.
 
@@ -42,7 +44,8 @@ def main(
         page = render(found)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page, encoding="utf-8")
-        readme.write_text(with_block(readme.read_text(encoding="utf-8"), readme_block(found)), encoding="utf-8")
+        if readme is not None:
+            readme.write_text(with_block(readme.read_text(encoding="utf-8"), readme_block(found)), encoding="utf-8")
         missing = "".join(f"\nnot there yet: {study.title}: {study.command}" for study in found.missing)
         console.print(f"wrote {out} ({len(page.encode()) / 2**20:.1f} MiB){missing}", highlight=False, soft_wrap=True)
 

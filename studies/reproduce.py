@@ -21,7 +21,17 @@ import typer
 from netkit.data import DataError
 from studies.lab import engines, records
 from studies.lab.cli import FAILURE, INTERRUPTED, USAGE, Device, device_called, progress
-from studies.lab.reporting import ROOT, InputError, at_least, console, listed, num_cores, one_line_errors, some_of
+from studies.lab.reporting import (
+    OUT,
+    OWN_RESULTS,
+    InputError,
+    at_least,
+    console,
+    listed,
+    num_cores,
+    one_line_errors,
+    some_of,
+)
 from studies.lab.run import run_all
 from studies.lab.tasks import Scoring, Task
 from studies.lab.work import load_data, require_same_data
@@ -43,8 +53,8 @@ def main(
     scheduler: engines.Scheduler = None,
     slurm: engines.Slurm = None,
     threads: engines.Threads = None,
-    out: Annotated[Path, typer.Option(help="Folder for models and predictions")] = ROOT / "out",
-    results: Annotated[Path, typer.Option(help="Folder of records")] = ROOT / "studies" / "results" / "records",
+    out: Annotated[Path, typer.Option(help="Folder for models and predictions")] = OUT,
+    results: Annotated[Path, typer.Option(help="Folder of records")] = OWN_RESULTS / "records",
 ) -> None:
     """Train and attack in the order of the queue; what is on disk is not done again."""
     with one_line_errors(USAGE, FAILURE, interrupted=INTERRUPTED):

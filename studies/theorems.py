@@ -34,7 +34,7 @@ from pdekit.numerics.spectral import gradient, resample
 from pdekit.regularity import modulus_of_continuity
 from studies.draw.theorems import draw, report
 from studies.lab import engines
-from studies.lab.reporting import ROOT, Out, Seed, Smoke, at_least, console, one_line_errors, store, write_json
+from studies.lab.reporting import OUT, Out, Seed, Smoke, at_least, console, one_line_errors, store, write_json
 from studies.paper.theorems import judge
 
 Array = NDArray[np.float64]
@@ -77,7 +77,7 @@ SMOKE = Config(8, 2, 4, 1, (), 3, 13, 0)
 
 def main(
     seed: Seed = 0,
-    out: Out = ROOT / "out" / "theorems",
+    out: Out = OUT / "theorems",
     workers: engines.Workers = None,
     scheduler: engines.Scheduler = None,
     slurm: engines.Slurm = None,

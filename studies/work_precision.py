@@ -29,7 +29,7 @@ from pdekit.equation.operator import bandlimit
 from pdekit.field import node_points
 from pdekit.numerics.spectral import derivative_wavenumbers, laplacian_symbol, resample
 from studies.draw.work_precision import draw, report
-from studies.lab.reporting import ROOT, Out, Smoke, console, one_line_errors, store, tracked
+from studies.lab.reporting import OUT, Out, Smoke, console, one_line_errors, store, tracked
 
 Array = NDArray[np.float64]
 Program = Callable[[int], Array]  # number of steps -> u(x, 0) on the program's grid
@@ -57,7 +57,7 @@ class Config:
     cases: tuple[str, ...]
 
 
-def main(out: Out = ROOT / "out" / "work_precision", smoke: Smoke = False) -> None:
+def main(out: Out = OUT / "work_precision", smoke: Smoke = False) -> None:
     """Race, write work_precision.json, print the times, and draw them."""
     with one_line_errors():
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")

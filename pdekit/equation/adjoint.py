@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.linalg import expm
 
 from pdekit.equation.krylov import Krylov
 from pdekit.equation.method import METHODS, whole_steps
@@ -256,14 +256,14 @@ def _add_integral(
     if sums.with_source:
         forced = np.zeros((len(z) + 1, len(z) + 1))
         forced[:-1, :-1], forced[:-1, -1] = h * of_adjoint.hessenberg, h * z
-        sums.add_source(of_adjoint.combined(expm(forced)[None, :-1, -1]), 0.0)
+        sums.add_source(of_adjoint.combined(scipy.linalg.expm(forced)[None, :-1, -1]), 0.0)
     if not (y.any() and z.any()):
         return
     m = len(y)
     block = np.zeros((m + len(z), m + len(z)))
     block[:m, :m], block[m:, m:] = h * of_u.hessenberg, h * of_adjoint.hessenberg.T
     block[:m, m:] = h * np.outer(y, z)
-    left, values, right = np.linalg.svd(expm(block)[:m, m:])
+    left, values, right = np.linalg.svd(scipy.linalg.expm(block)[:m, m:])
     rank = int((values > 1e-2 * rtol * values[0]).sum())
     for u, v in zip(of_u.combined((left[:, :rank] * values[:rank]).T), of_adjoint.combined(right[:rank]), strict=True):
         sums.add(u[None], v[None], 0.0)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from pdekit.equation.march import Setup
@@ -28,6 +28,9 @@ from pdekit.equation.solver import (
 from pdekit.field import node_points
 from pdekit.problem import ConvectionDiffusion, Terminal
 from pdekit.runtime.checks import check_real
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _METHODS = ("auto", "spectral_krylov", "spectral_rk4", "spectral_ab4")
 _LARGEST_LOST_MASS = 0.01  # of the mass

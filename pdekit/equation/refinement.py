@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from pdekit.equation.operator import Grid
@@ -13,6 +13,9 @@ from pdekit.equation.plan import UnstableError
 from pdekit.equation.solver import solve
 from pdekit.numerics.spectral import resample
 from pdekit.problem import ConvectionDiffusion
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def change(

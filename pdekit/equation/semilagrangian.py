@@ -16,8 +16,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import fft
 
 from pdekit.characteristics import characteristics
 from pdekit.equation.operator import Grid
@@ -83,7 +83,7 @@ class SemiLagrangian:
 
     def energies(self, u: NDArray) -> tuple[NDArray, NDArray]:
         """∫u² of the modes |k_i| > 2N_i/9, of which a step damps the highest by itself, and of all but the mean."""
-        energy = np.abs(fft.rfftn(u, axes=self._over_space, norm="forward")) ** 2
+        energy = np.abs(scipy.fft.rfftn(u, axes=self._over_space, norm="forward")) ** 2
         energy[..., 1 : (u.shape[-1] + 1) // 2] *= 2.0
         total = energy.sum(axis=self._over_space) - energy[(..., *(0,) * self._dim)]
         return energy[:, self._upper_third].sum(axis=-1), total
@@ -119,9 +119,9 @@ class SemiLagrangian:
 
     def _filter(self, u: NDArray, symbol: NDArray) -> NDArray[np.float64]:
         workers = threads_for(u.size)
-        u_hat = fft.rfftn(u, workers=workers)
+        u_hat = scipy.fft.rfftn(u, workers=workers)
         u_hat *= symbol
-        return fft.irfftn(u_hat, s=self._shape, overwrite_x=True, workers=workers)
+        return scipy.fft.irfftn(u_hat, s=self._shape, overwrite_x=True, workers=workers)
 
     def convert(self, field: NDArray) -> NDArray:
         """A field from another grid, kept within its own bounds."""

@@ -14,8 +14,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import fft
 
 from pdekit.equation.coefficients import INSTANTS, Coefficients, looked_at
 from pdekit.equation.operator import Grid, SpectralOperator, gradient_terms
@@ -98,7 +98,7 @@ def resample_transposed(values: NDArray, grid: Grid) -> NDArray[np.float64]:
     """
     for axis, n in enumerate(grid, start=-len(grid)):
         if values.shape[axis] != n:
-            values = fft.irfft(fft.rfft(values, axis=axis), n=n, axis=axis)
+            values = scipy.fft.irfft(scipy.fft.rfft(values, axis=axis), n=n, axis=axis)
     return values
 
 

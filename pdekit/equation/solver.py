@@ -11,10 +11,9 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from pdekit.characteristics import characteristics
 from pdekit.equation.coefficients import bound
@@ -32,6 +31,9 @@ from pdekit.numerics.diagnostics import cell_peclet, courant
 from pdekit.numerics.spectral import resample
 from pdekit.problem import ConvectionDiffusion
 from pdekit.runtime.checks import check_real, check_whole, real_values
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 DEFAULT_NUM_POINTS = 128
 DEFAULT_DT = 1e-3

@@ -7,15 +7,17 @@ import os
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from pdekit.field import digest
 from pdekit.numerics.spectral import resample
 from pdekit.problem import ConvectionDiffusion
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 class CheckpointError(ValueError):
@@ -195,6 +197,8 @@ class FileFrames:
         self._started = True
 
     def finish(self, coords: Mapping[str, Any], attrs: Mapping[str, Any]) -> xr.Dataset:
+        import xarray as xr  # with pandas half of the package's import
+
         with self._open() as file:
             for name, (dims, values, described) in coords.items():
                 variable = file.create_variable(name, (dims,), data=np.asarray(values))
@@ -208,5 +212,7 @@ class FileFrames:
 
 
 def dataset(field: NDArray, coords: Mapping[str, Any], attrs: Mapping[str, Any]) -> xr.Dataset:
+    import xarray as xr  # with pandas half of the package's import
+
     dims = [*coords, "field"][: field.ndim]
     return xr.Dataset({"u": (dims, field, {"long_name": "solution"})}, coords=dict(coords), attrs=dict(attrs))

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.fft import next_fast_len
 
 from pdekit.equation.coefficients import Coefficients, growth, least_diffusivity
 from pdekit.equation.krylov import Krylov
@@ -46,7 +46,7 @@ class _Level:
     """The operator A with modes up to one cutoff, and its propagator."""
 
     def __init__(self, method: ResolvedMethod, cutoff: int) -> None:
-        dim, points = method.problem.dim, next_fast_len(2 * cutoff + 2, real=True)
+        dim, points = method.problem.dim, scipy.fft.next_fast_len(2 * cutoff + 2, real=True)
         self._method, self._piece = method, method.piece
         self.operator = SpectralOperator(
             (points,) * dim,
@@ -148,7 +148,7 @@ class ResolvedMethod:
 
     def field(self, state: NDArray) -> NDArray[np.float64]:
         k = state.shape[-1] - 1
-        grid = self._grid or (max(8, next_fast_len(2 * k + 2, real=True)),) * self.problem.dim
+        grid = self._grid or (max(8, scipy.fft.next_fast_len(2 * k + 2, real=True)),) * self.problem.dim
         # values at the nodes, where the nodes cannot hold the modes
         every = [math.ceil((2 * k + 2) / n) for n in grid]
         finer = self._at(k).operator.to_grid(state, tuple(e * n for e, n in zip(every, grid, strict=True)))
@@ -279,7 +279,7 @@ class ResolvedMethod:
         """The largest cutoff whose products take as many nodes."""
         if 2 * cutoff < self.band:
             return cutoff
-        nodes = next_fast_len(2 * cutoff + self.band + 1, real=True)
+        nodes = scipy.fft.next_fast_len(2 * cutoff + self.band + 1, real=True)
         return (nodes - self.band - 1) // 2
 
     def _at(self, cutoff: int) -> _Level:

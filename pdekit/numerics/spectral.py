@@ -7,13 +7,13 @@ axes, so the last axis keeps the frequencies 0 .. N/2 only.
 from __future__ import annotations
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import fft
 
 
 def wavenumbers(shape: tuple[int, ...]) -> tuple[NDArray[np.float64], ...]:
     """Angular wavenumbers 2πk along each axis of a grid, shaped to broadcast against an rfftn transform."""
-    ks = [2.0 * np.pi * fft.fftfreq(n, 1.0 / n) for n in shape[:-1]]
+    ks = [2.0 * np.pi * scipy.fft.fftfreq(n, 1.0 / n) for n in shape[:-1]]
     ks.append(2.0 * np.pi * np.arange(shape[-1] // 2 + 1.0))
     return tuple(np.meshgrid(*ks, indexing="ij", sparse=True))
 
@@ -46,12 +46,17 @@ def second_difference_symbol(shape: tuple[int, ...], weights: ArrayLike = 1.0) -
     return np.asarray(total, dtype=np.float64)
 
 
+def derivative(order: int, k: NDArray) -> NDArray[np.complex128]:
+    """Symbol (ik)^order of a derivative along an axis of wavenumbers k."""
+    return (1j * k) ** order if order else np.ones_like(k, dtype=complex)
+
+
 def gradient(u: ArrayLike) -> NDArray[np.float64]:
     """Spectral gradient of a field (N₁, ..., N_d), as (d, N₁, ..., N_d)."""
     field = np.asarray(u, dtype=np.float64)
-    u_hat = fft.rfftn(field)
+    u_hat = scipy.fft.rfftn(field)
     ks = derivative_wavenumbers(field.shape)
-    return np.stack([fft.irfftn(1j * k * u_hat, s=field.shape) for k in ks])
+    return np.stack([scipy.fft.irfftn(1j * k * u_hat, s=field.shape) for k in ks])
 
 
 def truncated(values: NDArray, cutoff: tuple[int, ...]) -> NDArray[np.float64]:
@@ -60,10 +65,10 @@ def truncated(values: NDArray, cutoff: tuple[int, ...]) -> NDArray[np.float64]:
     if all(2 * k >= n - 1 for k, n in zip(cutoff, shape, strict=True)):
         return values
     axes = tuple(range(-len(cutoff), 0))
-    hat = fft.rfftn(values, axes=axes)
+    hat = scipy.fft.rfftn(values, axes=axes)
     for k, highest in zip(wavenumbers(shape), cutoff, strict=True):
         hat *= np.abs(k) <= 2.0 * np.pi * (highest + 0.5)
-    return fft.irfftn(hat, s=shape, axes=axes)
+    return scipy.fft.irfftn(hat, s=shape, axes=axes)
 
 
 def resample(
@@ -83,7 +88,7 @@ def resample(
         old = out.shape[axis]
         if old == count:
             continue
-        hat = np.moveaxis(fft.rfft(out, axis=axis), axis, -1)
+        hat = np.moveaxis(scipy.fft.rfft(out, axis=axis), axis, -1)
         new = np.zeros((*hat.shape[:-1], count // 2 + 1), dtype=complex)
         keep = min(old, count)
         new[..., : keep // 2 + 1] = hat[..., : keep // 2 + 1]
@@ -92,5 +97,5 @@ def resample(
             if count < old:
                 new[..., keep // 2] = new[..., keep // 2].real
         new *= count / old
-        out = np.moveaxis(fft.irfft(new, n=count, axis=-1, overwrite_x=True), -1, axis)
+        out = np.moveaxis(scipy.fft.irfft(new, n=count, axis=-1, overwrite_x=True), -1, axis)
     return np.ascontiguousarray(out)

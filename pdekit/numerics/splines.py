@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+import scipy
 from numba import int32, types
 from numba.extending import overload
 from numba.np.arrayobj import make_array
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import spline_filter1d
 
 from pdekit.fastmath import intrinsic, lane
 from pdekit.numerics.spectral import resample
@@ -119,7 +119,7 @@ def _refined(
     """Along some axes, the B-spline coefficients of the trigonometric interpolant's values on so many grid points."""
     fine = resample(values, sizes, axes=axes)
     for axis in axes if degree > 1 else ():
-        fine = spline_filter1d(fine, degree, axis, mode="grid-wrap")
+        fine = scipy.ndimage.spline_filter1d(fine, degree, axis, mode="grid-wrap")
     return fine
 
 

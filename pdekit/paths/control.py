@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, prod
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from pdekit.numerics.spectral import gradient, resample
 from pdekit.runtime.checks import check_flag, real_values
 from pdekit.runtime.log import say_once
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _MOST_BYTES = 2**28  # of tables, a fixed number, as results are the same on every machine
 _NODES_A_WAVE = 4, 8  # with 8 the Taylor step from the nearest node is good to a few per cent at the shortest wave

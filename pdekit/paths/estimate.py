@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
+import scipy
 from numpy.typing import NDArray
-from scipy import special
 
 from pdekit.numerics.lanes import LANES
 from pdekit.runtime.checks import check_fraction
 from pdekit.runtime.kernels import kernel
 from pdekit.runtime.threads import spread
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _CHEAP = 16  # samples summed in the time of one item of `spread`
 
@@ -59,6 +61,8 @@ class Estimate:
 
     def to_xarray(self) -> xr.Dataset:
         """The estimate as a Dataset over its `dims`, with points (point, axis) and how it was made in `attrs`."""
+        import xarray as xr  # with pandas half of the package's import
+
         dims = self.dims[: self.mean.ndim]
         values = {
             "mean": self.mean,
@@ -138,8 +142,8 @@ def quantile(level: float, replicates: int | None = None) -> float:
     """Half-width of a two-sided interval in standard errors."""
     level = check_fraction("confidence level", level)
     if replicates is None:
-        return float(special.ndtri(0.5 + 0.5 * level))
-    return float(special.stdtrit(replicates - 1, 0.5 + 0.5 * level))
+        return float(scipy.special.ndtri(0.5 + 0.5 * level))
+    return float(scipy.special.stdtrit(replicates - 1, 0.5 + 0.5 * level))
 
 
 def bias_from_doublings(
@@ -162,7 +166,7 @@ def bias_from_doublings(
     gain = 2.0**order
     bias, error = change / (gain - 1.0), change_error / (gain - 1.0)
     z = np.minimum(np.abs(surplus) / np.maximum(surplus_error, np.finfo(float).tiny), 1e9)
-    if special.chdtrc(surplus.size, float((z**2).sum())) > 1e-3:
+    if scipy.special.chdtrc(surplus.size, float((z**2).sum())) > 1e-3:
         return bias, error, 0.0
     beyond = np.sqrt(np.maximum(surplus**2 - 4.0 * surplus_error**2, 0.0)) / gain
     size = float((change**2).sum()) + np.finfo(float).tiny

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from pdekit.characteristics import check_points, without_noise
 from pdekit.numerics.lanes import LANES
@@ -28,6 +28,9 @@ from pdekit.problem import ConvectionDiffusion
 from pdekit.runtime.checks import check_choice, check_finite, check_flag, check_real, check_whole
 from pdekit.runtime.progress import Progress
 from pdekit.runtime.shards import in_order
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Rng = int | np.random.Generator | np.random.BitGenerator | np.random.SeedSequence | None
 
@@ -139,12 +142,8 @@ def feynman_kac(
     if problem.noise.none:
         return _without_noise(problem, x, num_steps, t0, start)
     seed = repeatable(rng)
-    if isinstance(control, xr.Dataset):
-        control = Control.from_solution(control)
-    if not isinstance(control, Control | None):
-        raise ValueError(f"control: expected what solve returned, or a pdekit.Control, got {type(control).__name__}")
     if control is not None:
-        _check_control(control, problem)
+        control = _checked_control(control, problem)
     simulation = Simulation(
         problem.on_unit_box, seed_of(seed), scheme, sampling.increments, sampling.dtype, t0, control=control
     )
@@ -256,7 +255,7 @@ def _warn_of_bias(estimate: Estimate, offset: NDArray[np.float64], error: NDArra
     """Say so where the time step's bias, certainly there, is not small beside the sampling error."""
     random = estimate.standard_error > 0.0
     noise = np.maximum(error[random], 1e-9 * np.abs(offset[random])) + np.finfo(float).tiny
-    if not random.any() or special.chdtrc(random.sum(), float(((offset[random] / noise) ** 2).sum())) > 1e-4:
+    if not random.any() or scipy.special.chdtrc(random.sum(), float(((offset[random] / noise) ** 2).sum())) > 1e-4:
         return
     excess = np.mean((offset[random] ** 2 - error[random] ** 2) / estimate.standard_error[random] ** 2)
     if excess > _NOTED_BIAS**2:
@@ -298,14 +297,21 @@ def check_start(t0: float, problem: ConvectionDiffusion) -> float:
     return float(t0)
 
 
-def _check_control(control: Control, problem: ConvectionDiffusion) -> None:
-    """One line for a control of another problem."""
+def _checked_control(control: xr.Dataset | Control, problem: ConvectionDiffusion) -> Control:
+    """The control, made of a solution where it is one; one line for anything else, and for one of another problem."""
+    import xarray as xr  # with pandas half of the package's import
+
+    if isinstance(control, xr.Dataset):
+        control = Control.from_solution(control)
+    if not isinstance(control, Control):
+        raise ValueError(f"control: expected what solve returned, or a pdekit.Control, got {type(control).__name__}")
     if problem.domain == "space":
         raise ValueError("control: expected a problem on a box, which a solution on a grid has, got domain='space'")
     if control.dim != problem.dim:
         raise ValueError(f"control: expected u over {problem.dim} space dimensions, got {control.dim}")
     if control.num_fields != (problem.num_fields or 1):
         raise ValueError(f"control: expected u of {problem.num_fields or 1} functions, got {control.num_fields}")
+    return control
 
 
 def _check_together(num_steps: int, scheme: str, sampling: Sampling, bias: bool) -> None:

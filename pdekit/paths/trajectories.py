@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from pdekit.characteristics import check_points
@@ -17,6 +17,9 @@ from pdekit.paths.stepping import SCHEMES
 from pdekit.paths.threefry import seed_of
 from pdekit.problem import ConvectionDiffusion
 from pdekit.runtime.checks import check_choice, check_whole, real_values
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def sample_paths(
@@ -45,6 +48,8 @@ def sample_paths(
 
     Raises ValueError for arguments that do not fit, and at sigma = 0, where `characteristics` has all there is.
     """
+    import xarray as xr  # with pandas half of the package's import
+
     x = check_points(points, problem)
     check_choice("scheme", scheme, SCHEMES)
     num_paths, num_steps = check_whole("num_paths", num_paths, 1), check_whole("num_steps", num_steps, 1)

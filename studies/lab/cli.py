@@ -23,7 +23,7 @@ from studies.lab.attacks import ATTACKS
 from studies.lab.declared import Row, Table
 from studies.lab.networks import Network, on_dataset
 from studies.lab.reporting import (
-    ROOT,
+    OUT,
     InputError,
     Smoke,
     at_least,
@@ -99,7 +99,7 @@ def compute(table: Table, finish: Callable[[Computed], None]) -> Callable[..., N
         scheduler: engines.Scheduler = None,
         slurm: engines.Slurm = None,
         threads: engines.Threads = None,
-        out: Annotated[Path, typer.Option(help="Folder for models, predictions and results")] = ROOT / "out",
+        out: Annotated[Path, typer.Option(help="Folder for models, predictions and results")] = OUT,
         results: Annotated[Path | None, typer.Option(help="Folder whose records those of this table join")] = None,
         smoke: Smoke = False,
     ) -> None:

@@ -26,6 +26,10 @@ from rich.table import Table
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
+IS_CLONE = (ROOT / ".git").exists()  # else this is installed, or a copy without its history
+RESULTS = ROOT / "studies" / "results"  # those that are stored with the code
+OUT = Path("out").absolute()  # where new ones go
+OWN_RESULTS = RESULTS if IS_CLONE else OUT  # that a study may add to
 console = Console()
 
 Seed = Annotated[int, typer.Option(help="of everything that is drawn at random")]
@@ -79,10 +83,12 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str:
+    if not IS_CLONE:  # a folder around an installed copy may have a history of its own
+        return "unknown"
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # a copy without its history
+    except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
