@@ -120,6 +120,28 @@ def test_n_fgsm_is_noise_and_a_step_that_nothing_brings_back():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("attack", ["pgd", "arc"])
+def test_tiny_logits_are_attacked_like_others(attack, norm):
+    x, y = images(8, dtype=torch.float32), labels(8)
+    model = network(torch.float32)
+    options = {"eps": 0.5, "step_size": 0.1, "num_steps": 3, "norm": norm}
+    climb = partial(attacks.pgd, random_start=False, loss=attacks.margin)
+    run = {"pgd": climb, "arc": partial(attacks.arc, num_draws=1)}[attack]
+
+    class Scaled(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.net, self.factor = model, factor
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.factor * self.net(x)
+
+    usual, tiny = (run(Scaled(2.0**power), x, y, **options) for power in (0, -100))
+    assert not torch.equal(usual, x)
+    torch.testing.assert_close(tiny, usual, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("bounds", [None, (-2.0, 3.0)])
 def test_pixels_have_the_range_that_is_given(norm, bounds):
     x = torch.linspace(-2, 3, 4 * 48, dtype=torch.float64).view(4, 3, 4, 4)
