@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from netkit import Audit, attacks, audit, data, inject_noise
+from netkit.checkpoint import CheckpointError
 from netkit.evaluate import Score, worst_case
 from netkit.findings import Kind, Look, Row, judge
 
@@ -188,6 +189,14 @@ def test_an_attack_of_ones_own_counts_and_may_show_that_gradients_mislead(
     assert (own.title, own.kind) == ("mine", "own")
     assert report.worst.mean <= own.score.mean < 0.9
     assert any(finding.code == "masked-gradients" and "mine leaves" in finding.message for finding in report.findings)
+
+
+def test_an_attack_of_ones_own_has_to_stay_within_eps(sound: nn.Module, test_images: tuple[Tensor, Tensor]) -> None:
+    x, y = (part[:20] for part in test_images)
+    too_far = partial(attacks.pgd, eps=2 * EPS, step_size=EPS, num_steps=2)
+    for attack in (too_far, lambda model, x, y: too_far(model, x, y)):
+        with pytest.raises(ValueError, match=r"own_attacks: 'mine': attack: expected images within eps=0\.1 \(linf\)"):
+            audit(sound, x, y, eps=EPS, budget="quick", own_attacks={"mine": attack})
 
 
 def test_a_transfer_that_beats_the_gradients_shows_that_they_are_masked(
@@ -513,6 +522,16 @@ def test_an_interrupted_audit_goes_on_from_its_store(
     assert row_of(again, "ifgsm-5").backward == 50
     fresh = audit(noisy, x, y, **(options | {"store": None}))
     assert [row.score.summary() for row in again.rows] == [row.score.summary() for row in fresh.rows]
+
+
+def test_an_attack_of_ones_own_is_stored_by_its_title(
+    sound: nn.Module, test_images: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    x, y = (part[:20] for part in test_images)
+    options: dict[str, Any] = {"eps": EPS, "budget": "quick", "store": tmp_path, "key": "sound"}
+    audit(sound, x, y, **options, own_attacks={"nothing": lambda model, x, y: x})
+    with pytest.raises(CheckpointError, match="belongs to another evaluation"):
+        audit(sound, x, y, **options, own_attacks={"noise": lambda model, x, y: (x + EPS).clamp(0, 1)})
 
 
 def test_auto_attack_runs_where_it_fits(
