@@ -449,6 +449,17 @@ def test_the_worst_case_approaches_that_of_the_truly_worst_attacks_from_above() 
     assert means[2] < truth + 0.01
 
 
+@pytest.mark.parametrize("draws", [2, 4, 10])
+def test_the_worst_case_is_never_above_a_single_attack(draws: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.ones(100, dtype=torch.long)
+    chance = torch.rand(100, generator=generator)
+    for _ in range(20):
+        chances = [(chance + 0.01 * number).clamp(max=1) for number in range(9)]
+        scores = [Score(torch.bernoulli(c.expand(draws, -1), generator=generator).long(), labels) for c in chances]
+        assert worst_case(scores).mean <= min(score.mean for score in scores)
+
+
 def test_scores_of_other_images_or_draws_have_no_worst_case() -> None:
     labels = torch.zeros(3, dtype=torch.long)
     score = Score(torch.zeros(2, 3, dtype=torch.long), labels)
