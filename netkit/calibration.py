@@ -136,7 +136,7 @@ def calibration(
     logarithms = torch.cat(blocks, dim=1)
     if bool(logarithms.isnan().any()):
         raise NotFiniteError("model: expected finite logits, got NaN or infinity")
-    return _measured(logarithms, y.cpu(), num_bins, confidence, seed)
+    return _measured(logarithms, y, num_bins, confidence, seed)
 
 
 def calibration_of(
@@ -156,18 +156,19 @@ def calibration_of(
             "probabilities, y: expected shapes (num_draws, N, K) or (N, K), and (N,), "
             f"got {tuple(probabilities.shape)} and {tuple(y.shape)}"
         )
-    if y.is_floating_point() or int(y.min()) < 0 or int(y.max()) >= draws.shape[2]:
+    if y.is_floating_point() or y.dtype == torch.bool or int(y.min()) < 0 or int(y.max()) >= draws.shape[2]:
         raise ValueError(f"y: expected integer labels from 0 to {draws.shape[2] - 1}, got {y.dtype} up to {y.max()}")
     if not (bool((draws >= 0).all()) and bool(((draws.sum(2) - 1).abs() < 1e-3).all())):
         raise ValueError(
             "probabilities: expected numbers >= 0 with sums of 1, got others: softmax makes them of logits"
         )
-    return _measured(draws.log(), y.cpu(), num_bins, confidence, seed)
+    return _measured(draws.log(), y, num_bins, confidence, seed)
 
 
 def _measured(logarithms: Tensor, y: Tensor, num_bins: int, confidence: float, seed: int) -> Calibration:
-    """logarithms: of the probabilities, (num_draws, N, K) float64 on the CPU; y: (N,)."""
+    """logarithms: of the probabilities, (num_draws, N, K) float64 on the CPU; y: (N,), of any integers."""
     check_counts(num_bins=num_bins)
+    y = y.cpu().long()
     num_draws, n, _ = logarithms.shape
     generator = derived_generator("cpu", seed, "calibration")
     # of the draws' mean: their logarithms would average the wrong thing
