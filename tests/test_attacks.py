@@ -650,6 +650,11 @@ def test_results_carry_no_gradient_and_keep_their_layout():
 # Wrong input
 
 
+class Answers(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": x.flatten(1)}
+
+
 def attack_with(**changes):
     options = {"x": images(4, 4), "y": labels(4), "eps": EPS, "step_size": STEP, "num_steps": 2, **changes}
     return attacks.pgd(Linear(48), options.pop("x"), options.pop("y"), **options)
@@ -698,6 +703,7 @@ def attack_with(**changes):
             lambda: logits_of(nn.Identity(), images(4, 4), 3),
             r"expected logits of shape \(4, num_classes\), got \(4, 3, 4, 4\)",
         ),
+        (lambda: logits_of(Answers(), images(4, 4), 3), "model: expected logits, got dict: wrap it in a module"),
     ],
 )
 def test_wrong_input_is_met_with_one_clear_line(call, message):
