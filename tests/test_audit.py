@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -264,6 +265,19 @@ def test_noise_by_the_batchs_deviation_is_named_with_its_cure(test_images: tuple
     assert codes(report) == {"batch-dependent"}
     assert "take noise_std='sample'" in report.verdict
     assert report.is_trusted
+
+
+def test_randomness_that_no_seed_reaches_is_not_taken_for_dependence_on_the_batch(
+    sound: nn.Module, test_images: tuple[Tensor, Tensor]
+) -> None:
+    numbers = np.random.default_rng(0)
+
+    def hidden(x: Tensor) -> Tensor:
+        return x + 0.3 * torch.from_numpy(numbers.standard_normal(x.shape)).to(x)
+
+    report = audit(Around(sound, hidden, same), *test_images, eps=EPS, budget="quick")
+    assert report.is_random
+    assert "batch-dependent" not in codes(report)
 
 
 def test_an_undefended_network_is_called_so_and_its_number_trusted(test_images: tuple[Tensor, Tensor]) -> None:
