@@ -21,6 +21,7 @@ from netkit.models import evaluating
 from netkit.randomness import derived_generator, is_random, repeatable
 
 _RESAMPLES = 1000
+_ROUNDING = 4e-8  # of float32 numbers below 1
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def _binned(logarithms: Tensor, y: Tensor, num_bins: int) -> tuple[Tensor, Tenso
     """Confidence, correctness (0 or 1) and bin of each answer, (num_draws, N)."""
     largest, answer = logarithms.max(2)
     sure = largest.exp()
-    edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64)
+    edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64) - _ROUNDING  # one on an edge is above it
     index = (torch.bucketize(sure, edges, right=True) - 1).clamp(max=num_bins)
     return sure, (answer == y).double(), index
 

@@ -124,6 +124,13 @@ def test_what_cannot_be_measured_is_refused() -> None:
         calibration(Noisy(scale=math.nan, noise=0), *images())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shares_of_votes_on_the_edges_of_bins_fall_above_them(dtype: torch.dtype) -> None:
+    votes = torch.arange(5, 11)
+    report = calibration_of(torch.stack([votes / 10, 1 - votes / 10], 1).to(dtype), torch.zeros(6).long(), num_bins=10)
+    assert [round(10 * row.low) for row in report.bins] == votes.tolist()
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
 def test_labels_may_be_of_any_integers(dtype: torch.dtype) -> None:
     draws, y = answers(10)
