@@ -160,10 +160,12 @@ def audit(
     num_draws: answers for each image of a random model, at least 2. A model that looks fixed gives three, to see so.
     eot_draws: the draws a gradient to try, in order, in place of the budget's.
     transfer_from: models whose adversarial images are tried too.
-    own_attacks: attacks of yours by their titles, as `netkit.evaluate.Attack`: they count for the worst case, too.
+    own_attacks: attacks of yours by their titles, as `netkit.evaluate.Attack`: they count for the worst case, too, and
+        have to stay within eps.
     auto_attack: `"auto"` runs it with `"full"` where it is installed and there are four classes.
     random: whether the model is random; None: `netkit.randomness.is_random` looks.
-    store, key: a folder for the scores, from which a later call goes on; as for `netkit.evaluate.robust_accuracy`.
+    store, key: a folder for the scores, from which a later call goes on; as for `netkit.evaluate.robust_accuracy`. With
+        a key, an attack of yours is known by its title.
     on_attack: called with each row.
 
     Everything comes from `seed`. Raises ValueError for wrong input.
@@ -189,7 +191,17 @@ def audit(
         look, budget, eps, norm, eot_draws=eot_draws, others=others, own=own_attacks, auto_attack=auto_attack
     )
     runner = Runner(
-        model, x, y, random=look.is_random, num_draws=num_draws, batch_size=batch_size, seed=seed, store=store, key=key
+        model,
+        x,
+        y,
+        random=look.is_random,
+        num_draws=num_draws,
+        eps=eps,
+        norm=norm,
+        batch_size=batch_size,
+        seed=seed,
+        store=store,
+        key=key,
     )
     with progress_bar("auditing", is_shown=on_attack is None) as report:
         for done, step in enumerate(steps):

@@ -21,6 +21,7 @@ from netkit.models import evaluating
 from netkit.randomness import derived_generator, is_random, repeatable
 
 _RESAMPLES = 1000
+_ROUNDING = 4e-8  # of float32 numbers below 1
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def calibration(
     logarithms = torch.cat(blocks, dim=1)
     if bool(logarithms.isnan().any()):
         raise NotFiniteError("model: expected finite logits, got NaN or infinity")
-    return _measured(logarithms, y.cpu(), num_bins, confidence, seed)
+    return _measured(logarithms, y, num_bins, confidence, seed)
 
 
 def calibration_of(
@@ -156,18 +157,19 @@ def calibration_of(
             "probabilities, y: expected shapes (num_draws, N, K) or (N, K), and (N,), "
             f"got {tuple(probabilities.shape)} and {tuple(y.shape)}"
         )
-    if y.is_floating_point() or int(y.min()) < 0 or int(y.max()) >= draws.shape[2]:
+    if y.is_floating_point() or y.dtype == torch.bool or int(y.min()) < 0 or int(y.max()) >= draws.shape[2]:
         raise ValueError(f"y: expected integer labels from 0 to {draws.shape[2] - 1}, got {y.dtype} up to {y.max()}")
     if not (bool((draws >= 0).all()) and bool(((draws.sum(2) - 1).abs() < 1e-3).all())):
         raise ValueError(
             "probabilities: expected numbers >= 0 with sums of 1, got others: softmax makes them of logits"
         )
-    return _measured(draws.log(), y.cpu(), num_bins, confidence, seed)
+    return _measured(draws.log(), y, num_bins, confidence, seed)
 
 
 def _measured(logarithms: Tensor, y: Tensor, num_bins: int, confidence: float, seed: int) -> Calibration:
-    """logarithms: of the probabilities, (num_draws, N, K) float64 on the CPU; y: (N,)."""
+    """logarithms: of the probabilities, (num_draws, N, K) float64 on the CPU; y: (N,), of any integers."""
     check_counts(num_bins=num_bins)
+    y = y.cpu().long()
     num_draws, n, _ = logarithms.shape
     generator = derived_generator("cpu", seed, "calibration")
     # of the draws' mean: their logarithms would average the wrong thing
@@ -190,7 +192,7 @@ def _binned(logarithms: Tensor, y: Tensor, num_bins: int) -> tuple[Tensor, Tenso
     """Confidence, correctness (0 or 1) and bin of each answer, (num_draws, N)."""
     largest, answer = logarithms.max(2)
     sure = largest.exp()
-    edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64)
+    edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64) - _ROUNDING  # one on an edge is above it
     index = (torch.bucketize(sure, edges, right=True) - 1).clamp(max=num_bins)
     return sure, (answer == y).double(), index
 

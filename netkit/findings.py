@@ -22,7 +22,7 @@ from netkit.evaluate import Score
 from netkit.intervals import paired_difference, wilson
 from netkit.models import evaluating
 from netkit.noise import ResidualNoise, noise_parts
-from netkit.randomness import is_random, repeatable
+from netkit.randomness import changed_by_neighbours, is_random, repeatable
 
 Code = Literal[
     "probabilities",
@@ -134,17 +134,8 @@ def look_at(model: nn.Module, x: Tensor, y: Tensor, *, random: bool | None, batc
 
 
 def _dependence_on_batch(model: nn.Module, x: Tensor, seed: int) -> Iterable[Finding]:
-    """Whether the first half's logits change with the second half, under the same noise draws."""
-    half = max(1, len(x) // 2)
-    first, second = x[:half], x[half:] if len(x) > 1 else x
-    answers = []
-    with evaluating(model), torch.no_grad():
-        for neighbours in (second, 1 - second):
-            with repeatable((model,), x.device, seed, "neighbours"):
-                answers.append(model(torch.cat([first, neighbours]))[:half])
-    if torch.allclose(answers[0], answers[1], rtol=1e-4, atol=1e-5 * float(answers[0].abs().max().nan_to_num(1))):
+    if (changed := changed_by_neighbours(model, x, seed=seed)) is None:
         return
-    changed = float((answers[0].argmax(1) != answers[1].argmax(1)).double().mean())
     cures = []
     by_batch = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in model.modules())
     if by_batch:

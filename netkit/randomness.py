@@ -113,16 +113,25 @@ def is_random(model: nn.Module, x: Tensor) -> bool:
         )
 
 
-def depends_on_batch(model: nn.Module, x: Tensor) -> bool:
-    """Whether an image's logits change with the images that share its batch, under the same draws, in eval mode.
+def changed_by_neighbours(model: nn.Module, x: Tensor, *, seed: int = 0) -> float | None:
+    """The share of predictions that change with the images that share their batch, under the same draws, in eval mode.
 
-    Half of up to eight of the images x (B, C, H, W), repeated where there is one, is given other neighbours.
+    The first half of the images x (B, C, H, W), or one beside itself, is given other neighbours. None where no logits
+    change, or where they do for the same batch, too, as of a model with a generator that is not reached from here.
     """
-    images = x.expand(2, *x.shape[1:]) if len(x) == 1 else x[: 2 * (min(len(x), _PROBE_IMAGES) // 2)]
-    first, second = images.chunk(2)
-    answers = []
-    with evaluating(model), torch.no_grad():
-        for neighbours in (second, 1 - second):
-            with repeatable((model,), x.device, 0, "neighbours"):
-                answers.append(model(torch.cat([first, neighbours]))[: len(first)])
-    return not torch.allclose(answers[0], answers[1], rtol=1e-4, atol=1e-5, equal_nan=True)
+    first, second = (x, x) if len(x) == 1 else x.chunk(2)
+
+    def answers(neighbours: Tensor) -> Tensor:
+        with evaluating(model), torch.no_grad(), repeatable((model,), x.device, seed, "neighbours"):
+            logits: Tensor = model(torch.cat([first, neighbours]))
+        return logits[: len(first)]
+
+    usual, others = answers(second), answers(1 - second)
+    tolerance: dict[str, Any] = {
+        "rtol": 1e-4,
+        "atol": 1e-5 * float(usual.abs().max().nan_to_num(posinf=0.0)),
+        "equal_nan": True,
+    }
+    if torch.allclose(usual, others, **tolerance) or not torch.allclose(usual, answers(second), **tolerance):
+        return None
+    return float((usual.argmax(1) != others.argmax(1)).double().mean())

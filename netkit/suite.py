@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from netkit import attacks
 from netkit.attacks.expectation import JUDGING_DRAWS, per_image, unwrapped
+from netkit.checkpoint import CheckpointError
 from netkit.evaluate import Attack, no_attack, perturbed, robust_accuracy, through_eot
 from netkit.findings import Kind, Look, Row, is_lower
 from netkit.randomness import is_random
@@ -138,10 +139,14 @@ class Runner:
         *,
         random: bool,
         num_draws: int,
+        eps: float,
+        norm: attacks.Norm,
         store: Path | None,
+        key: str | None,
         **options: Any,
     ) -> None:
-        self.model, self.x, self.y, self.random, self.store = model, x, y, random, store
+        self.model, self.x, self.y, self.random, self.store, self.key = model, x, y, random, store, key
+        self.ball: dict[str, Any] = {"eps": eps, "norm": norm}
         self.options = options | {"num_draws": num_draws if random else _FIRM_DRAWS}
         self.rows: list[Row] = []
         self.is_settled, self.draws = False, 1
@@ -153,8 +158,14 @@ class Runner:
         draws = min(self.draws, _MOST_DRAWS) if step.draws is None else step.draws
         random = draws > 1 and (self.random if step.oracle is None else is_random(step.oracle, self.x))
         attack = partial(through_eot, attack=step.attack, eot_draws=draws, random=random)
+        options = self.options
+        if step.kind != "wide":
+            options = options | self.ball  # an attack of one's own need not bind it
+        key = self.key
+        if key is not None and step.kind == "own":
+            key = f"{key}, {step.title}"  # its place says nothing of what it is
         begun = time.perf_counter()
-        with _passes(self.model, step.oracle) as passes:
+        with _passes(self.model, step.oracle) as passes, _named(step):
             score = robust_accuracy(
                 self.model,
                 self.x,
@@ -163,7 +174,8 @@ class Runner:
                 random=True,  # or it would be asked once; `through_eot` knows better
                 oracle=step.oracle,
                 store=None if self.store is None else self.store / step.name,
-                **self.options,
+                key=key,
+                **options,
             )
         seconds, n = time.perf_counter() - begun, len(self.x)
         eot = draws if step.has_gradient else None
@@ -224,6 +236,19 @@ def _no_auto_attack(look: Look, *, wanted: bool) -> str | None:
     if importlib.util.find_spec("pyautoattack") is None:
         return "pyautoattack is not installed: pip install 'itoflow[autoattack]'"
     return None
+
+
+@contextlib.contextmanager
+def _named(step: Step) -> Iterator[None]:
+    """Say which attack it was where one of the caller's returns what it may not."""
+    try:
+        yield
+    except (attacks.NotFiniteError, CheckpointError):
+        raise
+    except ValueError as error:
+        if step.kind != "own":
+            raise
+        raise ValueError(f"own_attacks: {step.title!r}: {error}") from error
 
 
 @contextlib.contextmanager

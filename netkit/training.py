@@ -289,7 +289,8 @@ def train(
         one's model counts. The run is saved before the call, so that an error in it, or a kill during validation, loses
         no update.
 
-    graph: on one GPU, make the steps as a CUDA graph (`netkit.step_graph`), once the first ones agree with plain steps.
+    graph: on one GPU, make the steps as a CUDA graph (`netkit.step_graph`), once the first ones agree with plain steps,
+        and as long as one in each epoch does: what `on_epoch`, or a counter in an `attack`, changes is not recorded.
         Either way a GPU is not waited for in a step: where the loss is no longer finite, the epoch's end tells.
 
     Everything random follows from `config.seed`. What draws from the global generators of torch, NumPy or Python, as
@@ -567,6 +568,8 @@ class _Run:
         self._tell(self.history[-1])
         self.epoch += 1
         self._start_epoch()
+        if isinstance(self.gradients, step_graph.StepGraph):
+            self.gradients.check_again()
 
     def _validate(self) -> tuple[float, float | None]:
         """Validation accuracy, clean and (unless training is natural) under the validation attack."""

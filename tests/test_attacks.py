@@ -101,6 +101,28 @@ def test_l2_attack_of_a_linear_loss_ends_at_the_farthest_point_of_the_ball():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("attack", ["pgd", "arc"])
+def test_tiny_logits_are_attacked_like_others(attack, norm):
+    x, y = images(8, dtype=torch.float32), labels(8)
+    model = network(torch.float32)
+    options = {"eps": 0.5, "step_size": 0.1, "num_steps": 3, "norm": norm}
+    climb = partial(attacks.pgd, random_start=False, loss=attacks.margin)
+    run = {"pgd": climb, "arc": partial(attacks.arc, num_draws=1)}[attack]
+
+    class Scaled(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.net, self.factor = model, factor
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.factor * self.net(x)
+
+    usual, tiny = (run(Scaled(2.0**power), x, y, **options) for power in (0, -100))
+    assert not torch.equal(usual, x)
+    torch.testing.assert_close(tiny, usual, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("bounds", [None, (-2.0, 3.0)])
 def test_pixels_have_the_range_that_is_given(norm, bounds):
     x = torch.linspace(-2, 3, 4 * 48, dtype=torch.float64).view(4, 3, 4, 4)
@@ -609,6 +631,11 @@ def test_results_carry_no_gradient_and_keep_their_layout():
 # Wrong input
 
 
+class Answers(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": x.flatten(1)}
+
+
 def attack_with(**changes):
     options = {"x": images(4, 4), "y": labels(4), "eps": EPS, "step_size": STEP, "num_steps": 2, **changes}
     return attacks.pgd(Linear(48), options.pop("x"), options.pop("y"), **options)
@@ -657,6 +684,7 @@ def attack_with(**changes):
             lambda: logits_of(nn.Identity(), images(4, 4), 3),
             r"expected logits of shape \(4, num_classes\), got \(4, 3, 4, 4\)",
         ),
+        (lambda: logits_of(Answers(), images(4, 4), 3), "model: expected logits, got dict: wrap it in a module"),
     ],
 )
 def test_wrong_input_is_met_with_one_clear_line(call, message):

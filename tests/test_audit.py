@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from netkit import Audit, attacks, audit, data, inject_noise
+from netkit.checkpoint import CheckpointError
 from netkit.evaluate import Score, worst_case
 from netkit.findings import Kind, Look, Row, judge
 
@@ -190,6 +192,14 @@ def test_an_attack_of_ones_own_counts_and_may_show_that_gradients_mislead(
     assert any(finding.code == "masked-gradients" and "mine leaves" in finding.message for finding in report.findings)
 
 
+def test_an_attack_of_ones_own_has_to_stay_within_eps(sound: nn.Module, test_images: tuple[Tensor, Tensor]) -> None:
+    x, y = (part[:20] for part in test_images)
+    too_far = partial(attacks.pgd, eps=2 * EPS, step_size=EPS, num_steps=2)
+    for attack in (too_far, lambda model, x, y: too_far(model, x, y)):
+        with pytest.raises(ValueError, match=r"own_attacks: 'mine': attack: expected images within eps=0\.1 \(linf\)"):
+            audit(sound, x, y, eps=EPS, budget="quick", own_attacks={"mine": attack})
+
+
 def test_a_transfer_that_beats_the_gradients_shows_that_they_are_masked(
     sound: nn.Module, test_images: tuple[Tensor, Tensor]
 ) -> None:
@@ -255,6 +265,19 @@ def test_noise_by_the_batchs_deviation_is_named_with_its_cure(test_images: tuple
     assert codes(report) == {"batch-dependent"}
     assert "take noise_std='sample'" in report.verdict
     assert report.is_trusted
+
+
+def test_randomness_that_no_seed_reaches_is_not_taken_for_dependence_on_the_batch(
+    sound: nn.Module, test_images: tuple[Tensor, Tensor]
+) -> None:
+    numbers = np.random.default_rng(0)
+
+    def hidden(x: Tensor) -> Tensor:
+        return x + 0.3 * torch.from_numpy(numbers.standard_normal(x.shape)).to(x)
+
+    report = audit(Around(sound, hidden, same), *test_images, eps=EPS, budget="quick")
+    assert report.is_random
+    assert "batch-dependent" not in codes(report)
 
 
 def test_an_undefended_network_is_called_so_and_its_number_trusted(test_images: tuple[Tensor, Tensor]) -> None:
@@ -440,6 +463,17 @@ def test_the_worst_case_approaches_that_of_the_truly_worst_attacks_from_above() 
     assert means[2] < truth + 0.01
 
 
+@pytest.mark.parametrize("draws", [2, 4, 10])
+def test_the_worst_case_is_never_above_a_single_attack(draws: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.ones(100, dtype=torch.long)
+    chance = torch.rand(100, generator=generator)
+    for _ in range(20):
+        chances = [(chance + 0.01 * number).clamp(max=1) for number in range(9)]
+        scores = [Score(torch.bernoulli(c.expand(draws, -1), generator=generator).long(), labels) for c in chances]
+        assert worst_case(scores).mean <= min(score.mean for score in scores)
+
+
 def test_scores_of_other_images_or_draws_have_no_worst_case() -> None:
     labels = torch.zeros(3, dtype=torch.long)
     score = Score(torch.zeros(2, 3, dtype=torch.long), labels)
@@ -513,6 +547,16 @@ def test_an_interrupted_audit_goes_on_from_its_store(
     assert row_of(again, "ifgsm-5").backward == 50
     fresh = audit(noisy, x, y, **(options | {"store": None}))
     assert [row.score.summary() for row in again.rows] == [row.score.summary() for row in fresh.rows]
+
+
+def test_an_attack_of_ones_own_is_stored_by_its_title(
+    sound: nn.Module, test_images: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    x, y = (part[:20] for part in test_images)
+    options: dict[str, Any] = {"eps": EPS, "budget": "quick", "store": tmp_path, "key": "sound"}
+    audit(sound, x, y, **options, own_attacks={"nothing": lambda model, x, y: x})
+    with pytest.raises(CheckpointError, match="belongs to another evaluation"):
+        audit(sound, x, y, **options, own_attacks={"noise": lambda model, x, y: (x + EPS).clamp(0, 1)})
 
 
 def test_auto_attack_runs_where_it_fits(

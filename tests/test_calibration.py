@@ -116,10 +116,25 @@ def test_what_cannot_be_measured_is_refused() -> None:
         calibration_of(draws, y[:5])
     with pytest.raises(ValueError, match=r"expected integer labels from 0 to 4, got torch\.int64 up to 5"):
         calibration_of(draws, y.clamp(min=5))
+    with pytest.raises(ValueError, match=r"expected integer labels from 0 to 4, got torch\.bool"):
+        calibration_of(draws, y > 2)
     with pytest.raises(ValueError, match="numbers >= 0 with sums of 1, got others"):
         calibration_of(draws.log(), y)
     with pytest.raises(NotFiniteError, match="expected finite logits"):
         calibration(Noisy(scale=math.nan, noise=0), *images())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shares_of_votes_on_the_edges_of_bins_fall_above_them(dtype: torch.dtype) -> None:
+    votes = torch.arange(5, 11)
+    report = calibration_of(torch.stack([votes / 10, 1 - votes / 10], 1).to(dtype), torch.zeros(6).long(), num_bins=10)
+    assert [round(10 * row.low) for row in report.bins] == votes.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_labels_may_be_of_any_integers(dtype: torch.dtype) -> None:
+    draws, y = answers(10)
+    assert calibration_of(draws, y.to(dtype)).summary() == calibration_of(draws, y).summary()
 
 
 def test_one_image_leaves_everything_open() -> None:

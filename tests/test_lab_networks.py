@@ -11,7 +11,7 @@ import torch
 from netkit import EnResNet, en_resnet, evaluate, from_name
 from netkit.injection import input_sigma
 from netkit.models import equal_size_resnet
-from netkit.randomness import depends_on_batch
+from netkit.randomness import changed_by_neighbours
 from studies.lab.networks import Kind, Network, kind_of, on_dataset, stand_ins
 
 KINDS: dict[str, Kind] = {
@@ -120,7 +120,7 @@ def test_a_smoothed_network_is_one_with_noise_on_its_input(inner: str) -> None:
     assert input_sigma(model) == 0.25
     x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert evaluate.is_random(model, x)
-    assert not depends_on_batch(model, x)
+    assert changed_by_neighbours(model, x) is None
     with torch.no_grad(), model.noise_off():
         plain = model(x)
     twin = base.build(**SMALL).eval()

@@ -161,6 +161,47 @@ def test_decisions_in_python_are_found(monkeypatch):
         trained(monkeypatch, AsRecorded(model), model)
 
 
+class Signed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.sign = nn.Linear(64, 10), 1.0
+        nn.init.constant_(self.layer.weight, 0.01)
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sign * self.layer(x.flatten(1))
+
+
+def test_what_changes_in_python_after_an_epoch_is_found(monkeypatch):
+    def turn(model: nn.Module, epoch: int) -> None:
+        assert isinstance(model, Signed)
+        model.sign = -1.0
+
+    plain, model = Signed(), Signed()
+    train(plain, digits(), SHORT, graph=False, on_epoch=turn)
+
+    class AsRecorded(FaithfulRecorder):
+        def __call__(
+            self, run: Callable[[], Tensor], generators: Collection[torch.Generator]
+        ) -> tuple[Callable[[], None], Tensor]:
+            sign = model.sign
+
+            def run_again() -> Tensor:
+                now, model.sign = model.sign, sign
+                try:
+                    return run()
+                finally:
+                    model.sign = now
+
+            return super().__call__(run_again, generators)
+
+    monkeypatch.setattr(step_graph, "is_available", lambda device: True)
+    monkeypatch.setattr(step_graph, "record", AsRecorded(model))
+    with pytest.warns(UserWarning, match="gives other gradients, as if it decided"):
+        train(model, digits(), SHORT, on_epoch=turn)
+    assert torch.equal(model.layer.weight, plain.layer.weight)
+
+
 def test_a_checked_step_leaves_the_state_of_a_plain_one():
     model = net(1)
     generator = torch.Generator().manual_seed(3)

@@ -198,6 +198,9 @@ class _L2Ball:
         self.x, self.eps, self.bounds = x, eps, bounds
 
     def step_(self, x_adv: Tensor, gradient: Tensor, size: float) -> None:
+        # by the largest entry first: the squares of a tiny gradient would be zero
+        largest = per_image(torch.linalg.vector_norm(gradient.flatten(1), math.inf, dim=1), gradient)
+        gradient.div_(largest.masked_fill_(largest == 0, 1))
         x_adv.addcmul_(gradient, size / _length(gradient))
 
     def project_(self, x_adv: Tensor) -> None:

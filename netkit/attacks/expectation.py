@@ -110,6 +110,8 @@ def judged(model: nn.Module, point: Tensor, measure: Callable[[nn.Module, Tensor
 
 def logits_of(net: nn.Module, x: Tensor, num_labels: int) -> Tensor:
     logits: Tensor = net(x)
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"model: expected logits, got {type(logits).__name__}: wrap it in a module that returns them")
     if logits.dim() != 2 or len(logits) != len(x):
         raise ValueError(f"model: expected logits of shape ({len(x)}, num_classes), got {tuple(logits.shape)}")
     if logits.shape[1] < num_labels:

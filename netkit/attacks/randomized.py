@@ -188,8 +188,11 @@ class _Choice:
                 is_last = number == margins.shape[1] - 1
                 (slope,) = torch.autograd.grad(margin.sum(), variable, retain_graph=not is_last)
                 check_finite(margin.detach(), slope)
-                steepness = torch.linalg.vector_norm(slope.flatten(1), dual, dim=1).clamp_min(1e-12)
-                found = _Boundary(margin.detach() / steepness, -slope / per_image(steepness, slope), steepness)
+                # float64, as the squares of a tiny slope would be zero
+                steepness = torch.linalg.vector_norm(slope.flatten(1), dual, dim=1, dtype=torch.float64)
+                steepness = steepness.clamp_min(torch.finfo(steepness.dtype).tiny)
+                distance = (margin.detach() / steepness).to(slope)
+                found = _Boundary(distance, (-slope / per_image(steepness, slope)).to(slope), steepness)
                 nearest = found if nearest is None else nearest.or_nearer(found)
         assert nearest is not None
         return nearest
