@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
+import io
 import json
 import math
 import os
 import reprlib
 import secrets
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +182,35 @@ class MemoryFrames:
         return dataset(field, coords, attrs)
 
 
+class _Unfailing(io.FileIO):
+    """A file for HDF5, which crashes where a write fails: what the disk says is kept for `check`, which raises it."""
+
+    _error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        waiting = memoryview(content).cast("B")
+        with self._kept():
+            while waiting:
+                waiting = waiting[super().write(waiting) :]
+        return len(memoryview(content).cast("B"))
+
+    def truncate(self, size: int | None = None) -> int:
+        with self._kept():
+            super().truncate(size)
+        return self.tell() if size is None else size
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._error = self._error or error
+
+
 class FileFrames:
     """Frames written to disk as they come, and from there to a NetCDF file, which appears when it is complete.
 
@@ -251,27 +282,29 @@ class FileFrames:
         temporary = self.path.with_name(self.path.name + ".tmp")
         try:
             with self:
-                self._write_netcdf(temporary, coords, attrs)
-                with open(temporary, "rb") as file:
+                with _Unfailing(temporary, "w+") as file:
+                    self._write_netcdf(file, coords, attrs)
+                    file.check()
                     os.fsync(file.fileno())
                 os.replace(temporary, self.path)
-        except (OSError, RuntimeError) as error:  # as HDF5 has it where the disk is full
-            reason = " ".join(str(error).split())
-            raise OSError(f"{self.path}: cannot be written: {reason}; its frames stay in {self._partial}") from error
+        except OSError as error:
+            reason = f"{error.strerror or error}; its frames stay in {self._partial}"
+            raise OSError(error.errno, reason, str(self.path)) from error
         finally:
             temporary.unlink(missing_ok=True)
         self._partial.unlink()
         return xr.open_dataset(self.path, engine="h5netcdf")
 
-    def _write_netcdf(self, path: Path, coords: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
+    def _write_netcdf(self, target: _Unfailing, coords: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
         import h5netcdf
 
-        with h5netcdf.File(path, "w") as file:
+        with h5netcdf.File(target, "w") as file:
             file.dimensions = dict(zip(self._names, self._shape, strict=True))
             chunks = (1, *self._shape[1:])
             u = file.create_variable("u", self._names, dtype="f8", chunks=chunks, fillvalue=np.nan, fletcher32=True)
             for index in range(self._shape[0]):
                 u[index] = self._read(index)
+                target.check()
             u.attrs["long_name"] = "solution"
             for name, (dims, values, described) in coords.items():
                 variable = file.create_variable(name, (dims,), data=np.asarray(values))
