@@ -12,6 +12,7 @@ Work runs in forks of one process that has imported everything and computed noth
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import pty
 import random
@@ -26,7 +27,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -451,6 +452,19 @@ def clear(path: Path) -> None:
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
+def noting_modules(do: Callable[[Path], None], path: Path) -> None:
+    do(path)
+    path.with_name("modules").write_text("\n".join(sys.modules))
+
+
+def import_noted(path: Path) -> None:
+    """What is imported late, before faults: a lack of memory, or of rights, would strike there."""
+    for name in path.with_name("modules").read_text().split():
+        if name not in sys.modules and not name.startswith("_"):
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+
+
 def lines(tries: int, seed: int, names: tuple[str, ...]) -> Iterator[Line]:
     torch.set_num_threads(1)
     rng = random.Random(seed)
@@ -461,10 +475,11 @@ def lines(tries: int, seed: int, names: tuple[str, ...]) -> Iterator[Line]:
             folder.chmod(0o755)
             whole = folder / "whole"
             began = time.monotonic()
-            child = start(work, whole)
+            child = start(replace(work, do=partial(noting_modules, work.do)), whole)
             if child.ended() != 0:
                 raise RuntimeError(f"{work.name}: the undisturbed run failed: {child.said()}")
             seconds = time.monotonic() - began
+            import_noted(whole)
             for fault in faults:
                 yield survive(work, fault, whole, seconds, tries=tries, rng=rng)
 

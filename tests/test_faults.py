@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from deadly import MARK, at, deadly
 from made_up_records import a_score, a_training
 
 import netkit.progress
@@ -351,19 +352,6 @@ def test_news_that_cannot_be_written_stop_no_task(tmp_path: Path, monkeypatch: p
     assert answer[0] == "done"
 
 
-MARK = "ITOFLOW_TEST_MARK"
-
-
-def deadly(x: np.ndarray) -> np.ndarray:
-    """Kills the first process that evaluates it away from where the mark was set."""
-    mark = os.environ.get(MARK)
-    if mark is not None and multiprocessing.parent_process() is not None:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(mark)
-            os.kill(os.getpid(), signal.SIGKILL)
-    return np.cos(2 * np.pi * x[..., 0])
-
-
 SAMPLED: dict[str, Any] = {"num_paths": 2_000, "num_steps": 4, "rng": 0}
 POINTS = [[0.1, 0.2], [0.7, 0.4]]
 
@@ -374,18 +362,14 @@ def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "mark"
 
 
-def at(shared: np.ndarray, shard: int) -> float:
-    return float(deadly(shared)[shard])
-
-
 def test_a_killed_process_is_told_and_another_one_gives_the_same(mark: Path) -> None:
     def through(pool: ProcessPoolExecutor) -> list[float]:
         return list(in_order(pool, at, np.linspace(0, 1, 5)[:, None], range(5)))
 
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        with pytest.raises(RuntimeError, match="executor: expected workers that live on, got one that ended"):
-            through(pool)
+    told = pytest.raises(RuntimeError, match="executor: expected workers that live on, got one that ended")
+    with ProcessPoolExecutor(1, mp_context=context) as pool, told:
+        through(pool)
     assert mark.exists()
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         np.testing.assert_allclose(through(pool), np.cos(2 * np.pi * np.linspace(0, 1, 5)))
