@@ -9,6 +9,7 @@ name only once it is complete and on disk, so a kill at any moment leaves the pr
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -18,12 +19,14 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 FORMAT = 2
 _HEADER = "itoflow"
 _NO_DIGEST = "0" * 64
 _TENSOR = "__tensor__"
+_MOST_TRIES = 10
 
 
 class CheckpointError(ValueError):
@@ -43,19 +46,39 @@ def save(path: Path, tree: Mapping[str, Any], *, kind: str) -> None:
     content = safetensors.torch.save(tensors, metadata={_HEADER: header})
     before, _, after = content.partition(_NO_DIGEST.encode())
     digest = _digest(before, after).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f"{path.name}.*.tmp"):  # left by a process that was killed while writing
-        stale.unlink(missing_ok=True)
+    write_whole(path, (before, digest, after))
+
+
+def write_whole(path: Path, parts: Iterable[bytes]) -> None:
+    """Write a file that takes the place of `path` when it is complete and on disk; creates its folder.
+
+    Several processes may do so at once: the last one counts. Raises OSError, with the name, where the disk is full or
+    the folder takes no files; what was there stays.
+    """
+    parts = tuple(parts)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.writelines((before, digest, after))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):  # left by a process that was killed
+            stale.unlink(missing_ok=True)
+        for _ in range(_MOST_TRIES):
+            with temporary.open("wb") as file:
+                file.writelines(parts)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.replace(temporary, path)
+            except FileNotFoundError:  # another process that writes there took it for left behind
+                continue
+            _sync_folder(path.parent)
+            return
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"{reason}; what was there stays, and the same call continues", str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    raise FileExistsError(f"{path}: expected one process to write it, got others that do so all the time")
 
 
 def load(path: Path, *, kind: str) -> dict[str, Any]:
@@ -76,7 +99,8 @@ def load(path: Path, *, kind: str) -> dict[str, Any]:
         raise CheckpointError(f"{path} is truncated or damaged: its content does not match its digest")
     if found_kind != kind:
         raise CheckpointError(f"{path}: expected {kind!r}, got {found_kind!r}")
-    tree: dict[str, Any] = _attach(skeleton, safetensors.torch.load(content))
+    with contents_of(path):  # a digest is no signature: the file may be made up
+        tree: dict[str, Any] = _attach(skeleton, safetensors.torch.load(content))
     return tree
 
 
@@ -90,7 +114,7 @@ def contents_of(path: Path) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} lacks a part that it should hold: {type(error).__name__}: {reason}") from error
 

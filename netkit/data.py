@@ -28,6 +28,8 @@ _SPLIT_SEED = 0
 _VALIDATION_SHARE = 0.1
 _DIGITS_TEST_SHARE = 0.3
 _NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
+_HARMLESS_BYTES = 2**30
+_MOST_COMPRESSION = 64
 
 
 class DataError(ValueError):
@@ -237,6 +239,11 @@ def read_arrays(path: Path, keys: Sequence[str], *, optional: Sequence[str] = ()
             names = archive.namelist()
             if len(names) != (declared := _declared_members(path, archive)):
                 raise zipfile.BadZipFile(f"it names {len(names)} of {declared} members")
+            size, most = sum(member.file_size for member in archive.infolist()), _most_bytes(path)
+            if size > most:
+                raise zipfile.BadZipFile(
+                    f"its arrays would take {size:.3g} bytes, a file of its size at most {most:.3g}"
+                )
             # All of them to their end: only then have checksums been compared, and the two places of each name.
             for name in names:
                 content = archive.read(name)
@@ -251,6 +258,11 @@ def read_arrays(path: Path, keys: Sequence[str], *, optional: Sequence[str] = ()
         return {key: np.lib.format.read_array(io.BytesIO(content)) for key, content in contents.items()}
     except Exception as error:  # as here of numpy
         raise DataError(f"{path} holds something other than plain arrays: {_one_line(error)}") from error
+
+
+def _most_bytes(path: Path) -> int:
+    """What a compressed file may hold: images shrink to a half, made-up zeros to a thousandth."""
+    return max(_HARMLESS_BYTES, _MOST_COMPRESSION * path.stat().st_size)
 
 
 def _declared_members(path: Path, archive: zipfile.ZipFile) -> int:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from netkit.checkpoint import write_whole
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,9 @@ class MetricsFile:
 
     def _begin_before(self, first: dict[str, Any]) -> None:
         """Keep the lines of what comes before the row `first`, without those that a killed process left unfinished."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in self._rows() if _place(row) < _place(first)]
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        with temporary.open("w", newline="") as file:
-            if self.path.suffix == ".csv":
-                file.write(",".join(_COLUMNS) + "\n")
-            file.writelines(map(self._line, kept))
-        os.replace(temporary, self.path)
+        head = [",".join(_COLUMNS) + "\n"] if self.path.suffix == ".csv" else []
+        write_whole(self.path, (line.encode() for line in (*head, *map(self._line, kept))))
 
     def _line(self, row: dict[str, Any]) -> str:
         if self.path.suffix == ".jsonl":

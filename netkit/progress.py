@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
+class _Terminal:
+    """Standard error; one that is closed meanwhile takes what is written to it, not the work that is going on."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            return sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
 @contextlib.contextmanager
 def progress_bar(what: str, *, is_shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """Show a bar named `what` inside the block, moved by calls with (done, total)."""
-    console = Console(stderr=True)
+    console = Console(file=cast(IO[str], _Terminal()))
     with Progress(
         TextColumn(what),
         BarColumn(),

@@ -11,6 +11,7 @@ then a tenth of the rest for validation, rounded, and at least one image of each
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -249,9 +250,12 @@ def _pixels(image: Any, place: str, channels: int | None) -> Tensor:
     """(C, H, W), uint8 or float32 in [0, 1], of a file, a PIL image or an array."""
     if isinstance(image, str | Path):
         try:
-            with Image.open(image) as opened:
-                opened.load()
-                return _pixels(opened, place, channels)
+            with warnings.catch_warnings():
+                # Pillow only warns from 90 million pixels on, which a file of some kilobytes may claim to have
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(image) as opened:
+                    opened.load()
+                    return _pixels(opened, place, channels)
         except DataError:
             raise
         except Exception as error:  # a damaged file makes PIL raise nearly anything

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _UNEVEN = 1e-3  # of the spacing; below it coordinates are off by their own rounding
 _SAME = 1e-3  # of what they are compared with; below it two values are the same one
+_HARMLESS_BYTES = 2**30
+_MOST_COMPRESSION = 64
 
 _LENGTHS = {"mm": 1e-3, "cm": 1e-2, "m": 1.0, "km": 1e3}
 _TIMES = {"s": 1.0, "min": 60.0, "h": 3600.0, "day": 86400.0}
@@ -155,6 +158,7 @@ def _arrays(data: Any, variables: str | Sequence[str] | None) -> list[xr.DataArr
     import xarray as xr  # with pandas half of the package's import
 
     if isinstance(data, str | os.PathLike):
+        _check_size(data)
         data = xr.open_dataset(data, cache=False, decode_timedelta=False)
     if isinstance(data, xr.DataArray):
         if variables is not None:
@@ -175,6 +179,31 @@ def _arrays(data: Any, variables: str | Sequence[str] | None) -> list[xr.DataArr
                 "bring staggered components to common nodes first"
             )
     return arrays
+
+
+def _check_size(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError for an HDF5 file that claims to hold far more than it has: a shape costs a few bytes there.
+
+    Coordinates are read whole, fields frame by frame.
+    """
+    import h5py
+
+    if not os.path.isfile(path) or not h5py.is_hdf5(path):
+        return
+    most = max(_HARMLESS_BYTES, _MOST_COMPRESSION * os.path.getsize(path))
+
+    def check(name: str, found: Any) -> None:
+        if not isinstance(found, h5py.Dataset) or found.shape is None:
+            return
+        at_once = math.prod(found.shape[1:] if found.ndim > 1 else found.shape) * found.dtype.itemsize
+        if at_once > most:
+            raise ValueError(
+                f"{path}: {name}: expected at most {most:.3g} bytes at a time in a file of "
+                f"{os.path.getsize(path):,}, got shape {found.shape}"
+            )
+
+    with h5py.File(path, "r") as file:
+        file.visititems(check)
 
 
 def _time_of(array: xr.DataArray, time: str | None) -> str | None:

@@ -14,7 +14,6 @@ was found with the least σ is measured with the larger ones, too: diffusion tha
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
 import time
@@ -104,9 +103,8 @@ def main(seed: Seed = 0, out: Out = OUT / "control", smoke: Smoke = False) -> No
         at_least(0, seed=seed)
         config = replace(SMOKE if smoke else FULL, seed=seed)
         rows, pictures = compute(config)
-        stored = store(out / "control.json", {"rows": rows}, config)
-        pictures.attrs = {"title": "Training as a control problem", "provenance": json.dumps(stored["provenance"])}
-        pictures.to_netcdf(out / "control.nc", engine="h5netcdf")
+        title = "Training as a control problem"
+        stored = store(out / "control.json", {"rows": rows}, config, fields=pictures, title=title)
         report(stored)
         draw(out)
         console.print(f"wrote control.png, .pdf, .nc and .json in {out}", soft_wrap=True)

@@ -8,7 +8,6 @@ comes with its discretisation error, estimated by refinement, and is compared at
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -86,9 +85,7 @@ def main(
             seed=seed,
         )
         fields, numbers = compute(config)
-        stored = store(out / "fig4.json", numbers, config)
-        fields.attrs = {"title": "Figure 4", "provenance": json.dumps(stored["provenance"])}
-        fields.to_netcdf(out / "fig4.nc", engine="h5netcdf")
+        stored = store(out / "fig4.json", numbers, config, fields=fields, title="Figure 4")
         report(stored)
         draw(out / "fig4.nc")
         console.print(f"wrote fig4.png, fig4.pdf, fig4.nc and fig4.json in {out}")

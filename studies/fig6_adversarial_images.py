@@ -7,6 +7,7 @@ the attacks. Without arguments: 8x8 digits. The paper's own images: --dataset ci
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from netkit.models import EnResNet
 from netkit.randomness import derived_generator, noise_from
 from studies.draw.style import save, styled
 from studies.lab.cli import Computed, app_for
-from studies.lab.reporting import console, provenance, write_json
+from studies.lab.reporting import console, provenance, write_json, write_whole
 from studies.lab.tasks import Scoring, tasks_for
 from studies.lab.work import load_data, trained_model
 from studies.paper.tables import FIGURE6
@@ -32,8 +33,10 @@ _LOOKED_AT = 500
 
 def finish(computed: Computed) -> None:
     images, stored = compute(computed)
+    pixels = io.BytesIO()
+    np.savez(pixels, **images)
+    write_whole(computed.path.with_suffix(".npz"), pixels.getvalue())
     write_json(computed.path, stored)
-    np.savez(computed.path.with_suffix(".npz"), **images)
     draw(computed.path)
     console.print(f"written to {computed.path}, with .npz, .png and .pdf beside it", highlight=False, soft_wrap=True)
 

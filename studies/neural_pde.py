@@ -8,7 +8,6 @@ diffusion does: level sets, gradients beside the bounds of Theorem 2, and points
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,9 +95,8 @@ def main(seed: Seed = 0, out: Out = OUT / "neural_pde", smoke: Smoke = False) ->
         numba.set_num_threads(1)
         torch.set_num_threads(1)
         fields, numbers = compute(config)
-        stored = store(out / "neural_pde.json", numbers, config)
-        fields.attrs = {"title": "A residual network and its equation", "provenance": json.dumps(stored["provenance"])}
-        fields.to_netcdf(out / "neural_pde.nc", engine="h5netcdf")
+        title = "A residual network and its equation"
+        stored = store(out / "neural_pde.json", numbers, config, fields=fields, title=title)
         report(stored)
         draw(out)
         console.print(f"wrote neural_pde.png, .pdf, .nc and .json in {out}")

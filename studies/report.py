@@ -17,7 +17,7 @@ import typer
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from studies.lab.networks import kind_of
-from studies.lab.reporting import IS_CLONE, OUT, RESULTS, ROOT, InputError, console, one_line_errors
+from studies.lab.reporting import IS_CLONE, OUT, RESULTS, ROOT, InputError, console, one_line_errors, write_whole
 from studies.page import panels
 from studies.page.results import DATASETS, Fields, Results, against
 from studies.paper.figure4 import RANGES
@@ -42,10 +42,9 @@ def main(
             raise InputError(f"--results: expected a folder, got {results}")
         found = Results(results, out.parent)
         page = render(found)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page, encoding="utf-8")
+        write_whole(out, page.encode())
         if readme is not None:
-            readme.write_text(with_block(readme.read_text(encoding="utf-8"), readme_block(found)), encoding="utf-8")
+            write_whole(readme, with_block(readme.read_text(encoding="utf-8"), readme_block(found)).encode())
         missing = "".join(f"\nnot there yet: {study.title}: {study.command}" for study in found.missing)
         console.print(f"wrote {out} ({len(page.encode()) / 2**20:.1f} MiB){missing}", highlight=False, soft_wrap=True)
 

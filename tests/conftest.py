@@ -21,7 +21,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.pluginmanager.hasplugin("hypothesispytest"):  # a borrowed GPU may come without
         from hypothesis import settings
 
-        settings.register_profile("repeatable", derandomize=True, deadline=None)  # however busy the machine is
+        # no deadline, however busy the machine is; --hypothesis-profile=long looks for hours at what is new each time
+        settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=8)
+        settings.register_profile("long", deadline=None, max_examples=500, print_blob=True)
         settings.load_profile("repeatable")
 
 

@@ -228,17 +228,87 @@ def test_a_damaged_restart_file_is_refused_or_what_it_was(tmp_path):
         assert np.array_equal(arrays["u"], field), damaged
 
 
-def test_a_frame_that_changed_on_disk_is_refused(tmp_path):
-    frames = FileFrames(tmp_path / "u.nc", 2, (8, 8), 2)
+@pytest.fixture
+def frames(tmp_path):
+    """Two frames that were written before an interruption, and what the restart file holds of them."""
     field = np.random.default_rng(0).random((2, 8, 8))
-    for number in range(2):
-        frames.put(number, field[number])
+    with FileFrames(tmp_path / "u.nc", 2, (8, 8), 2) as written:
+        for number in range(2):
+            written.put(number, field[number])
+    return field, written.arrays()
+
+
+def restored(folder, arrays):
+    with FileFrames(folder / "u.nc", 2, (8, 8), 2) as found:
+        found.restore(arrays)
+        return np.stack([found._read(i) for i in range(2)])
+
+
+def test_a_frame_that_changed_on_disk_is_refused(tmp_path, frames):
+    field, arrays = frames
     partial = tmp_path / "u.nc.partial"
     content = partial.read_bytes()
     place = content.index(field[1, 3].tobytes())
-    for damaged in (content[:place] + b"\0" + content[place + 1 :], content[: len(content) // 2], b"no HDF5"):
+    for damaged in (content[:place] + b"\0" + content[place + 1 :], content[: len(content) // 2], b"no frames"):
         partial.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="expected the frames so far, got a file that does not read"):
-            FileFrames(tmp_path / "u.nc", 2, (8, 8), 2).restore({})
+        with pytest.raises(CheckpointError, match="expected the frames of this solve so far, got others or a damaged"):
+            restored(tmp_path, arrays)
     partial.write_bytes(content)
-    FileFrames(tmp_path / "u.nc", 2, (8, 8), 2).restore({})
+    np.testing.assert_array_equal(restored(tmp_path, arrays), field)
+    with pytest.raises(CheckpointError, match="got a restart file of an older one"):
+        restored(tmp_path, {})
+
+
+def test_damaged_frames_are_refused_or_what_they_were(tmp_path, frames):
+    """No library reads them, which damage could keep busy for ever."""
+    field, arrays = frames
+    partial = tmp_path / "u.nc.partial"
+    for damaged, found in survivors(
+        partial, 300, seed=0, read=lambda: restored(tmp_path, arrays), refuses=CheckpointError
+    ):
+        np.testing.assert_array_equal(found, field, err_msg=repr(damaged))  # the damage is behind them or in the key
+
+
+def test_a_frame_that_a_kill_cut_short_is_written_again(tmp_path, frames):
+    """The restart file is older than the last frame, of which any part may be on disk."""
+    field, arrays = frames
+    arrays = arrays | {"frames_on_disk": np.array([0])}
+    partial = tmp_path / "u.nc.partial"
+    content = partial.read_bytes()
+    for size in range(content.index(field[1].tobytes()) - 16, len(content), 37):
+        partial.write_bytes(content[:size])
+        with FileFrames(tmp_path / "u.nc", 2, (8, 8), 2) as found:
+            found.restore(arrays)
+            found.put(1, field[1])
+        assert partial.read_bytes() == content
+
+
+def test_frames_of_another_solve_are_not_taken_for_ones_own(tmp_path, frames):
+    """Same shape, same file: written after the restart file was."""
+    _, arrays = frames
+    with FileFrames(tmp_path / "u.nc", 2, (8, 8), 2) as other:
+        for number in range(2):
+            other.put(number, np.zeros((8, 8)))
+    with pytest.raises(CheckpointError, match="expected the frames of this solve so far, got others"):
+        restored(tmp_path, arrays)
+
+
+def test_two_solves_do_not_write_their_frames_to_one_file(tmp_path):
+    pytest.importorskip("fcntl")
+    with FileFrames(tmp_path / "u.nc", 2, (8, 8), 2) as first:
+        first.put(0, np.zeros((8, 8)))
+        with pytest.raises(BlockingIOError, match=r"u.nc: expected no other solve to write its frames there") as error:
+            solve(problem(), num_points=16, dt=0.1, frames_to=tmp_path / "u.nc")
+        assert "\n" not in str(error.value)
+        first.put(1, np.ones((8, 8)))
+        assert first._read(0).max() == 0.0
+    with solve(problem(), num_points=16, dt=0.1, frames_to=tmp_path / "u.nc") as second:
+        assert second.u.shape == (2, 16, 16)
+    assert [file.name for file in tmp_path.iterdir()] == ["u.nc"]
+
+
+def test_a_compressed_restart_file_is_refused_unread(tmp_path):
+    """What could be a few bytes of any size."""
+    np.savez_compressed(tmp_path / "c.npz", meta=np.array("{}"), u=np.zeros(1000))
+    with pytest.raises(CheckpointError, match="expected a checkpoint of solve"):
+        Checkpoint(tmp_path / "c.npz", {}).load()

@@ -79,8 +79,8 @@ def solve(
         Fourier modes also with another dt, and with frames in memory also on another grid. It is removed when the
         solve is complete. With `rtol` several terminal functions are solved one after the other, each with a file of
         its own, whose name ends in its number.
-    frames_to: NetCDF file that takes the frames as they are computed, so that memory holds one; the Dataset
-        returned then reads from it.
+    frames_to: NetCDF file for the frames, so that memory holds one; the Dataset returned then reads from it. Until all
+        are computed they lie in NAME.partial; at the end the disk holds them twice for a moment.
 
     Returns a Dataset with `u` over (time, x[, y[, z]][, field]), time increasing, and how it was made in `attrs`:
     sigma, box, horizon, dt (the mean one where it changed), num_steps taken, method and method_reason, continuation,
@@ -105,7 +105,8 @@ def solve(
     Not measured: the error of the time step itself within its region of stability; compare two steps.
 
     Raises ValueError for arguments that do not fit and functions that jump at the box's edge, `CheckpointError` for a
-    restart file that is damaged or belongs to another problem or method, `UnstableError` before the first step where it
+    restart file that is damaged or belongs to another problem or method, OSError for files that cannot be written, or
+    frames that another process writes to the same file at the time, `UnstableError` before the first step where it
     is known that a mode would grow, and as soon as the solution leaves the bound max|u| <= max|f| beyond what an
     under-resolved grid explains.
     """
@@ -195,23 +196,23 @@ def computed(
     say(setup.messages)
 
     restart = None
-    if setup.method is None:
-        record = _carry(problem, setup, frames)
-    else:
-        if keep.checkpoint is not None:
-            description = fingerprint(problem) | {
-                "box": given.box and [list(ends) for ends in given.box],
-                "method": plan.method,
-                "resolved": plan.resolved,
-                "rtol": setup.rtol,
-                "times": [t for _, t in setup.stops],
-                "frames": "memory" if keep.frames_to is None else "file",
-                "equation": equation,
-            }
-            restart = Checkpoint(keep.checkpoint, description)
-        march = March(problem, setup)
-        record = march.run(frames, restart, keep.checkpoint_seconds, progress)
-        say(unresolved(setup, record, problem.dim))
+    if keep.checkpoint is not None:
+        description = fingerprint(problem) | {
+            "box": given.box and [list(ends) for ends in given.box],
+            "method": plan.method,
+            "resolved": plan.resolved,
+            "rtol": setup.rtol,
+            "times": [t for _, t in setup.stops],
+            "frames": "memory" if keep.frames_to is None else "file",
+            "equation": equation,
+        }
+        restart = Checkpoint(keep.checkpoint, description)
+    with frames:
+        if setup.method is None:
+            record = _carry(problem, setup, frames)
+        else:
+            record = March(problem, setup).run(frames, restart, keep.checkpoint_seconds, progress)
+            say(unresolved(setup, record, problem.dim))
 
     grid = frames.grid(problem.dim)
     dt = problem.horizon / setup.num_steps

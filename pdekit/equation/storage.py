@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import hashlib
+import io
 import json
+import math
 import os
 import reprlib
-from collections.abc import Mapping
+import secrets
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +25,15 @@ from pdekit.problem import ConvectionDiffusion
 
 if TYPE_CHECKING:
     import xarray as xr
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # not on every system
+    fcntl = None
+
+_KEY_BYTES = 16
+_MOST_TRIES = 10
 
 
 class CheckpointError(ValueError):
@@ -56,14 +72,36 @@ def _same(found: Any, expected: Any) -> bool:
     return bool(found == expected)
 
 
-def _replace(path: Path, write: Any) -> None:
+def _replace(path: Path, write: Callable[[Any], Any]) -> None:
+    """Write a file that takes the place of `path` when it is complete and on disk.
+
+    Raises OSError, with the name, where the disk is full or the folder takes no files; what was there stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):  # by a process that was killed while writing
+        left.unlink(missing_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        for _ in range(_MOST_TRIES):
+            with open(partial, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.replace(partial, path)
+                return
+            except FileNotFoundError:  # another process writes there too, and has just removed what is "left"
+                continue
+    except OSError as error:
+        raise _named(error, path) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    raise FileExistsError(f"{path}: expected one process to write it, got others that do so all the time")
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """The error with the name of a file that could not be written: what a full disk raises has none."""
+    return OSError(error.errno, f"{error.strerror or error}; the file before it stays", str(path))
 
 
 class Checkpoint:
@@ -90,6 +128,8 @@ class Checkpoint:
             return None
         try:
             with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in stored.zip.infolist()):
+                    raise ValueError("compressed, which save() never does: it could be of any size")
                 if (damaged := stored.zip.testzip()) is not None:  # an array is not always read to its checksum
                     raise ValueError(f"{damaged} differs from its checksum")
                 meta = json.loads(str(stored["meta"]))
@@ -118,6 +158,12 @@ class MemoryFrames:
         self._frames: dict[int, NDArray] = {}
         self._count = count
 
+    def __enter__(self) -> MemoryFrames:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
     def put(self, index: int, field: NDArray) -> None:
         self._frames[index] = field
 
@@ -138,77 +184,178 @@ class MemoryFrames:
         return dataset(field, coords, attrs)
 
 
+class _Unfailing(io.FileIO):
+    """A file for HDF5, which crashes where a write fails: what the disk says is kept for `check`, which raises it."""
+
+    _error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        waiting = memoryview(content).cast("B")
+        with self._kept():
+            while waiting:
+                waiting = waiting[super().write(waiting) :]
+        return len(memoryview(content).cast("B"))
+
+    def truncate(self, size: int | None = None) -> int:
+        with self._kept():
+            super().truncate(size)
+        return self.tell() if size is None else size
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._error = self._error or error
+
+
 class FileFrames:
-    """Frames written to a NetCDF file as they come; the file takes its name when it is complete."""
+    """Frames written to disk as they come, and from there to a NetCDF file, which appears when it is complete.
+
+    On the way they lie in a file beside it, NAME.partial: a key drawn for this solve, then each frame at a place of
+    its own, behind a digest of its values under that key. Whatever a kill leaves of the frame being written, the others
+    are whole. Frames of another solve, or of a damaged file, differ from their digests.
+
+    As a context it lets go of the file at the end; meanwhile no other process can write frames there.
+    """
 
     def __init__(self, path: str | os.PathLike[str], count: int, shape: tuple[int, ...], dim: int) -> None:
         self._names = ("time", *("x", "y", "z")[:dim], *("field",) * (len(shape) - dim))
         self.path = Path(path)
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._shape = (count, *shape)
-        self._started = False
+        self._key = b""
+        self._written: set[int] = set()
+        self._file: Any = None
+
+    def __enter__(self) -> FileFrames:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def grid(self, dim: int) -> tuple[int, ...]:
         """Nodes of each frame."""
         return self._shape[1 : 1 + dim]
 
-    def _open(self) -> Any:
-        import h5netcdf
-
-        return h5netcdf.File(self._partial, "a")
-
-    def _start(self) -> None:
-        import h5netcdf
-
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with h5netcdf.File(self._partial, "w") as file:
-            names = self._names
-            file.dimensions = dict(zip(names, self._shape, strict=True))
-            file.create_variable(
-                "u", names, dtype="f8", chunks=(1, *self._shape[1:]), fillvalue=np.nan, fletcher32=True
-            )
-        self._started = True
-
     def put(self, index: int, field: NDArray) -> None:
-        if not self._started:
-            self._start()
-        with self._open() as file:
-            file["u"][index] = field
+        content = np.ascontiguousarray(field, dtype=np.float64).tobytes()
+        try:
+            if not self._key:
+                self._start()
+            self._open().seek(self._place(index))
+            self._file.write(self._digest(content) + content)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), str(self._partial)) from error
+        self._written.add(index)
 
     def arrays(self) -> dict[str, NDArray]:
-        return {}
+        """What a restart file holds of them: whose they are, and which are on disk."""
+        key = np.frombuffer(self._key, dtype=np.uint8)
+        return {"frames_key": key, "frames_shape": np.array(self._shape), "frames_on_disk": np.array([*self._written])}
 
     def restore(self, arrays: Mapping[str, NDArray]) -> None:
-        import h5netcdf
-
         if not self._partial.exists():
             raise CheckpointError(f"{self._partial}: expected the frames written before the interruption, got no file")
-        try:
-            with h5netcdf.File(self._partial, "r") as file:
-                found = tuple(file["u"].shape)
-                for frame in range(len(file["u"])):
-                    file["u"][frame]  # which compares its checksum
-        except Exception as error:
+        if "frames_key" not in arrays:
             raise CheckpointError(
-                f"{self._partial}: expected the frames so far, got a file that does not read"
-            ) from error
+                f"{self._partial}: expected frames of this version, got a restart file of an older one"
+            )
+        found = tuple(int(n) for n in arrays["frames_shape"])
         if found != self._shape:
             raise CheckpointError(f"{self._partial}: expected frames of shape {self._shape}, got {found}")
-        self._started = True
+        self._key = arrays["frames_key"].tobytes()
+        self._written = {int(index) for index in arrays["frames_on_disk"]}
+        for index in self._written:
+            self._read(index)
 
     def finish(self, coords: Mapping[str, Any], attrs: Mapping[str, Any]) -> xr.Dataset:
+        """Raises OSError where the file cannot be written; its frames stay, for a call that continues."""
         import xarray as xr  # with pandas half of the package's import
 
-        with self._open() as file:
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        try:
+            with self:
+                with _Unfailing(temporary, "w+") as file:
+                    self._write_netcdf(file, coords, attrs)
+                    file.check()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self.path)
+        except OSError as error:
+            reason = f"{error.strerror or error}; its frames stay in {self._partial}"
+            raise OSError(error.errno, reason, str(self.path)) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._partial.unlink()
+        return xr.open_dataset(self.path, engine="h5netcdf")
+
+    def _write_netcdf(self, target: _Unfailing, coords: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
+        import h5netcdf
+
+        with h5netcdf.File(target, "w") as file:
+            file.dimensions = dict(zip(self._names, self._shape, strict=True))
+            chunks = (1, *self._shape[1:])
+            u = file.create_variable("u", self._names, dtype="f8", chunks=chunks, fillvalue=np.nan, fletcher32=True)
+            for index in range(self._shape[0]):
+                u[index] = self._read(index)
+                target.check()
+            u.attrs["long_name"] = "solution"
             for name, (dims, values, described) in coords.items():
                 variable = file.create_variable(name, (dims,), data=np.asarray(values))
                 for key, text in described.items():
                     variable.attrs[key] = text
-            file["u"].attrs["long_name"] = "solution"
             for key, value in attrs.items():
                 file.attrs[key] = value
-        os.replace(self._partial, self.path)
-        return xr.open_dataset(self.path, engine="h5netcdf")
+
+    def _start(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._partial.touch()
+        file = self._open()
+        self._key = secrets.token_bytes(_KEY_BYTES)
+        file.truncate(0)
+        file.write(self._key)
+
+    def _open(self) -> Any:
+        """The file, held against others where the system can."""
+        if self._file is None:
+            self._file = open(self._partial, "r+b")  # noqa: SIM115 - closed by __exit__
+            if fcntl is not None:
+                try:
+                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    self.__exit__()
+                    raise BlockingIOError(
+                        f"{self.path}: expected no other solve to write its frames there, got one that does; wait for "
+                        "it, or choose another frames_to"
+                    ) from None
+        return self._file
+
+    def _place(self, index: int) -> int:
+        return _KEY_BYTES + index * (_KEY_BYTES + 8 * math.prod(self._shape[1:]))
+
+    def _digest(self, content: bytes) -> bytes:
+        return hashlib.blake2b(content, digest_size=_KEY_BYTES, key=self._key).digest()
+
+    def _read(self, index: int) -> NDArray[np.float64]:
+        file = self._open()
+        file.seek(self._place(index))
+        found = file.read(self._place(1) - self._place(0))
+        if self._digest(found[_KEY_BYTES:]) != found[:_KEY_BYTES]:
+            raise CheckpointError(
+                f"{self._partial}: expected the frames of this solve so far, got others or a damaged file; remove the "
+                "restart file to begin anew"
+            )
+        return np.frombuffer(found[_KEY_BYTES:]).reshape(self._shape[1:])
 
 
 def dataset(field: NDArray, coords: Mapping[str, Any], attrs: Mapping[str, Any]) -> xr.Dataset:

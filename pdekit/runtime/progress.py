@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import rich.progress
+
+
+class _Terminal:
+    """Standard error; one that is closed meanwhile takes what is written to it, not the work that is going on."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            return sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
 
 
 class Progress:
@@ -28,7 +45,7 @@ class Progress:
                 progress.TextColumn("{task.percentage:>3.0f}%"),
                 progress.TimeElapsedColumn(),
                 progress.TimeRemainingColumn(),
-                console=console.Console(stderr=True),
+                console=console.Console(file=cast(IO[str], _Terminal())),
                 transient=True,
             )
             self._task = self._bar.add_task(description, total=total)

@@ -158,8 +158,8 @@ class Processes(ThreadPoolExecutor):
 
 
 def _ignore_interrupts() -> None:
-    # Processes inherit it: Ctrl-C goes to all processes of a terminal, and the first one tells the others.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # Processes inherit it: these go to all processes of a terminal or a job, and the first one tells the others.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
 
 def end_with(parent: int) -> None:

@@ -27,6 +27,7 @@ from studies.lab.tasks import Scoring, Task, Training
 Record = dict[str, Any]
 
 _FILES = ("trainings.jsonl", "scores.jsonl", "outcomes.jsonl")
+_BEGUN = "merge.json"
 _BASE36 = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -114,8 +115,20 @@ def right_answers(record: Record) -> Tensor:
 
 def read(folder: Path) -> Records:
     """All lines of a folder of results; none where it is empty. Raises InputError for a damaged line."""
-    paths = [folder / name for name in _FILES]
-    trainings, scores, outcomes = (_checked(p, read_objects(p)) if p.exists() else [] for p in paths)
+    if not folder.is_dir():
+        return Records([], [])
+    with _locked(folder, fcntl.LOCK_SH):
+        return _read(folder)
+
+
+def _read(folder: Path) -> Records:
+    begun = folder / _BEGUN
+    if begun.exists():  # a merge that was killed between two of the files
+        whole = read_object(begun)
+        lines = [whole[name] for name in _FILES]
+    else:
+        lines = [read_objects(path) if (path := folder / name).exists() else [] for name in _FILES]
+    trainings, scores, outcomes = (_checked(folder / name, each) for name, each in zip(_FILES, lines, strict=True))
     try:
         correct = {line["job"]: [_BASE36.index(digit) for digit in line["correct"]] for line in outcomes}
     except ValueError:
@@ -131,7 +144,7 @@ def merge(new: Records, folder: Path) -> None:
     Scores of a network that has been trained anew since go.
     """
     with _locked(folder):
-        old = read(folder)
+        old = _read(folder)
         trainings = {record["job"]: record for record in [*old.trainings, *new.trainings]}
         scores = {record["job"]: record for record in [*old.scores, *new.scores]}
 
@@ -141,18 +154,24 @@ def merge(new: Records, folder: Path) -> None:
         kept = [scores[job] for job in sorted(scores) if is_current(scores[job])]
         outcomes = [{"job": r["job"], "correct": "".join(_BASE36[count] for count in r["correct"])} for r in kept]
         bare = [{name: value for name, value in record.items() if name != "correct"} for record in kept]
-        for name, lines in zip(_FILES, ([trainings[job] for job in sorted(trainings)], bare, outcomes), strict=True):
-            content = "".join(json.dumps(line) + "\n" for line in lines)
-            write_whole(folder / name, content.encode())
+        # all in one file first, which is there or not: the three would differ where a kill comes between them
+        whole = dict(zip(_FILES, ([trainings[job] for job in sorted(trainings)], bare, outcomes), strict=True))
+        write_json(folder / _BEGUN, whole)
+        for name, lines in whole.items():
+            write_whole(folder / name, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        (folder / _BEGUN).unlink()
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of the results in `folder`; the system lets go of it where a process dies."""
+def _locked(folder: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Keep other processes, or with `LOCK_SH` those that write, out of the results in `folder`.
+
+    The system lets go of it where a process dies.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, how)
         yield
     finally:
         os.close(descriptor)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import datetime
+import glob
 import importlib.metadata
 import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich import box
@@ -22,6 +25,9 @@ from rich.console import Console
 from rich.markup import render
 from rich.progress import track
 from rich.table import Table
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 T = TypeVar("T")
 
@@ -31,9 +37,20 @@ RESULTS = ROOT / "studies" / "results"  # those that are stored with the code
 OUT = Path("out").absolute()  # where new ones go
 OWN_RESULTS = RESULTS if IS_CLONE else OUT  # that a study may add to
 console = Console()
+_MOST_TRIES = 10
+
+
+def _writable(folder: Path) -> Path:
+    """The folder for what a study is about to compute, refused before that where nothing can be written to it."""
+    with one_line_errors():
+        there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise InputError(f"--out: expected a folder that can be written, got {folder}")
+    return folder
+
 
 Seed = Annotated[int, typer.Option(help="of everything that is drawn at random")]
-Out = Annotated[Path, typer.Option(help="folder for numbers and pictures")]
+Out = Annotated[Path, typer.Option(help="folder for numbers and pictures", callback=_writable)]
 Smoke = Annotated[bool, typer.Option("--smoke", help="as little as shows that everything runs, in seconds")]
 
 
@@ -133,12 +150,33 @@ def without_folder(word: str) -> str:
     return f"{option}={Path(value).name}" if option else Path(value).name
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write through a temporary file, so that an interrupted study never leaves half a result."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+def write_whole(path: Path, content: bytes | Callable[[Path], Any]) -> None:
+    """Write through a temporary file, so that an interrupted study never leaves half a result.
+
+    content: the bytes, or a function that writes them to a path. Raises OSError, with the name, where the disk is full
+    or the folder takes no files; what was there stays.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    write = content if callable(content) else lambda place: place.write_bytes(content)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):  # by a process that was killed while writing
+            left.unlink(missing_ok=True)
+        for _ in range(_MOST_TRIES):
+            write(temporary)
+            try:
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+                return
+            except FileNotFoundError:  # another process that writes there took it for left behind
+                continue
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror or error}; what was there stays", str(path)) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    raise FileExistsError(f"{path}: expected one process to write it, got others that do so all the time")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -146,11 +184,27 @@ def write_json(path: Path, content: Any) -> None:
     write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def store(path: Path, numbers: Mapping[str, Any], config: Any) -> dict[str, Any]:
-    """Write a study's numbers with the provenance that its `config`, a dataclass, belongs to; return both."""
+def store(
+    path: Path, numbers: Mapping[str, Any], config: Any, *, fields: xr.Dataset | None = None, title: str = ""
+) -> dict[str, Any]:
+    """Write a study's numbers with the provenance that its `config`, a dataclass, belongs to; return both.
+
+    fields: written beside them as NetCDF, with this title.
+    """
     stamped = dict(numbers) | {"provenance": provenance(asdict(config))}
+    if fields is not None:
+        named = fields.assign_attrs({"title": title, "provenance": json.dumps(stamped["provenance"])})
+        write_whole(path.with_suffix(".nc"), _netcdf(named))
     write_json(path, stamped)
     return stamped
+
+
+def _netcdf(fields: xr.Dataset) -> bytes | Callable[[Path], Any]:
+    """For `write_whole`, in memory, as HDF5 may crash where a write to disk fails."""
+    try:
+        return bytes(fields.to_netcdf(engine="h5netcdf"))
+    except ValueError:  # xarray before 2025.9
+        return lambda place: fields.to_netcdf(place, engine="h5netcdf")
 
 
 class InputError(ValueError):
@@ -204,6 +258,8 @@ def parsed_object(path: Path, text: str, number: int = 1) -> dict[str, Any]:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {number + error.lineno - 1}, is damaged: expected JSON, {error.msg}") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise InputError(f"{path}, line {number}, is damaged: {error}") from None
     except RecursionError:
         raise InputError(f"{path}, line {number}, is damaged: nested too deep for JSON of this project") from None
     if not isinstance(content, dict):
@@ -218,6 +274,14 @@ def _text(path: Path) -> str:
         raise InputError(f"{path} is damaged: {error.reason} at byte {error.start}, expected UTF-8") from None
 
 
+class Ended(KeyboardInterrupt):
+    """The system asks this process to end, by the signal `number`: as Ctrl-C does, and so with its state on disk."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 @contextmanager
 def one_line_errors(
     usage: tuple[type[Exception], ...] = (ValueError,),
@@ -227,17 +291,59 @@ def one_line_errors(
 ) -> Iterator[None]:
     """End a command on wrong input with one line and code 2, on a failed run with code 1, interrupted with 130.
 
-    `interrupted` is what Ctrl-C prints. Any other exception is a bug and shows itself.
+    `interrupted` is what Ctrl-C prints, and what SIGTERM and a terminal that is closed would print (codes 143 and 129).
+    A reader of the output that goes, as `head` does, ends the command without a word. Any other exception is a bug and
+    shows itself.
     """
-    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     try:
-        yield
+        with _asked_to_end():
+            yield
+    except KeyboardInterrupt as interruption:
+        _end(interrupted, 128 + getattr(interruption, "number", signal.SIGINT))
+    except BrokenPipeError as error:
+        if error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at the end
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except usage as error:
-        errors.print(f"error: {error}")
-        raise SystemExit(2) from None
+        _end(f"error: {error}", 2)
     except failure as error:
-        errors.print(f"error: {error}")
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        errors.print(interrupted)
-        raise SystemExit(130) from None
+        _end(f"error: {error}", 1)
+    except (MemoryError, RuntimeError) as error:
+        if (reason := lack_of_memory(error)) is None:
+            raise
+        _end(f"error: {reason}", 1)
+
+
+def lack_of_memory(error: BaseException) -> str | None:
+    """One line where memory did not suffice, of the machine or a GPU; None for any other error."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, MemoryError) and not any(words in text for words in ("allocate memory", "out of memory")):
+        return None
+    return f"not enough memory: {text or 'Python had none left'}; fewer workers, or less at a time, need less"
+
+
+def _end(line: str, code: int) -> None:
+    with suppress(OSError):  # a terminal that is gone
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(line)
+    raise SystemExit(code) from None
+
+
+@contextmanager
+def _asked_to_end() -> Iterator[None]:
+    """Inside the block SIGTERM and SIGHUP raise `Ended`, unless somebody else minds them, as nohup."""
+
+    def end(number: int, _: Any) -> None:
+        raise Ended(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    try:
+        for number in ours:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)

@@ -19,6 +19,7 @@ import torch
 from netkit import parallel
 from netkit.memory import keep_freed_memory
 from studies.lab import engines, records
+from studies.lab.reporting import lack_of_memory
 from studies.lab.tasks import Scoring, Task, Training
 from studies.lab.work import do
 
@@ -109,10 +110,12 @@ class _Run:
                         done, total = map(int, _news_of(task).read_text().split())
                         self.report(task, done, total)
         finally:  # after an error or Ctrl-C: what runs stops with its state on disk
-            self.stop.parent.mkdir(parents=True, exist_ok=True)
-            self.stop.touch()
+            with contextlib.suppress(OSError):  # where nothing can be written, they end by themselves
+                self.stop.parent.mkdir(parents=True, exist_ok=True)
+                self.stop.touch()
             wait(self.running)
-            self.stop.unlink()
+            with contextlib.suppress(OSError):
+                self.stop.unlink()
 
     def _start(self) -> bool:
         """Start what can be started; whether anything runs."""
@@ -179,8 +182,9 @@ def work(
             return
         else:
             told = time.monotonic()
-            news.parent.mkdir(parents=True, exist_ok=True)
-            news.write_text(f"{done} {total}")
+            with contextlib.suppress(OSError):  # a full disk is the checkpoint's to tell
+                news.parent.mkdir(parents=True, exist_ok=True)
+                news.write_text(f"{done} {total}")
         if done < total and (time.time() >= deadline or stop.exists()):
             raise OutOfTime
 
@@ -189,10 +193,13 @@ def work(
     except OutOfTime:
         return None
     except Exception as error:
+        if (reason := lack_of_memory(error)) is not None:
+            return WorkerDied(f"the process that was to {task} had {reason}")
         error.add_note(traceback.format_exc())
         return error
     finally:
-        news.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            news.unlink(missing_ok=True)
 
 
 def _news_of(task: Task) -> Path:
