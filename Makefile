@@ -11,8 +11,8 @@ PYTEST  := $(BIN)/python -m pytest
 WORKERS ?= -n logical --maxprocesses 8 --dist loadfile
 ARGS    ?=
 
-.PHONY: fig4 theorems neural-pde table2 reproduce report test test-slow test-cuda test-newest test-wheel dist lock lint format bench \
-	docs html clean
+.PHONY: fig4 theorems neural-pde table2 reproduce report certify test test-slow test-cuda test-newest test-wheel dist lock \
+	lint format bench docs html clean
 
 fig4: $(VENV)/.figures  ## Figure 4: solve, check against Feynman-Kac paths, draw
 	$(BIN)/python studies/fig4_diffusion.py $(ARGS)
@@ -31,6 +31,9 @@ reproduce: $(VENV)/.studies  ## the queue of trainings and attacks on CIFAR, mos
 
 report: $(VENV)/.studies  ## all stored results on one page, out/report.html, and the block in README.md
 	$(BIN)/python studies/report.py $(ARGS)
+
+certify: $(VENV)/.studies  ## promises of the project beside measurements, on one page, out/certify/certify.html
+	$(BIN)/python studies/certify.py $(ARGS)
 
 test: $(VENV)/.tests  ## all tests but the slow ones
 	$(PYTEST) $(WORKERS) -m "not slow" $(ARGS)

@@ -9,8 +9,9 @@ they were. So the first steps, and later one an epoch, are made both ways, from 
 buffers are compared.
 """
 
+import contextlib
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -114,19 +115,39 @@ def record(run: Callable[[], Tensor], generators: Collection[torch.Generator]) -
     """Record the GPU's work in `run`, which draws from its default generator and from `generators`.
 
     Returns a function that repeats the work, with the generators' next draws, and the result that it overwrites.
+    Raises RuntimeError where `run` waits for the GPU, or does anything else that cannot be recorded.
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         run()  # libraries choose their algorithms and make their handles, which they may not do while recording
+        with _waiting_refused():
+            run()
     torch.cuda.current_stream().wait_stream(stream)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # later releases of torch do this by themselves
         for generator in generators:
             graph.register_generator_state(generator)
-    with torch.cuda.graph(graph, stream=stream):
-        result = run()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            result = run()
+    except RuntimeError:
+        # A recording that ends early leaves its generators as if it went on: the next draw would fail.
+        for generator in (*generators, torch.cuda.default_generators[torch.cuda.current_device()]):
+            generator.graphsafe_set_state(generator.clone_state())
+        raise
     return graph.replay, result
+
+
+@contextlib.contextmanager
+def _waiting_refused() -> Iterator[None]:
+    """Inside the block a read of the GPU is an error, which leaves all as it was; while recording it would not."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class _State:

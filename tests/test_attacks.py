@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from functools import partial
 from types import ModuleType
 
 import pytest

@@ -319,6 +319,28 @@ def test_steps_of_a_graph_are_those_made_one_by_one(device: str, precision: Any,
         assert_close(found, expected, 1e-9 if precision == "fp64" else 1e-3)
 
 
+class Reading(nn.Module):
+    """A network that looks at a value in each pass, and so cannot be recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits * float(x.mean() > -1)
+
+
+@ONLY_CUDA
+def test_a_network_that_cannot_be_recorded_is_trained_step_by_step(device: str) -> None:
+    plain, model = Reading(), Reading()
+    train(plain, digits(device), SHORT, graph=False)
+    with pytest.warns(UserWarning, match="without a CUDA graph"):
+        train(model, digits(device), SHORT)
+    for found, expected in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
+        assert_close(found, expected.cpu(), 1e-3)
+
+
 @ONLY_CUDA
 @pytest.mark.parametrize("loss", ["pgd", "trades", "natural"])
 def test_training_in_bfloat16_and_then_in_float32(device: str, loss: Any) -> None:

@@ -44,6 +44,8 @@ STUDIES = {
     "multilevel": Command("the same estimate by multilevel Monte Carlo", "studies.multilevel", "figures"),
     "random-attacks": Command("attacks that take a noisy network as what it is", "studies.random_attacks"),
     "smoothing": Command("certified accuracy beside attacked accuracy", "studies.smoothing"),
+    "interactive": Command("a page with sliders: an ensemble approaches its equation", "studies.interactive"),
+    "certify": Command("what is promised of the numbers, measured", "studies.certify"),
     "work-precision": Command("seconds to an error, beside other programs", "studies.work_precision", "figures"),
     "table": Command("a table of the paper by its number, or section4_4", "studies.table"),
     "fig5": Command("Figure 5: accuracy over the epochs", "studies.fig5_training_curves"),
