@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import scipy
 import torch
@@ -37,6 +37,7 @@ Code = Literal[
     "too-few-draws",
     "too-few-images",
     "undefended",
+    "no-better-than-chance",
 ]
 Kind = Literal["clean", "noise", "one step", "sweep", "steps", "surrogate", "auto", "transfer", "own", "wide"]
 
@@ -137,14 +138,31 @@ def _dependence_on_batch(model: nn.Module, x: Tensor, seed: int) -> Iterable[Fin
     if (changed := changed_by_neighbours(model, x, seed=seed)) is None:
         return
     cures = []
-    by_batch = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in model.modules())
+    by_batch = _normalises_by_batch(model, x, seed)
     if by_batch:
-        cures.append("give batch norm running statistics (track_running_stats=True)")
+        cures.append("let batch norm use running statistics (eval mode, track_running_stats=True)")
     if any(isinstance(part, ResidualNoise) and part.noise.std == "batch" for part in noise_parts(model)):
         cures.append("take noise_std='sample'")
     cure = " and ".join(cures) or "normalise each image by itself"
     text = f"predictions depend on the batch: other neighbours change {changed:.0%} of them; {cure}"
     yield Finding("batch-dependent", text, is_fatal=by_batch or changed > _FEW)
+
+
+def _normalises_by_batch(model: nn.Module, x: Tensor, seed: int) -> bool:
+    """Whether a pass in eval mode takes a batch norm's statistics from the batch, as the layer itself has it."""
+    own, found = {id(module) for module in model.modules()}, []
+
+    def look(layer: nn.Module, _: Any) -> None:
+        if id(layer) in own and isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            found.append(layer.training or layer.running_mean is None)
+
+    handle = nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        with evaluating(model), torch.no_grad(), repeatable((model,), x.device, seed, "norms"):
+            model(x)
+    finally:
+        handle.remove()
+    return any(found)
 
 
 def _odd_calls(model: nn.Module, x: Tensor, seed: int) -> int | None:
@@ -200,11 +218,22 @@ def judge(rows: Sequence[Row], worst: Score, look: Look, *, random: bool) -> lis
         images = "1 image leaves" if worst.n == 1 else f"{worst.n} images leave"
         text = f"{images} an interval of {100 * (high - low):.0f} points: {needed} would leave at most 10"
         findings.append(Finding("too-few-images", text, is_fatal=high - low > _HOPELESS))
-    if high <= _WIDEST:
+    if clean := [row.score for row in rows if row.kind == "clean" and _is_chance(row.score, look.num_classes)]:
+        text = (
+            f"{clean[0].mean:.1%} of the clean images are right, no more than chance gives: look at the labels, the "
+            "order of the classes, and the pixels that the model expects"
+        )
+        findings.append(Finding("no-better-than-chance", text, is_fatal=True))
+    elif high <= _WIDEST:
         easiest = min((row for row in rows if row.kind != "wide"), key=lambda row: row.score.mean)
         text = f"the model is not defended: {easiest.title} alone leaves {easiest.score.mean:.1%} right"
         findings.append(Finding("undefended", text))
     return findings
+
+
+def _is_chance(score: Score, num_classes: int) -> bool:
+    found = wilson(float(score.correct.sum()), score.n, confidence=_SURE)
+    return found.low <= 1 / num_classes and found.high <= 2 / num_classes
 
 
 def is_lower(score: Score, than: Score, *, by: float = 0.01, confidence: float = _SURE) -> bool:

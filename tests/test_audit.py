@@ -259,6 +259,34 @@ def test_batch_statistics_at_test_time_leave_no_number_to_trust(test_images: tup
     assert "track_running_stats=True" in report.verdict
 
 
+class Relapsing(nn.Module):
+    """Puts its batch norm back into train mode in each pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(64, 32), nn.BatchNorm1d(32, affine=False), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.norm.train()(self.first(x.flatten(1))).relu())
+        return logits
+
+
+def test_batch_norm_that_a_forward_pass_puts_into_train_mode_is_found(test_images: tuple[Tensor, Tensor]) -> None:
+    x, y = test_images
+    report = audit(fitted(Relapsing(), eps=0.0), x, y, eps=0.01, budget="quick")
+    assert not report.is_trusted
+    assert "let batch norm use running statistics" in report.verdict
+
+
+def test_wrong_labels_are_not_called_a_lack_of_defence(sound: nn.Module, test_images: tuple[Tensor, Tensor]) -> None:
+    x, y = test_images
+    report = audit(sound, x, (y + 1) % 10, eps=EPS, budget="quick")
+    assert "no-better-than-chance" in codes(report)
+    assert "undefended" not in codes(report)
+    assert "look at the labels" in report.verdict
+    assert not report.is_trusted
+
+
 def test_noise_by_the_batchs_deviation_is_named_with_its_cure(test_images: tuple[Tensor, Tensor]) -> None:
     model = fitted(inject_noise(Mlp(), noise_coef=0.1, noise_std="batch", blocks="hidden", seed=0))
     report = audit(model, *test_images, eps=EPS, budget="quick")
