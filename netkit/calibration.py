@@ -99,8 +99,16 @@ class Calibration:
     __repr__ = __str__
 
     def summary(self) -> dict[str, Any]:
-        """All numbers, for JSON."""
-        return asdict(self)
+        """All numbers, for JSON; infinite ones, which it does not have, are None."""
+        return {name: _finite(value) for name, value in asdict(self).items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def calibration(

@@ -154,3 +154,5 @@ def test_a_report_prints_and_goes_into_json() -> None:
     assert max(map(len, lines)) < 100
     assert len(lines) == 7 + len(report.bins)
     assert json.loads(json.dumps(report.summary()))["n"] == 300
+    certain = calibration_of(torch.tensor([[1.0, 0.0]]), torch.tensor([1]))  # wrong, and sure of it
+    assert json.loads(json.dumps(certain.summary(), allow_nan=False))["mean"]["nll"]["value"] is None
