@@ -453,8 +453,10 @@ def clear(path: Path) -> None:
 
 
 def noting_modules(do: Callable[[Path], None], path: Path) -> None:
-    do(path)
-    path.with_name("modules").write_text("\n".join(sys.modules))
+    try:
+        do(path)
+    finally:  # commands end with SystemExit
+        path.with_name("modules").write_text("\n".join(sys.modules))
 
 
 def import_noted(path: Path) -> None:
