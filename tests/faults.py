@@ -250,7 +250,7 @@ def start(work: Work, path: Path, before: Callable[[], None] = lambda: None, *, 
 
 @dataclass
 class Try:
-    """One of them: `seconds` that the whole work takes, and how many bytes its largest file has."""
+    """One of them: `seconds` that the work takes from its first file on, and the bytes of its largest file."""
 
     work: Work
     path: Path
@@ -453,8 +453,10 @@ def clear(path: Path) -> None:
 
 
 def noting_modules(do: Callable[[Path], None], path: Path) -> None:
-    do(path)
-    path.with_name("modules").write_text("\n".join(sys.modules))
+    try:
+        do(path)
+    finally:  # commands end with SystemExit
+        path.with_name("modules").write_text("\n".join(sys.modules))
 
 
 def import_noted(path: Path) -> None:
@@ -474,8 +476,11 @@ def lines(tries: int, seed: int, names: tuple[str, ...]) -> Iterator[Line]:
             folder = Path(name)
             folder.chmod(0o755)
             whole = folder / "whole"
-            began = time.monotonic()
             child = start(replace(work, do=partial(noting_modules, work.do)), whole)
+            before = newest(whole)
+            while child.is_running() and newest(whole) == before:
+                time.sleep(0.001)
+            began = time.monotonic()
             if child.ended() != 0:
                 raise RuntimeError(f"{work.name}: the undisturbed run failed: {child.said()}")
             seconds = time.monotonic() - began
