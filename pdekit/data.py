@@ -186,7 +186,7 @@ def _check_size(path: str | os.PathLike[str]) -> None:
 
     Coordinates are read whole, fields frame by frame.
     """
-    import h5py  # type: ignore[import-untyped]
+    import h5py
 
     if not os.path.isfile(path) or not h5py.is_hdf5(path):
         return
