@@ -34,6 +34,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 console = Console()
 _MOST_TRIES = 10
+_NO_MEMORY = ("allocate memory", "out of memory", "could not create a primitive")  # of torch, CUDA and oneDNN
 
 
 def _writable(folder: Path) -> Path:
@@ -312,7 +313,7 @@ def one_line_errors(
 def lack_of_memory(error: BaseException) -> str | None:
     """One line where memory did not suffice, of the machine or a GPU; None for any other error."""
     text = " ".join(str(error).split())
-    if not isinstance(error, MemoryError) and not any(words in text for words in ("allocate memory", "out of memory")):
+    if not isinstance(error, MemoryError) and not any(words in text for words in _NO_MEMORY):
         return None
     return f"not enough memory: {text or 'Python had none left'}; fewer workers, or less at a time, need less"
 
