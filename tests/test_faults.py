@@ -325,7 +325,12 @@ def a_training_task(folder: Path) -> Training:
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+        RuntimeError("could not create a primitive"),
+    ],
 )
 def test_a_task_without_memory_is_one_line(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def greedy(*_: Any) -> str:

@@ -38,6 +38,7 @@ OUT = Path("out").absolute()  # where new ones go
 OWN_RESULTS = RESULTS if IS_CLONE else OUT  # that a study may add to
 console = Console()
 _MOST_TRIES = 10
+_NO_MEMORY = ("allocate memory", "out of memory", "could not create a primitive")  # of torch, CUDA and oneDNN
 
 
 def _writable(folder: Path) -> Path:
@@ -318,7 +319,7 @@ def one_line_errors(
 def lack_of_memory(error: BaseException) -> str | None:
     """One line where memory did not suffice, of the machine or a GPU; None for any other error."""
     text = " ".join(str(error).split())
-    if not isinstance(error, MemoryError) and not any(words in text for words in ("allocate memory", "out of memory")):
+    if not isinstance(error, MemoryError) and not any(words in text for words in _NO_MEMORY):
         return None
     return f"not enough memory: {text or 'Python had none left'}; fewer workers, or less at a time, need less"
 
