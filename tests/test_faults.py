@@ -248,7 +248,9 @@ def test_a_terminal_that_is_closed_takes_its_bar_and_not_the_work(work: Callable
 
 def command(body: str, **options: Any) -> subprocess.Popen[str]:
     """A program that does `body` as studies do."""
-    text = f"import os, signal, sys, time\nfrom studies.lab.reporting import *\nwith one_line_errors():\n    {body}\n"
+    # A background shell hands on SIGINT ignored.
+    start = "import os, signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    text = f"{start}from studies.lab.reporting import *\nwith one_line_errors():\n    {body}\n"
     pipe = subprocess.PIPE
     return subprocess.Popen([sys.executable, "-c", text], stdout=pipe, stderr=pipe, text=True, **options)
 

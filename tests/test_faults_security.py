@@ -60,7 +60,9 @@ def test_no_module_reads_what_can_hold_code() -> None:
     words = {"pickle.load", "pickle.loads", "torch.load", "torch.hub.load", "joblib.load", "yaml.load", "dill.loads"}
     words |= {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "marshal.loads", "shelve.open"}
     found = {(module, name) for module, name, _ in calls() if name in words}
-    assert found == {("pdekit/runtime/shards.py", "pickle.loads")}
+    assert found == {("pdekit/runtime/shards.py", "pickle.loads"), ("studies/cli/audit.py", "torch.load")}
+    (load,) = (call for _, name, call in calls() if name == "torch.load")
+    assert "weights_only=True" in ast.unparse(load)
     options = [keyword for *_, call in calls() for keyword in call.keywords if keyword.arg in ("allow_pickle", "shell")]
     assert options
     assert all(isinstance(option.value, ast.Constant) and option.value.value is False for option in options)

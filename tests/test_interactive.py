@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import subprocess
@@ -54,18 +55,24 @@ def test_running_means_are_those_of_the_first_draws_of_one_stream():
 
 def test_quantised_values_are_off_by_half_a_step():
     values = np.random.default_rng(0).random(1000)
-    back = np.frombuffer(interactive.base64.b64decode(interactive.quantised(values)), np.uint8) / interactive.TOP
+    back = np.frombuffer(base64.b64decode(interactive.quantised(values)), np.uint8) / interactive.TOP
     assert np.abs(back - values).max() <= 0.5 / interactive.TOP + 1e-12
 
 
 def test_the_error_that_is_stored_falls_as_the_root_of_draws_until_the_time_step_is_left():
     stored = json.loads((STORED / "interactive.json").read_text())
-    draws = stored["provenance"]["config"]["draws"]
-    for rows in itertools.chain(*stored["numbers"]):
+    config = stored["provenance"]["config"]
+    draws, shape = config["draws"], (len(config["sigmas"]), config["members"], config["picture"] ** 2)
+    deviation = np.frombuffer(base64.b64decode(stored["deviation"]), np.uint8).reshape(shape) / interactive.TOP
+    for (sigma, by_members), members in itertools.product(enumerate(stored["numbers"]), range(1, shape[1] + 1)):
+        rows = by_members[members - 1]
         few = [row["rms"] for row in rows[:4]]
         assert abs(np.polyfit(np.log(draws[:4]), np.log(few), 1)[0] + 0.5) < 0.1
-        assert all(row["rms"] > 0.9 * row["standard_error"] for row in rows)
-        assert rows[0]["grid_error"] < 0.1 * rows[0]["standard_error"]
+        variance = (deviation[sigma, :members] ** 2).sum(0)
+        independent = variance.sum() ** 2 / (variance**2).sum()  # so many points of equal noise vary as much
+        least = 1 - 4 / np.sqrt(2 * independent)
+        assert all(row["rms"] > least * row["standard_error"] for row in rows)
+        assert rows[0]["grid_error"] < rows[5]["standard_error"]  # that of 32 draws
 
 
 def test_the_page_is_one_small_file_that_asks_for_nothing():
@@ -116,6 +123,7 @@ def tab(browser, page):
     browser.requests.clear()
     browser.show(page)
     yield browser
+    browser.evaluate("localStorage.clear()")
     assert browser.errors == []
     assert {address for address in browser.requests if not address.startswith("data:")} == {page.as_uri()}
 

@@ -228,6 +228,18 @@ def test_a_damaged_restart_file_is_refused_or_what_it_was(tmp_path):
         assert np.array_equal(arrays["u"], field), damaged
 
 
+def test_a_member_whose_entry_is_zeroed_is_refused(tmp_path):
+    """Length 0 and checksum 0 agree with each other: the member reads as no bytes, which are no array."""
+    stored = Checkpoint(tmp_path / "c.npz", {"sigma": 0.1})
+    stored.save({"u": np.ones((8, 8))}, t=0.5)
+    content = bytearray((tmp_path / "c.npz").read_bytes())
+    entry = content.rindex(b"PK\1\2", 0, content.rindex(b"u.npy"))
+    content[entry + 16 : entry + 24] = bytes(8)  # checksum and compressed length
+    (tmp_path / "c.npz").write_bytes(content)
+    with pytest.raises(CheckpointError, match="expected a checkpoint of solve"):
+        stored.load()
+
+
 @pytest.fixture
 def frames(tmp_path):
     """Two frames that were written before an interruption, and what the restart file holds of them."""

@@ -134,6 +134,8 @@ class Checkpoint:
                     raise ValueError(f"{damaged} differs from its checksum")
                 meta = json.loads(str(stored["meta"]))
                 arrays = {name: stored[name] for name in stored.files if name != "meta"}
+                if not all(isinstance(array, np.ndarray) for array in arrays.values()):  # a length 0 has checksum 0
+                    raise ValueError("a member that is no array")
                 if sorted(arrays) != meta["arrays"]:
                     raise ValueError(f"{sorted(arrays)} where {meta['arrays']} were stored")
                 found, numbers = dict(meta["description"]), dict(meta["numbers"])

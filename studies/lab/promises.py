@@ -109,7 +109,7 @@ def verdict(measured: Measured, allowed: tuple[float, float] | None) -> str | No
 
 
 def run(rows: Sequence[Row], folder: Path, *, share: float, seed: int) -> list[dict[str, Any]]:
-    """Measure the rows that `folder` does not have at this size, seed and commit; return all, in their order.
+    """Measure the rows that `folder` does not have of this commit and seed with as many cases; return all, in order.
 
     Each row is a file of its own, written when it is done.
     """
@@ -134,5 +134,7 @@ FIELDS = tuple(Measured.__dataclass_fields__)
 
 
 def _is_current(stored: dict[str, Any], stamp: dict[str, Any]) -> bool:
-    old = stored.get("provenance", {})
-    return all(old.get(key) == stamp[key] for key in ("commit", "config", "versions"))
+    old = stored.get("provenance")
+    if old is None or any(old[key] != stamp[key] for key in ("commit", "versions")):
+        return False
+    return old["config"]["seed"] == stamp["config"]["seed"] and old["config"]["cases"] >= stamp["config"]["cases"]
