@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import sys
 import warnings
 from pathlib import Path
+
+from sphinx.application import Sphinx
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "extensions"))
@@ -96,3 +99,16 @@ sphinx_gallery_conf = {
     "within_subsection_order": "ExampleTitleSortKey",
 }
 warnings.filterwarnings("ignore", message="Matplotlib is currently using agg")
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("build-finished", copy_pages)
+
+
+def copy_pages(app: Sphinx, error: Exception | None) -> None:
+    """Put pages that studies have made beside those of the documentation."""
+    if error is None:
+        for name, page in (("interactive", "index.html"), ("certify", "certify.html")):
+            folder = Path(app.outdir) / name
+            folder.mkdir(exist_ok=True)
+            shutil.copyfile(HERE.parent / "studies" / "results" / name / page, folder / "index.html")

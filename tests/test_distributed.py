@@ -251,16 +251,19 @@ def assert_same_run(path: Path, other: Path, tolerance: float) -> None:
         assert largest_difference(trees[0][part], trees[1][part]) <= tolerance, part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALIKE)
 def test_without_draws_and_batch_statistics_two_processes_compute_what_one_does(folder: Path, name: str) -> None:
     assert_same_run(folder / "two" / name, folder / "one" / name, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONTINUED)
 def test_an_interrupted_run_ends_with_the_bits_of_one_that_was_not(folder: Path, name: str) -> None:
     assert_same_run(folder / "continued" / name, folder / "two" / name, 0.0)
 
 
+@pytest.mark.slow
 def test_all_processes_end_with_the_same_losses_weights_and_statistics(folder: Path) -> None:
     first, second = (checkpoint.load(folder / f"states-{rank}", kind="states") for rank in range(2))
     assert largest_difference(first, second) == 0
@@ -268,6 +271,7 @@ def test_all_processes_end_with_the_same_losses_weights_and_statistics(folder: P
     assert answers(folder)["weights set after the epoch"] == [0.25, 0.75]
 
 
+@pytest.mark.slow
 def test_each_process_draws_for_itself_and_the_first_as_if_alone(folder: Path) -> None:
     first, second = (json.loads((folder / f"draws-{rank}.json").read_text()) for rank in range(2))
     assert len(first) == len(second) == 6
@@ -278,6 +282,7 @@ def test_each_process_draws_for_itself_and_the_first_as_if_alone(folder: Path) -
     assert len({*everything}) == len(everything)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("law", "bias"), [("one law", 0.0), ("statistics over half a batch", 0.03)])
 def test_losses_are_those_of_one_process_in_the_mean(folder: Path, law: str, bias: float) -> None:
     ours, theirs = np.array(answers(folder)[law]), np.array(losses(**LAWS[law]))
@@ -286,6 +291,7 @@ def test_losses_are_those_of_one_process_in_the_mean(folder: Path, law: str, bia
     assert error < 0.01 * theirs.mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["from one", "to one"])
 def test_a_run_passes_from_one_process_to_two_and_back(folder: Path, way: str) -> None:
     if way == "to one":
@@ -298,6 +304,7 @@ def test_a_run_passes_from_one_process_to_two_and_back(folder: Path, way: str) -
     assert (tree["epoch"], len(tree["history"])) == (2, 2)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_states_how_its_batches_were_divided(folder: Path) -> None:
     trees = [checkpoint.load(folder / way / "batch std", kind="training") for way in ("one", "two")]
     plans = [tree["provenance"]["batch"] for tree in trees]
@@ -305,6 +312,7 @@ def test_a_checkpoint_states_how_its_batches_were_divided(folder: Path) -> None:
     assert plans[1] == {"processes": 2, "per_process": 8, "batch_size": 16, "peak_lr": 0.05}
 
 
+@pytest.mark.slow
 def test_a_divided_evaluation_gives_every_process_the_whole(folder: Path) -> None:
     dataset = data.load("digits", num_test=70)
     x, y = dataset.images(dataset.test.x), dataset.test.y

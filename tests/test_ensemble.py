@@ -291,6 +291,7 @@ def test_a_certain_image_stops_early_and_an_even_one_never():
     assert estimate.cost == int(estimate.num_draws.sum())
 
 
+@pytest.mark.slow
 def test_on_trained_digits_early_stopping_saves_draws_at_the_same_decision_error():
     """Error: decisions that differ from those of many more draws. A fixed 100 makes it too, at ties."""
     data = load("digits")

@@ -22,7 +22,7 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(STUDY), *args], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("velocity", ["static", "redrawn"])
+@pytest.mark.parametrize("velocity", ["static", pytest.param("redrawn", marks=pytest.mark.slow)])
 def test_it_leaves_the_picture_the_fields_and_the_checks(tmp_path, velocity):
     done = run("--smoke", "--velocity", velocity, "--out", str(tmp_path), "--seed", "1")
     assert done.returncode == 0, done.stderr

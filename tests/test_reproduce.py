@@ -21,7 +21,7 @@ from studies.lab import records, run
 from studies.lab.attacks import ATTACKS
 from studies.lab.tasks import Task, Training
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 DIGITS = ["--settings", "digits", "--seeds", "0", "--workers", "1", "--device", "cpu"]
 

@@ -350,8 +350,8 @@ def killing(x, y, t):
         ([0.1, 0.3], "heun"),
         ([[0.1, 0.2, 0.0], [0.0, 0.1, 0.3]], "heun"),
         (number_2d, "euler"),
-        (number_2d, "heun"),
-        (matrix_2d, "heun"),
+        pytest.param(number_2d, "heun", marks=pytest.mark.slow),
+        pytest.param(matrix_2d, "heun", marks=pytest.mark.slow),
     ],
 )
 def test_compiled_functions_give_the_paths_of_plain_ones(sigma, scheme):

@@ -232,6 +232,7 @@ def test_autoattack_is_a_column_whose_blocks_are_small(runs: Any, tmp_path: Path
         assert {identity["batch_size"] for identity in identities} == {batch_size}
 
 
+@pytest.mark.slow
 def test_baselines_are_rows_on_request(runs: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(runs[0], out)

@@ -24,6 +24,7 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(STUDY), *args], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_it_leaves_the_picture_the_numbers_and_the_verdicts(tmp_path):
     done = run("--smoke", "--out", str(tmp_path), "--seed", "1")
     assert done.returncode == 0, done.stderr

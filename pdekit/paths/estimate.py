@@ -92,8 +92,9 @@ class Estimate:
         It reaches from the mean to the mean less its bias, and on both sides by the quantile times the errors of the
         two. Without a bias estimate it covers the sampling error only: E f of the stepped paths, and not u.
 
-        Normal quantiles, or Student's t where the error comes from few replicates. Raises ValueError unless
-        0 < level < 1.
+        Normal quantiles, or Student's t where the error comes from few replicates, as of Sobol points: those are not
+        normal, and 95% intervals of 16 replicates covered 92.7 ± 0.3% where it was measured (studies/certify.py).
+        Raises ValueError unless 0 < level < 1.
         """
         factor = quantile(level, self.replicates)
         if self.bias_estimate is None or self.bias_standard_error is None:
