@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -134,6 +135,8 @@ def test_an_interrupted_and_killed_study_ends_as_an_undisturbed_one(smoke: Path,
     command = [sys.executable, "studies/table2.py", *SMALL, "--workers", "2", "--out", str(tmp_path)]
     options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     options |= {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "start_new_session": True}
+    # A background shell hands on SIGINT ignored.
+    options["preexec_fn"] = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     ended = {}
     for how in (signal.SIGINT, signal.SIGKILL):
         before = written()

@@ -148,10 +148,10 @@ class Processes(ThreadPoolExecutor):
         try:
             result = pool.submit(fn, *args, **kwargs).result()
         except BaseException:
-            pool.shutdown(wait=False)
+            pool.shutdown()  # to its end: Python 3.11 may wake one that is closing when it exits itself
             raise
         if isinstance(result, Exception):
-            pool.shutdown(wait=False)
+            pool.shutdown()
         else:
             self._own.pool = pool
         return result
