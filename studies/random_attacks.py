@@ -24,6 +24,7 @@ from netkit import PRESETS, attacks, data, en_resnet, evaluate, train
 from netkit.attacks.expectation import expected, under_attack
 from netkit.intervals import mean_accuracy, paired_difference
 from netkit.models import EnResNet
+from netkit.suite import random_noise
 from studies.lab.reporting import ROOT, Out, Smoke, one_line_errors, show, store, tracked
 
 # Parameters
@@ -95,11 +96,6 @@ def images(digits: data.Dataset, config: Config) -> tuple[Tensor, Tensor]:
     return digits.images(digits.test.x[: config.num_images]), digits.test.y[: config.num_images]
 
 
-def signs(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
-    """A random corner of the ball."""
-    return (x + EPS * (2 * torch.randint(2, x.shape, generator=generator) - 1)).clamp(0, 1)
-
-
 # Solve
 
 
@@ -119,7 +115,7 @@ def accuracies(
 
     kinds: dict[str, tuple[evaluate.Attack, Callable[[EnResNet], dict[str, Any]], str]] = {
         "none": (evaluate.no_attack, by_mean, ""),
-        "random corner": (signs, by_mean, ""),
+        "random corner": (partial(random_noise, eps=EPS), by_mean, ""),
         REFERENCE: (ifgsm, by_mean, f"{2 * draws}"),
         "PGD, mean gradient": (pgd, by_mean, f"{2 * draws}"),
         "PGD on the margin": (partial(pgd, loss=attacks.margin), by_mean, f"{2 * draws}"),
