@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -40,12 +41,17 @@ def joined(device: torch.device | str) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or processes()[1] > 1:
         yield
         return
+    # Some functions there take the group of their import's moment as a default. Imported later, by the wrapper of
+    # `averaging`, they would keep this group and its threads alive, which abort an interpreter that ends.
+    import torch.distributed.nn.functional
+
     device = torch.device(device)
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # the GPU that NCCL takes; plain "cuda" is the current one anyway
     # A process that waits for another's long attack must not give up; where one dies, torchrun ends them all.
     dist.init_process_group("gloo" if device.type == "cpu" else "nccl", timeout=_PATIENCE)
     yield
+    gc.collect()  # wrappers of `averaging` hang in cycles, and hold the group as well
     dist.barrier()  # a process that closes its connections while another still uses them can abort that one
     dist.destroy_process_group()  # not after an error: the others may never come to it
 
