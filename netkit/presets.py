@@ -41,6 +41,9 @@ ONE_STEP = replace(FAST, epochs=15, num_steps=1, step_size=1.25 * FAST.eps)
 """FGSM from a random start (Wong et al. 2020), for machines without a GPU: two passes an image where PGD-7 takes
 eight."""
 
+ONE_STEP_BF16 = replace(ONE_STEP, precision="bf16-any")
+"""The same in bfloat16, for CPUs that multiply it."""
+
 SMOKE = TrainConfig(epochs=1, batch_size=32, schedule="one-cycle", num_steps=2, val_num_steps=2)
 """Finishes in seconds; shows that the parts fit, nothing else."""
 
@@ -59,4 +62,12 @@ DIGITS = TrainConfig(
 nothing; 0.2 leaves a small network about as robust as the paper's are on CIFAR-10. The step keeps the paper's
 ratio, eps/4."""
 
-PRESETS = {"paper": PAPER, "authors": AUTHORS, "fast": FAST, "one-step": ONE_STEP, "smoke": SMOKE, "digits": DIGITS}
+PRESETS = {
+    "paper": PAPER,
+    "authors": AUTHORS,
+    "fast": FAST,
+    "one-step": ONE_STEP,
+    "one-step-bf16": ONE_STEP_BF16,
+    "smoke": SMOKE,
+    "digits": DIGITS,
+}

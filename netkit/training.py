@@ -76,7 +76,8 @@ class TrainConfig:
     val_num_steps: steps of the validation attack, PGD with a step of 2.5 eps / val_num_steps (at ten, eps/4 as in the
         paper), whatever the attack in training: a network trained against one step may learn to withstand that step
         and nothing else (Wong et al. 2020).
-    precision: "bf16" is autocast on CUDA and "no" on a CPU, where it is slower; "fp64" is double precision.
+    precision: "bf16" is autocast on CUDA and "no" on a CPU, most of which are slower at it; "bf16-any" is autocast on
+        CPUs as well, which pays on those that multiply bfloat16 (AVX512-BF16, AMX); "fp64" is double precision.
 
     Averaging n networks gives each of them 1/n of the gradient g that it would have alone, and all of the weight
     decay: one step of SGD moves its weights θ by -η(g/n + λθ). With n times the rate but the same decay it would move
@@ -111,7 +112,7 @@ class TrainConfig:
     select: Literal["robust", "natural", "last"] = "robust"
     validate_every: int = 1
     val_num_steps: int = 10
-    precision: Literal["no", "bf16", "fp64"] = "no"
+    precision: Literal["no", "bf16", "bf16-any", "fp64"] = "no"
     channels_last: bool = False
     seed: int = 0
 
@@ -122,7 +123,7 @@ class TrainConfig:
             "schedule": ("steps", "one-cycle"),
             "attack_batch_norm": ("eval", "train"),
             "select": ("robust", "natural", "last"),
-            "precision": ("no", "bf16", "fp64"),
+            "precision": ("no", "bf16", "bf16-any", "fp64"),
         }
         for name, allowed in hints.items():
             if getattr(self, name) not in allowed:
@@ -703,9 +704,8 @@ class _Objective(nn.Module):
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The configuration's precision, for passes of the network."""
         device = next(self.network.parameters()).device.type
-        if self.config.precision != "bf16" or device == "cpu":
-            return contextlib.nullcontext()
-        return torch.autocast(device, torch.bfloat16)
+        is_cast = self.config.precision == "bf16-any" or (self.config.precision == "bf16" and device != "cpu")
+        return torch.autocast(device, torch.bfloat16) if is_cast else contextlib.nullcontext()
 
     def pgd(
         self,

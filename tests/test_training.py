@@ -54,6 +54,27 @@ def assert_identical(first: Any, second: Any) -> None:
         assert first == second
 
 
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("no", torch.float32), ("bf16", torch.float32), ("bf16-any", torch.bfloat16), ("fp64", torch.float64)],
+)
+def test_the_precision_on_a_cpu_is_the_one_that_is_said(
+    precision: Any, dtype: torch.dtype, digits: data.Dataset
+) -> None:
+    """Float32 unless asked for by name; autocast leaves weights in float32, and the loss is near that of float32."""
+    losses = []
+    for chosen in (precision, "no"):
+        config = dataclasses.replace(SHORT, precision=chosen, channels_last=True, epochs=1)
+        seen: set[torch.dtype] = set()
+        model = small_net()
+        model.members[1].register_forward_hook(lambda _module, _inputs, logits, seen=seen: seen.add(logits.dtype))
+        losses.append(train(model, digits, config).history[0].loss)
+        assert seen == {dtype if chosen == precision else torch.float32}
+        assert {weight.dtype for weight in model.parameters()} == {torch.float64 if chosen == "fp64" else torch.float32}
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert (losses[0] == losses[1]) == (dtype == torch.float32)
+
+
 def test_the_paper_schedule_is_torchs_multistep_schedule() -> None:
     config, steps_per_epoch = PRESETS["paper"], 2
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)

@@ -55,16 +55,17 @@ SETTINGS = {
         "ResNet20 and its ensembles of the paper's width on all of CIFAR-10, a one-step attack in training, 10 epochs.",
         "The paper's networks and images, trained for 10 epochs in place of 200 and against one step in place of ten.",
         "cifar10",
-        "one-step",
+        "one-step-bf16",
         options={"epochs": 10, "num_test": 2_000},
     ),
     "cpu-full-rates": Setting(
         "CPU, full width, learning rates",
-        "The networks of cpu-full, trained for 3 epochs with several learning rates; not attacked but for validation.",
+        "The networks of cpu-full, trained on 15,000 images for 3 epochs with several learning rates; not attacked but "
+        "for validation.",
         "For the choice of the learning rates of cpu-full.",
         "cifar10",
-        "one-step",
-        options={"epochs": 3, "learning_rates": (0.2, 0.4, 0.8)},
+        "one-step-bf16",
+        options={"epochs": 3, "num_train": 15_000, "learning_rates": (0.2, 0.4, 0.8)},
     ),
     "cpu-narrow": Setting(
         "CPU, narrow networks",
