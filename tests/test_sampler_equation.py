@@ -281,6 +281,7 @@ def test_the_weak_order_with_everything_variable(dim, noise, scheme):
     assert slope == pytest.approx(order + 1, abs=0.25)
 
 
+@pytest.mark.slow
 def test_the_weak_order_with_three_motions_that_do_not_commute():
     problem, u = manufactured(3, "matrix")
     x = np.random.default_rng(5).uniform(size=(3, 3))
@@ -298,7 +299,7 @@ def test_the_weak_order_with_three_motions_that_do_not_commute():
         {"sampling": Sampling(dtype="float32")},
         {"sampling": Sampling(extrapolate=True), "scheme": "euler"},
         {"sampling": Sampling(increments="two_point"), "scheme": "euler"},
-        {"tolerance": Tolerance(atol=0.02)},
+        pytest.param({"tolerance": Tolerance(atol=0.02)}, marks=pytest.mark.slow),
         {"scheme": "heun", "t0": 0.5},
     ],
     ids=lambda options: " ".join(options),
@@ -347,9 +348,9 @@ def killing(x, y, t):
     ("sigma", "scheme"),
     [
         (0.2, "euler"),
-        ([0.1, 0.3], "heun"),
+        pytest.param([0.1, 0.3], "heun", marks=pytest.mark.slow),
         ([[0.1, 0.2, 0.0], [0.0, 0.1, 0.3]], "heun"),
-        (number_2d, "euler"),
+        pytest.param(number_2d, "euler", marks=pytest.mark.slow),
         pytest.param(number_2d, "heun", marks=pytest.mark.slow),
         pytest.param(matrix_2d, "heun", marks=pytest.mark.slow),
     ],
@@ -597,7 +598,7 @@ def test_what_cannot_be_is_met_with_one_line():
 # the paths themselves, and derivatives
 
 
-@pytest.mark.parametrize("sigma", [0.2, number_2d])
+@pytest.mark.parametrize("sigma", [0.2, pytest.param(number_2d, marks=pytest.mark.slow)])
 def test_paths_handed_out_are_those_behind_the_estimate(sigma):
     f = np.random.default_rng(1).standard_normal((4, 4))
     problem = ConvectionDiffusion(carried, f, sigma, potential=killing, source=number_2d, box=((0.0, 1.0), (-1.0, 2.0)))

@@ -46,7 +46,10 @@ PROBLEMS = {
 }
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+SLOW = pytest.param("three dimensions", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [SLOW if name == "three dimensions" else name for name in PROBLEMS])
 def test_the_delivered_error_is_within_the_tolerance_and_its_estimate(name):
     problem = PROBLEMS[name]
     exact = solve(problem, rtol=1e-12)

@@ -277,7 +277,7 @@ def full(dim: int, *, v: float = 1.0, g: float = 1.0, noise: str = "uneven") -> 
     )
 
 
-@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("dim", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_equation_in_full_is_verified_and_each_part_of_it_matters(dim):
     problem = full(dim)
     how = {"num_points": 64 if dim == 1 else (32, 36), "times": np.linspace(0.0, problem.horizon, 17)}
