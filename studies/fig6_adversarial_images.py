@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from netkit.evaluate import through_eot
 from netkit.models import EnResNet
 from netkit.randomness import derived_generator, noise_from
+from pdekit.runtime.files import write_whole
 from studies.draw.style import save, styled
 from studies.lab.cli import Computed, app_for
-from studies.lab.reporting import console, provenance, write_json, write_whole
+from studies.lab.reporting import console, provenance, write_json
 from studies.lab.tasks import Scoring, tasks_for
 from studies.lab.work import load_data, trained_model
 from studies.paper.tables import FIGURE6

@@ -16,8 +16,9 @@ from typing import Annotated
 import typer
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from pdekit.runtime.files import write_whole
 from studies.lab.networks import kind_of
-from studies.lab.reporting import IS_CLONE, OUT, RESULTS, ROOT, InputError, console, one_line_errors, write_whole
+from studies.lab.reporting import IS_CLONE, OUT, RESULTS, ROOT, InputError, console, one_line_errors
 from studies.page import panels
 from studies.page.results import DATASETS, Fields, Results, against
 from studies.paper.figure4 import RANGES

@@ -29,7 +29,7 @@ from made_up_records import a_score, a_training
 import netkit.progress
 from netkit import checkpoint
 from pdekit import ConvectionDiffusion, feynman_kac, solve
-from pdekit.equation import storage
+from pdekit.runtime import files
 from pdekit.runtime.progress import Progress
 from pdekit.runtime.shards import in_order
 from studies.lab import records, reporting, run
@@ -40,9 +40,8 @@ from studies.lab.tasks import Settings, Training, tasks_for
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals")
 
 WRITERS: dict[str, Callable[[Path, bytes], None]] = {
-    "pdekit": lambda path, content: storage._replace(path, lambda file: file.write(content)),
+    "pdekit": files.write_whole,
     "netkit": lambda path, content: checkpoint.write_whole(path, [content]),
-    "studies": reporting.write_whole,
 }
 OLD, NEW = b"old" * 1000, b"new" * 1000
 
@@ -191,7 +190,7 @@ def test_a_merge_that_is_killed_between_its_files_is_whole(
     old = Records([a_training("A", 0)], [a_score("A", 0, "nat", [1, 2])])
     new = Records([a_training("A", 0, weights="others")], [a_score("B", 1, "nat", [3, 4, 5])])
     records.merge(old, tmp_path)
-    write, left = reporting.write_whole, iter(range(steps))
+    write, left = files.write_whole, iter(range(steps))
 
     def killed(path: Path, content: bytes) -> None:
         if next(left, None) is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import io
 import json
@@ -12,7 +11,7 @@ import os
 import reprlib
 import secrets
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from pdekit.field import digest
 from pdekit.numerics.spectral import resample
 from pdekit.problem import ConvectionDiffusion
+from pdekit.runtime.files import write_whole
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,7 +33,6 @@ except ImportError:  # not on every system
     fcntl = None
 
 _KEY_BYTES = 16
-_MOST_TRIES = 10
 
 
 class CheckpointError(ValueError):
@@ -72,38 +71,6 @@ def _same(found: Any, expected: Any) -> bool:
     return bool(found == expected)
 
 
-def _replace(path: Path, write: Callable[[Any], Any]) -> None:
-    """Write a file that takes the place of `path` when it is complete and on disk.
-
-    Raises OSError, with the name, where the disk is full or the folder takes no files; what was there stays.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):  # by a process that was killed while writing
-        left.unlink(missing_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        for _ in range(_MOST_TRIES):
-            with open(partial, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                os.replace(partial, path)
-                return
-            except FileNotFoundError:  # another process writes there too, and has just removed what is "left"
-                continue
-    except OSError as error:
-        raise _named(error, path) from error
-    finally:
-        partial.unlink(missing_ok=True)
-    raise FileExistsError(f"{path}: expected one process to write it, got others that do so all the time")
-
-
-def _named(error: OSError, path: Path) -> OSError:
-    """The error with the name of a file that could not be written: what a full disk raises has none."""
-    return OSError(error.errno, f"{error.strerror or error}; the file before it stays", str(path))
-
-
 class Checkpoint:
     """A restart file (.npz): arrays, and a description that has to match on loading."""
 
@@ -117,7 +84,7 @@ class Checkpoint:
                 raise ValueError(f"checkpoint: expected finite values, got some that are not in {name!r}")
         meta = json.dumps({"description": self._description, "numbers": numbers, "arrays": sorted(arrays)})
         content: dict[str, Any] = {"meta": np.array(meta), **arrays}
-        _replace(self.path, lambda file: np.savez(file, **content))
+        write_whole(self.path, lambda file: np.savez(file, **content))
 
     def load(self) -> tuple[dict[str, NDArray], dict[str, float]] | None:
         """Arrays and numbers, or None where there is no file.

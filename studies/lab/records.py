@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdekit.runtime.files import write_whole
 from studies.lab.networks import Network
-from studies.lab.reporting import InputError, read_object, read_objects, write_json, write_whole
+from studies.lab.reporting import InputError, read_object, read_objects, write_json
 from studies.lab.tasks import Scoring, Task, Training
 
 Record = dict[str, Any]

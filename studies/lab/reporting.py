@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import glob
 import importlib.metadata
 import json
 import os
@@ -12,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,6 +26,8 @@ from rich.markup import render
 from rich.progress import track
 from rich.table import Table
 
+from pdekit.runtime.files import write_whole
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -37,7 +39,6 @@ RESULTS = ROOT / "studies" / "results"  # those that are stored with the code
 OUT = Path("out").absolute()  # where new ones go
 OWN_RESULTS = RESULTS if IS_CLONE else OUT  # that a study may add to
 console = Console()
-_MOST_TRIES = 10
 _NO_MEMORY = ("allocate memory", "out of memory", "could not create a primitive")  # of torch, CUDA and oneDNN
 
 
@@ -151,35 +152,6 @@ def without_folder(word: str) -> str:
     return f"{option}={Path(value).name}" if option else Path(value).name
 
 
-def write_whole(path: Path, content: bytes | Callable[[Path], Any]) -> None:
-    """Write through a temporary file, so that an interrupted study never leaves half a result.
-
-    content: the bytes, or a function that writes them to a path. Raises OSError, with the name, where the disk is full
-    or the folder takes no files; what was there stays.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    write = content if callable(content) else lambda place: place.write_bytes(content)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):  # by a process that was killed while writing
-            left.unlink(missing_ok=True)
-        for _ in range(_MOST_TRIES):
-            write(temporary)
-            try:
-                with temporary.open("rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-                return
-            except FileNotFoundError:  # another process that writes there took it for left behind
-                continue
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror or error}; what was there stays", str(path)) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    raise FileExistsError(f"{path}: expected one process to write it, got others that do so all the time")
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as readable JSON, whole or not at all."""
     write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
@@ -200,12 +172,15 @@ def store(
     return stamped
 
 
-def _netcdf(fields: xr.Dataset) -> bytes | Callable[[Path], Any]:
-    """For `write_whole`, in memory, as HDF5 may crash where a write to disk fails."""
+def _netcdf(fields: xr.Dataset) -> bytes:
+    """A file's content, made in memory, as HDF5 may crash where a write to disk fails."""
     try:
         return bytes(fields.to_netcdf(engine="h5netcdf"))
     except ValueError:  # xarray before 2025.9
-        return lambda place: fields.to_netcdf(place, engine="h5netcdf")
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder, "fields.nc")
+            fields.to_netcdf(place, engine="h5netcdf")
+            return place.read_bytes()
 
 
 class InputError(ValueError):
