@@ -11,7 +11,7 @@ PYTEST  := $(BIN)/python -m pytest
 WORKERS ?= -n logical --maxprocesses 8 --dist loadfile
 ARGS    ?=
 
-.PHONY: fig4 theorems neural-pde table2 reproduce report certify test test-slow test-cuda test-newest test-wheel dist lock \
+.PHONY: fig4 theorems neural-pde table2 reproduce report certify test test-slow faults test-cuda test-newest test-wheel dist lock \
 	lint format bench docs html clean
 
 fig4: $(VENV)/.figures  ## Figure 4: solve, check against Feynman-Kac paths, draw
@@ -40,6 +40,9 @@ test: $(VENV)/.tests  ## all tests but the slow ones
 
 test-slow: $(VENV)/.tests  ## the slow ones
 	$(PYTEST) $(WORKERS) -m slow $(ARGS)
+
+faults: $(VENV)/.tests  ## work broken at random moments and continued; prints the table of docs/faults.md
+	$(BIN)/python tests/faults.py $(ARGS)
 
 test-cuda: $(VENV)/.tests  ## those that need a GPU
 	$(PYTEST) -m cuda $(ARGS)
