@@ -19,6 +19,7 @@ from netkit.injection import inject_input_noise, inject_noise, noise_of, remove_
 from netkit.metrics import MetricsFile, TensorBoard
 from netkit.models import EnResNet, ResNet, en_resnet, ensemble, from_name
 from netkit.presets import PRESETS
+from netkit.pretrained import load_pretrained, model_card, pretrained
 from netkit.smoothing import Certificate, certify
 from netkit.sources import dataset
 from netkit.training import TrainConfig, TrainResult, load_model, load_weights, train
@@ -52,8 +53,11 @@ __all__ = [
     "inject_noise",
     "load",
     "load_model",
+    "load_pretrained",
     "load_weights",
+    "model_card",
     "noise_of",
+    "pretrained",
     "remove_noise",
     "train",
 ]

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner, Result
 
-from netkit import checkpoint
-from studies import reproduce
+from netkit import checkpoint, load_pretrained, model_card
+from studies import publish, reproduce
 from studies.lab import records, run
 from studies.lab.attacks import ATTACKS
 from studies.lab.tasks import Task, Training
@@ -217,3 +218,19 @@ def test_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     result = start(*DIGITS)
     assert result.exit_code == 2
     assert "torchrun is for the tables" in result.stderr
+
+
+def test_a_network_is_published_with_a_card_of_its_records(whole: Path, tmp_path: Path) -> None:
+    arguments = ["--settings", "digits", "--rows", "En2ResNet8", "--out", str(whole), "--to", str(tmp_path)]
+    app = typer.Typer()
+    app.command()(publish.main)
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    found = {(score["network"], score["attack"]): score for score in records.read(whole / "results").scores}
+    share = records.right_answers(found["En2ResNet8", "nat"]).mean()
+    text = model_card("digits-En2ResNet8", folder=tmp_path)
+    assert f"| natural | {100 * float(share):.1f} [" in text
+    assert load_pretrained("digits-En2ResNet8", folder=tmp_path).config["members"][1]["noise"]["kind"] == "gaussian"
+    missing = CliRunner().invoke(app, [*arguments, "--seed", "1"])
+    assert missing.exit_code != 0
+    assert "run reproduce.py first" in missing.output
