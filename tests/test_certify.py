@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +14,8 @@ from page_reader import Elements
 from typer.testing import CliRunner
 
 from studies import certify
+from studies.certificate import damage
+from studies.certificate.equations import square_after
 from studies.lab import promises
 from studies.lab.promises import FAILS, HOLDS, TOO_FEW, Measured, Row, exact, mean, order, share, verdict
 
@@ -80,7 +83,7 @@ def test_an_interrupted_run_continues_with_the_rows_that_are_missing(tmp_path):
 
 def test_the_moments_of_the_linear_equations_solve_their_own_equations():
     for constant, rate in ((True, -4.0), (False, -3.75)):
-        at = partial(certify.square_after, constant=constant)
+        at = partial(square_after, constant=constant)
         assert at(1.5) == pytest.approx((1.5**2 - 0.25 / -rate) * np.exp(rate) + 0.25 / -rate)
         assert at(np.sqrt(0.25 / -rate)) == pytest.approx(0.25 / -rate)  # where nothing changes
 
@@ -93,15 +96,15 @@ def test_readers_that_misread_end_or_hang_are_counted(monkeypatch):
         def read():
             content = path.read_bytes()
             if content[:1] != b"\0":
-                certify.os._exit(1)
+                os._exit(1)
             if len(content) != 64:
                 raise ValueError("length")
             return content
 
-        return path, read, lambda found: found == bytes(range(64)), ValueError
+        return damage.Reader(path, read, lambda found: found == bytes(range(64)), ValueError)
 
-    monkeypatch.setitem(certify.READERS, "made up", reader)
-    found = certify.damage(200, 0, "made up")
+    monkeypatch.setitem(damage.READERS, "made up", reader)
+    found = damage.failures(200, 0, "made up")
     assert found.n == 200
     assert all(word in found.note for word in ("refused", "misread", "ended the process"))
     refused = int(found.note.split(" refused")[0])

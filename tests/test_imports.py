@@ -28,7 +28,13 @@ UNNEEDED = {
 }
 """What a package's import leaves to the first call that needs it."""
 LAYERS = {
-    "studies": {"lab": set(), "paper": {"lab"}, "draw": {"lab", "paper"}, "page": {"lab", "paper"}},
+    "studies": {
+        "lab": set(),
+        "certificate": {"lab"},
+        "paper": {"lab"},
+        "draw": {"lab", "paper"},
+        "page": {"lab", "paper"},
+    },
     "pdekit": {
         "runtime": set(),
         "numerics": {"runtime", "fastmath"},
