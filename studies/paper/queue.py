@@ -28,6 +28,7 @@ class Setting:
 
     limits: what cannot be concluded from it.
     options: of `Settings`.
+    rates: peak learning rates of some networks, chosen on validation; others take the preset's, or those of `options`.
     """
 
     title: str
@@ -37,6 +38,7 @@ class Setting:
     preset: str
     loss: TrainingLoss = "pgd"
     options: Mapping[str, Any] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     def settings(self, *, out: Path, data: Path | None = None, device: str = "cpu") -> Settings:
         """`data` is a folder with the files of several data sets, or the file of one."""
@@ -165,9 +167,11 @@ def tasks_of(stages: Iterable[Stage], *, data: Path | None, out: Path, device: s
     for stage in stages:
         setting = SETTINGS[stage.setting]
         usual = setting.settings(out=out, data=data, device=device)
-        attacking = replace(usual, **stage.options)
         for seed in stage.seeds:
             for network in map(Network.parse, stage.rows):
+                rates = (setting.rates[network.name],) if network.name in setting.rates else usual.learning_rates
+                training = replace(usual, learning_rates=rates)
+                attacking = replace(training, **stage.options)
                 attacks = [a for a in stage.attacks if network.is_noisy or not ATTACKS[a].is_about_noise]
-                for task in tasks_for(usual, network, seed, attacks, loss=setting.loss):
+                for task in tasks_for(training, network, seed, attacks, loss=setting.loss):
                     yield task if isinstance(task, Training) else replace(task, settings=attacking)
