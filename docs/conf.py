@@ -76,7 +76,9 @@ html_theme_options = {
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
 # Pages of their own have nothing beside them.
-html_sidebars: dict[str, list[str]] = {"index": [], "tutorial/*": [], "equations": [], "design": [], "benchmarks": []}
+html_sidebars: dict[str, list[str]] = {
+    name: [] for name in ("index", "tutorial/*", "equations", "design", "benchmarks", "faults")
+}
 
 
 sphinx_gallery_conf = {
