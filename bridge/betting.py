@@ -19,6 +19,7 @@ import math
 import torch
 from torch import Tensor
 
+_ROUNDS = 8  # of the contraction in `draws_needed`
 _FRACTIONS = (1.0, 0.5, 0.25, 0.125)  # of the wealth that are bet against a class, mixed with equal weights
 
 
@@ -63,7 +64,7 @@ def threshold(level: float) -> float:
 
 
 def half_width(variance: Tensor, num_draws: int, threshold: float) -> Tensor:
-    """The rough half-width that draws in [0, 1] of given variance reach: the inverse of `draws_needed`."""
+    """The rough half-width that draws in [0, 1] of given variance reach at the full stake."""
     linear = 0.5 * threshold
     return (linear + (linear**2 + 8 * num_draws * threshold * variance).sqrt()) / (2 * num_draws)
 
@@ -76,9 +77,21 @@ def interval(ends: Tensor, mean: Tensor, level: float) -> tuple[Tensor, Tensor]:
     return torch.minimum(low, mean), torch.maximum(high, mean)
 
 
-def draws_needed(variance: Tensor, margin: Tensor | float, target: float, level: float) -> Tensor:
-    """The rough number of draws of given variance, in [-margin, 1 + margin], for intervals of half-width `target`."""
-    return threshold(level) * (2 * variance / target**2 + (0.5 + margin) / target)
+def draws_needed(
+    variance: Tensor, margin: Tensor | float, target: float, level: float, *, mean: Tensor | float = 0.5
+) -> Tensor:
+    """The rough number of draws of given variance, in [-margin, 1 + margin], for intervals of half-width `target`.
+
+    The first draws earn little: with the imagined one the variance after i of them is about σ² + κ/i, where
+    κ = 1/4 + (mean - 1/2)², least for a mean of 1/2. With A = σ² + w b stakes are in proportion to i / (i + κ / A),
+    which is (κ / A) log(1 + n A / κ) draws less than n at the full stake.
+    """
+    known = variance + target * (0.5 + margin)
+    at_full_stake = threshold(level) * (2 * variance / target**2 + (0.5 + margin) / target)
+    lag, needed = (0.25 + (mean - 0.5) ** 2) / known, at_full_stake
+    for _ in range(_ROUNDS):
+        needed = at_full_stake + lag * torch.log1p(needed / lag)
+    return needed
 
 
 class LargestBets:

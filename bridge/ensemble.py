@@ -138,7 +138,8 @@ class EnsembleEstimate:
             raise ValueError(f"target_error: expected a positive half-width, got {target_error}")
         quantile = _student(level, self.num_draws)
         if self._kind(kind) == "bets":
-            needed = draws_needed(self.standard_deviation.square(), 0.0, target_error, level).max(-1).values
+            variance = self.standard_deviation.square()
+            needed = draws_needed(variance, 0.0, target_error, level, mean=self.mean).max(-1).values
         else:
             needed = (quantile * self.standard_deviation.max(-1).values / target_error).square()
         return needed.ceil().clamp_min(2).long()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bridge.comparison import rms_without_noise
-from bridge.scaling import constant_sigma_twin, measure_noise
+from bridge.scaling import NoiseMeasurement, constant_sigma_twin, measure_noise
 from netkit import PRESETS, data, en_resnet, train
 from netkit.models import EnResNet
 from netkit.noise import NoiseStd
@@ -102,20 +102,24 @@ def row(loss: TrainingLoss, std: NoiseStd, coef: float, epochs: int, config: Con
 def effects(
     loss: TrainingLoss, std: NoiseStd, coef: float, epochs: int, seed: int, config: Config, out: Path
 ) -> dict[str, float]:
-    """Compare one network with its twins: probabilities, rms over test images and classes.
-
-    noise: how far noise moves the mean prediction from that of the network without. blocks, one: how far σ_l for each
-    block, or one σ, moves the mean; one_flips: share of images whose decision changes with it, repeat_flips: between
-    halves of the draws.
-    """
+    """Compare one network with its twins on test images."""
     model, digits = trained(loss, std, coef, epochs, seed, config, out)
-    measured = measure_noise(model, digits.images(digits.train.x))
     x = digits.images(digits.test.x)
-    own = draws(model, x, config.draws)
+    measured = measure_noise(model, digits.images(digits.train.x))
+    return against_constant(model, measured, x, draws(model, x, config.draws))
+
+
+def against_constant(model: EnResNet, measured: NoiseMeasurement, x: Tensor, own: Array) -> dict[str, float]:
+    """Replace the noise by that of constant σ; probabilities, rms over images x and classes.
+
+    own: the network's draws on x. noise: how far noise moves the mean prediction from that of the network without.
+    blocks, one: how far σ_l for each block, or one σ, moves the mean; one_flips: share of images whose decision changes
+    with it, repeat_flips: between halves of the draws.
+    """
     with model.noise_off():
         still = draws(model, x, 1)[0]
-    blocks = draws(constant_sigma_twin(model, measured.sigma), x, config.draws)
-    one = draws(constant_sigma_twin(model, measured.effective_sigma), x, config.draws)
+    blocks = draws(constant_sigma_twin(model, measured.sigma), x, len(own))
+    one = draws(constant_sigma_twin(model, measured.effective_sigma), x, len(own))
     first, second = np.split(own[: len(own) // 2 * 2], 2)
     return {
         "noise": rms_of_mean(own - still),

@@ -242,6 +242,16 @@ def test_an_image_cut_short_has_a_wider_interval_that_is_still_right():
     assert float(((low[:, 1] <= exact) & (exact <= high[:, 1])).double().mean()) >= 0.95
 
 
+@pytest.mark.parametrize(("sigma", "target"), [(0.02, 0.02), (0.02, 0.005), (0.1, 0.02), (0.1, 0.005)])
+def test_draws_of_little_variance_need_what_is_said(sigma, target):
+    """Where the range of the draws decides, not their variance, and the first draws, whose bets are small."""
+    x = torch.tensor([[0.0, 0.0]]).expand(10, 2)
+    pilot = ensemble_estimate(gaussian_logit(sigma), x, num_draws=100, generator=seeded(3))
+    needed = int(pilot.draws_for(target).double().median())
+    low, high = ensemble_estimate(gaussian_logit(sigma), x, num_draws=needed, generator=seeded(4)).confidence_interval()
+    assert float((high - low).mean()) / 2 == pytest.approx(target, rel=0.15)
+
+
 def test_the_number_of_draws_asked_for_delivers_the_half_width():
     x = torch.tensor([[0.5, 0.0]]).expand(20, 2)
     pilot = ensemble_estimate(gaussian_logit(), x, num_draws=200, generator=seeded(3))

@@ -41,6 +41,7 @@ STUDIES = {
     "neural-pde": Command("a trained network against its own equation", "studies.neural_pde"),
     "control": Command("training as a problem of control", "studies.control"),
     "noise-scale": Command("one constant σ in place of the paper's noise", "studies.noise_scale"),
+    "error-bars": Command("how far answers of published networks depend on noise", "studies.error_bars"),
     "multilevel": Command("the same estimate by multilevel Monte Carlo", "studies.multilevel", "figures"),
     "random-attacks": Command("attacks that take a noisy network as what it is", "studies.random_attacks"),
     "smoothing": Command("certified accuracy beside attacked accuracy", "studies.smoothing"),
