@@ -59,6 +59,7 @@ SETTINGS = {
         "cifar10",
         "one-step-bf16",
         options={"epochs": 10, "num_test": 2_000},
+        rates={"ResNet20": 0.4},
     ),
     "cpu-full-rates": Setting(
         "CPU, full width, learning rates",
