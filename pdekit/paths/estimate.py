@@ -93,7 +93,8 @@ class Estimate:
         two. Without a bias estimate it covers the sampling error only: E f of the stepped paths, and not u.
 
         Normal quantiles, or Student's t where the error comes from few replicates, as of Sobol points: those are not
-        normal, and 95% intervals of 16 replicates covered 92.7 ± 0.3% where it was measured (studies/certify.py).
+        normal, and 95% intervals of 16 replicates covered 92.7 ± 0.3% in the worst of the cases that were measured
+        (studies/certify.py), 94 to 96% in the others.
         Raises ValueError unless 0 < level < 1.
         """
         factor = quantile(level, self.replicates)
