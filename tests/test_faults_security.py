@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import os
 import pickle
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -171,6 +173,31 @@ def test_an_array_of_more_than_its_bytes_is_refused(tmp_path: Path, fake_cifar: 
             target.writestr(name, header.getvalue() if name == "x_train.npy" else source.read(name))
     with pytest.raises(DataError, match="holds something other than plain arrays"):
         data.load("cifar10", data=tmp_path / "c.npz")
+
+
+@pytest.mark.parametrize(
+    "hostile", [{"classes": ("<U0", 10**6)}, {"classes": ("|S1", 10**6)}, {"y_train": ("|u1", 10**6)}]
+)
+def test_an_array_of_small_entries_is_not_spread_out_before_it_fits(
+    hostile: dict[str, tuple[str, int]], tmp_path: Path, fake_cifar: Callable[..., Path]
+) -> None:
+    """A name takes 57 bytes of memory and a label eight, where a compressed file has a thousandth of a byte."""
+    whole = fake_cifar(tmp_path / "whole.npz", classes=None)
+    ((wrong, (descr, count)),) = hostile.items()
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": (count,)})
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(tmp_path / "c.npz", "w") as target:
+        for name in source.namelist():
+            if name != f"{wrong}.npy":
+                target.writestr(name, source.read(name))
+        target.writestr(f"{wrong}.npy", header.getvalue() + bytes(np.dtype(descr).itemsize * count))
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(DataError):
+            data.load("cifar10", data=tmp_path / "c.npz")
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
 
 
 def png(width: int, height: int) -> bytes:
