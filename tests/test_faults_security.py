@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import pickle
+import shlex
 import struct
 import tarfile
 import tracemalloc
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 from page_reader import Elements
+from PIL import Image
 from safetensors.torch import save_file
 from torchvision import datasets
 from typer.testing import CliRunner
@@ -218,6 +220,34 @@ def test_a_picture_of_any_number_of_pixels_is_refused(side: int, tmp_path: Path)
     with pytest.raises(DataError, match=r"cat/0\.png: expected a readable image, got DecompressionBomb") as raised:
         dataset(tmp_path, size=8)
     assert "\n" not in str(raised.value)
+
+
+def test_a_strip_that_would_grow_is_refused_unresized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strip of one pixel's width becomes as many times longer as it becomes wider."""
+    for kind in ("cat", "dog"):
+        (tmp_path / kind).mkdir()
+        Image.new("L", (1, 10**6)).save(tmp_path / kind / "0.png")
+    monkeypatch.setattr("torchvision.transforms.v2.functional.resize", lambda *_, **__: pytest.fail("was resized"))
+    with pytest.raises(DataError, match=r"cat/0\.png: expected at most 89,478,485 pixels to cover \(32, 32\), got"):
+        dataset(tmp_path, size=32)
+
+
+def test_postscript_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a language, which Pillow leaves to the interpreter `gs`, whatever the file is called."""
+    programs, ran = tmp_path / "programs", tmp_path / "ran"
+    programs.mkdir()
+    (programs / "gs").write_text(f"#!/bin/sh\ntouch {shlex.quote(str(ran))}\n")
+    (programs / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # to be looked for
+    for kind in ("cat", "dog"):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        (tmp_path / "photos" / kind / "0.png").write_bytes(
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+        )
+    with pytest.raises(DataError, match=r"cat/0\.png: expected a readable image, got UnidentifiedImageError"):
+        dataset(tmp_path / "photos")
+    assert not ran.exists()
 
 
 @pytest.mark.parametrize("hollow", ["field", "coordinate"])
