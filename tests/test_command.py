@@ -357,3 +357,16 @@ def test_studies_run_in_an_empty_folder_and_leave_their_results_there(tmp_path):
     assert stamp["command"].endswith("fig4 --smoke") or stamp["command"] == "-c fig4 --smoke"
     assert {path for path in FOLDER.rglob("*") if "__pycache__" not in path.parts} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "out"]
+
+
+def test_every_study_writes_to_where_one_is(tmp_path: Path) -> None:
+    """Beside an installed copy there is no folder of one's own: it lies among the packages."""
+    code = (
+        "import importlib, inspect\nfrom pathlib import Path\nfrom studies import cli\n"
+        "for name in cli.STUDIES.keys() - {'certify'}:\n"
+        "    module = importlib.import_module(cli.STUDIES[name].module)\n"
+        "    for option, given in inspect.signature(getattr(module, 'main', print)).parameters.items():\n"
+        "        if option == 'out' and not Path(given.default).is_relative_to(Path.cwd()):\n"
+        "            print(name, given.default)\n"
+    )
+    assert run(cwd=tmp_path, code=code).stdout == ""
