@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import json
 import os
 import pickle
 import shlex
@@ -306,6 +307,18 @@ def test_a_header_that_claims_to_be_longer_than_the_file_is_refused(tmp_path: Pa
     content = (tmp_path / "run").read_bytes()
     (tmp_path / "run").write_bytes(struct.pack("<Q", 2**63) + content[8:])
     with pytest.raises(CheckpointError, match="truncated or not a safetensors file"):
+        load_model(tmp_path / "run")
+
+
+def test_a_digest_of_no_characters_of_a_file_is_refused(tmp_path: Path) -> None:
+    """JSON may spell half a pair of UTF-16, which no bytes encode."""
+    header = json.dumps({"digest": "\ud800" * 64, "format": checkpoint.FORMAT, "kind": "training", "tree": {}})
+    save_file({"a": torch.zeros(3)}, tmp_path / "run", metadata={"itoflow": header.replace("\\ud800", "x")})
+    content = (tmp_path / "run").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    names = content[8 : 8 + size].replace(b"x" * 64, rb"\\ud800" * 64)
+    (tmp_path / "run").write_bytes(struct.pack("<Q", len(names)) + names + content[8 + size :])
+    with pytest.raises(CheckpointError, match="is damaged: it has no digest"):
         load_model(tmp_path / "run")
 
 
