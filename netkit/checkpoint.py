@@ -128,7 +128,7 @@ def _digest(before: bytes, after: bytes) -> str:
 
 
 def _read_header(path: Path, content: bytes) -> tuple[str, Any, Any]:
-    """Digest, kind and skeleton of the tree; of these only the digest is sure to be a string, of 64 ASCII characters."""
+    """Digest, kind and skeleton of the tree; of these only the digest is sure to be a string, of ASCII, 64 long."""
     size = int.from_bytes(content[:8], "little")
     try:
         # a size beyond the file, as damage makes it, takes all there is, which is then no JSON
