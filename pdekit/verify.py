@@ -278,7 +278,7 @@ def _checked(problem: ConvectionDiffusion, solution: xr.Dataset) -> xr.Dataset:
     if u.dtype.kind not in "fiu" or not np.isfinite(u.values).all():
         raise ValueError(f"verify: expected finite real values u, got dtype {u.dtype}, {_bad(u.values)} not finite")
     if set(space) == set("xyz"[: problem.dim]):  # files often have x last; other names are told apart by their order
-        space.sort()
+        space = sorted(space, key=str)
     solution = solution.transpose("time", *space, ...).sortby("time")
     if abs(float(solution.time.values[0])) > 1e-12 or (np.diff(solution.time.values) <= 0).any():
         raise ValueError(f"verify: expected different times, with a frame at t = 0, got {u.time.values}")
