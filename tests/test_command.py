@@ -61,6 +61,14 @@ def answer(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, s
 # The command itself
 
 
+def test_a_locale_without_greek_letters_gets_the_help(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
+    command = [sys.executable, "-c", "import sys; from studies.cli import main; sys.exit(main(['--help']))"]
+    made = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert (made.returncode, made.stderr) == (0, b"")
+    assert b"one constant \\u03c3 in place" in made.stdout
+
+
 def test_help_imports_nothing_heavy(tmp_path):
     code = (
         "import sys, studies.cli; studies.cli.main(['--help']); "
@@ -331,7 +339,7 @@ def test_what_cannot_be_audited_is_named_in_one_line(words, message, audited, ca
 def test_audit_needs_a_network(audited, capsys):
     _, _, error = answer(capsys, "audit", "model.py:nothing", "--data", "d.npz")
     assert error == "error: model.py:nothing: expected a torch.nn.Module or a function that makes one, got NoneType\n"
-    for eps in ("x", "8/0"):
+    for eps in ("x", "8/0", "1e400", "1e999999999", "nan", f"1{'0' * 400}/1"):
         assert answer(capsys, "audit", "model.py", "--data", "d.npz", "--eps", eps)[0] == 2
 
 
