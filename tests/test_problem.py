@@ -276,8 +276,10 @@ def test_masked_values_are_not_taken_for_what_lies_under_them():
         "velocity": lambda: ConvectionDiffusion(masked, nodes[0], 0.1),
         "terminal": lambda: ConvectionDiffusion(nodes, masked[0], 0.1),
         "potential": lambda: ConvectionDiffusion(nodes, nodes[0], 0.1, potential=masked[0]),
-        "velocity: frame 0": lambda: pdekit.GridSeries([0.0, 1.0], [masked, nodes]),
-        "points": lambda: pdekit.feynman_kac(ConvectionDiffusion(nodes, nodes[0], 0.1), masked[:, :, 0].T, num_paths=4),
+        "field, frame 0": lambda: pdekit.GridSeries([0.0, 1.0], [masked, nodes]),
+        "points": lambda: pdekit.feynman_kac(
+            ConvectionDiffusion(nodes, nodes[0], 0.1), np.ma.masked_greater(nodes[:, :, 0].T, 0.5), num_paths=4
+        ),
     }.items():
         with pytest.raises(ValueError, match=f"{name}: expected a value everywhere, got [0-9]+ masked of"):
             make()
