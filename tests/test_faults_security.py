@@ -38,6 +38,8 @@ from netkit.evaluate import stored_score
 from netkit.training import load_model
 from pdekit.equation.storage import Checkpoint
 from pdekit.equation.storage import CheckpointError as RestartError
+from studies.cli import CommandError
+from studies.cli.audit import with_weights
 from studies.lab.networks import Network
 from studies.lab.records import Records
 from studies.lab.reporting import InputError, read_object, read_objects
@@ -201,6 +203,21 @@ def test_an_array_of_small_entries_is_not_spread_out_before_it_fits(
         assert tracemalloc.get_traced_memory()[1] < 5e6
     finally:
         tracemalloc.stop()
+
+
+def test_weights_that_would_swell_or_have_no_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plain, swollen = torch.nn.Linear(2, 2), tmp_path / "plain.pt", tmp_path / "swollen.pt"
+    torch.save({"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}, plain)
+    assert not with_weights(model, plain).weight.any()
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(swollen, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    torch.save({3: torch.zeros(1)}, plain)
+    with pytest.raises(CommandError, match=r"plain\.pt: expected a state_dict, tensors by their names"):
+        with_weights(model, plain)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("was read"))
+    with pytest.raises(CommandError, match=r"swollen\.pt: expected tensors as torch\.save writes them, got compressed"):
+        with_weights(model, swollen)
 
 
 def png(width: int, height: int) -> bytes:
