@@ -128,7 +128,7 @@ def _digest(before: bytes, after: bytes) -> str:
 
 
 def _read_header(path: Path, content: bytes) -> tuple[str, Any, Any]:
-    """Digest, kind and skeleton of the tree; of these only the digest is sure to be a string, of 64 characters."""
+    """Digest, kind and skeleton of the tree; of these only the digest is sure to be a string, of ASCII, 64 long."""
     size = int.from_bytes(content[:8], "little")
     try:
         # a size beyond the file, as damage makes it, takes all there is, which is then no JSON
@@ -144,7 +144,7 @@ def _read_header(path: Path, content: bytes) -> tuple[str, Any, Any]:
     if found != FORMAT:
         raise CheckpointError(f"{path}: expected format {FORMAT}, got {found}: it was written by another version")
     digest = header.get("digest")
-    if not isinstance(digest, str) or len(digest) != len(_NO_DIGEST):
+    if not isinstance(digest, str) or len(digest) != len(_NO_DIGEST) or not digest.isascii():
         raise CheckpointError(f"{path} is damaged: it has no digest")
     return digest, kind, skeleton
 

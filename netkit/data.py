@@ -222,7 +222,9 @@ def _split(x: np.ndarray, y: np.ndarray, device: torch.device) -> Split:
 def read_npz(path: Path, num_classes: int) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """The arrays x_train, y_train, x_test and y_test of a data set, and the names of its classes; errors as `load`."""
     arrays = read_arrays(path, _NPZ_KEYS, optional=("classes",))
-    names = [str(label) for label in arrays.pop("classes", np.empty(0)).ravel()]
+    classes = arrays.pop("classes", np.empty(0))
+    # compared first: zeros of 1 MB may unpack to a name for each byte, and names of no bytes cost no file anything
+    names = [str(label) for label in classes.ravel()] if classes.size == num_classes else []
     return _checked(path, arrays, names, num_classes)
 
 
@@ -283,11 +285,11 @@ def _checked(
         images = _checked_images(path, f"x_{part}", arrays[f"x_{part}"])
         arrays[f"x_{part}"] = images
         labels = _checked_labels(path, f"y_{part}", arrays[f"y_{part}"], num_classes)
-        arrays[f"y_{part}"] = labels
         if len(images) != len(labels):
             raise DataError(
                 f"{path}: y_{part}: expected {len(images)} labels, as x_{part} has images, got {len(labels)}"
             )
+        arrays[f"y_{part}"] = labels.astype(np.int64)  # eight times the bytes, once there are no more than images
     if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
         shapes = f"{arrays['x_train'].shape[1:]} and {arrays['x_test'].shape[1:]}"
         raise DataError(f"{path}: expected training and test images of one shape, got {shapes}")
@@ -313,7 +315,7 @@ def _checked_labels(path: Path, key: str, labels: np.ndarray, num_classes: int) 
     if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
         found = f"{labels.min()} to {labels.max()}"
         raise DataError(f"{path}: {key}: expected labels from 0 to {num_classes - 1}, got {found}")
-    return labels.astype(np.int64)
+    return labels
 
 
 def _read_torchvision(name: str, folder: Path, download: bool) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:

@@ -11,6 +11,7 @@ then a tenth of the rest for validation, rounded, and at least one image of each
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from netkit.data import DataError, Dataset, Split
 
 _PARTS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 _GREY_MODES = ("1", "L")
+_MOST_PIXELS = Image.MAX_IMAGE_PIXELS or math.inf
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
 
 Item = tuple[Any, Any, str]
@@ -232,7 +234,7 @@ def _stacked(
     for image, _, place in items:
         tensor = _pixels(image, place, channels)
         if size is not None:
-            tensor = _covering(tensor, size)
+            tensor = _covering(tensor, size, place)
         if images and tensor.shape != images[0].shape:
             first, now = tuple(images[0].shape), tuple(tensor.shape)
             cure = "channels=3 or 1 converts files" if first[0] != now[0] else "size=... resizes"
@@ -253,7 +255,7 @@ def _pixels(image: Any, place: str, channels: int | None) -> Tensor:
             with warnings.catch_warnings():
                 # Pillow only warns from 90 million pixels on, which a file of some kilobytes may claim to have
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(image) as opened:
+                with Image.open(image, formats=_formats()) as opened:
                     opened.load()
                     return _pixels(opened, place, channels)
         except DataError:
@@ -283,12 +285,23 @@ def _pixels(image: Any, place: str, channels: int | None) -> Tensor:
     return tensor.to(torch.float32)
 
 
-def _covering(image: Tensor, size: tuple[int, int]) -> Tensor:
+def _formats() -> list[str]:
+    """Those of Pillow but PostScript, a language whose programs it hands to Ghostscript."""
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
+
+
+def _covering(image: Tensor, size: tuple[int, int], place: str) -> Tensor:
     """The image, resized to the smallest that covers `size`, less what is beyond it on both sides."""
     from torchvision.transforms.v2 import functional
 
     factor = max(wanted / found for wanted, found in zip(size, image.shape[1:], strict=True))
     height, width = (max(wanted, round(factor * found)) for wanted, found in zip(size, image.shape[1:], strict=True))
+    if height * width > (most := max(_MOST_PIXELS, math.prod(size))):  # a strip one pixel wide grows to any length
+        found = tuple(image.shape[1:])
+        raise DataError(
+            f"{place}: expected at most {most:,} pixels to cover {size}, got {height:,} x {width:,} of {found}"
+        )
     resized = functional.resize(image, [height, width], antialias=True)
     cropped: Tensor = functional.center_crop(resized, list(size))
     return cropped if cropped.dtype == torch.uint8 else cropped.clamp(0, 1)

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pdekit.numerics.spectral import resample
 from pdekit.numerics.splines import SplineTable, check_continuation, spline_table
-from pdekit.runtime.checks import check_whole, real_values
+from pdekit.runtime.checks import check_whole, present, real_values
 from pdekit.runtime.kernels import kernel
 
 Function = Callable[[NDArray, float], ArrayLike]
@@ -58,7 +58,7 @@ def from_unit(y: NDArray, box: Box | None) -> NDArray[np.float64]:
 
 def check_nodes(name: str, values: ArrayLike) -> NDArray[np.float64]:
     """Node values as a finite float64 array, or a ValueError that says what is wrong."""
-    nodes = np.asarray(values)
+    nodes = present(name, values)
     if nodes.dtype.kind not in "fiu":
         raise ValueError(f"{name}: expected real numbers, got dtype {nodes.dtype}")
     nodes = nodes.astype(np.float64)

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pdekit.field import Box, Field, Frame, Grid, GridField, as_grid, check_nodes, digest
 from pdekit.numerics.splines import check_continuation
+from pdekit.runtime.checks import present
 
 INTERPOLATIONS = {"linear": 2, "cubic": 4}
 """In time, and how many frames each takes at most."""
@@ -111,7 +112,7 @@ class GridSeries(Field):
         return type(self), (*given, self.box, self.units)
 
     def _field_of(self, i: int) -> GridField:
-        values = np.asarray(self.frames[i])
+        values = present(f"{self.name}: frame {i}", self.frames[i])
         if self.frame is not None:
             values = values * np.reshape(self.frame.factor, (-1, *[1] * (values.ndim - 1)))
         return GridField(values, self.continuation, self.shape, self.name, self.box, self.units)

@@ -34,7 +34,7 @@ def as_velocity(value: Field | Function | ArrayLike, dim: int | None) -> Field:
     if isinstance(value, Field):
         return as_field("velocity", value, value.dim, (value.dim,))
     if not callable(value):
-        return GridVelocity(np.asarray(value))
+        return GridVelocity(value)
     dim = getattr(value, "dim", dim)
     if dim is None:
         raise ValueError("dim: expected the number of space dimensions, as velocity and terminal are callables")

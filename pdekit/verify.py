@@ -171,8 +171,9 @@ def verify(
     The solution also serves as control variate: that sharpens the test, and cannot hide a wrong solution, because
     the control's mean is zero whatever it is. Keep some frames (`times` of `solve`) to make it sharp.
 
-    solution: u over (time, x, ...[, field]) on the nodes a + i (b - a) / N of the box, a frame at t = 0 among them; of
-        any origin if `solution_error` is given, of `solve` otherwise. Of K terminal functions the worst decides.
+    solution: u over (time, x, ...[, field]), in any order where these are the names, on the nodes a + i (b - a) / N
+        of the box, a frame at t = 0 among them; of any origin if `solution_error` is given, of `solve` otherwise. Of K
+        terminal functions the worst decides.
     num_paths, num_steps: of the paths (scheme "heun"); the time-step error is estimated by doubling the step.
     level: the solution is rejected where the p-value is smaller; bounds hold with probability 1 - level.
     resolves: an agreement has to exclude deviations of this fraction of half the range of u(x, 0); where paths
@@ -276,6 +277,8 @@ def _checked(problem: ConvectionDiffusion, solution: xr.Dataset) -> xr.Dataset:
         )
     if u.dtype.kind not in "fiu" or not np.isfinite(u.values).all():
         raise ValueError(f"verify: expected finite real values u, got dtype {u.dtype}, {_bad(u.values)} not finite")
+    if set(space) == set("xyz"[: problem.dim]):  # files often have x last; other names are told apart by their order
+        space = sorted(space, key=str)
     solution = solution.transpose("time", *space, ...).sortby("time")
     if abs(float(solution.time.values[0])) > 1e-12 or (np.diff(solution.time.values) <= 0).any():
         raise ValueError(f"verify: expected different times, with a frame at t = 0, got {u.time.values}")

@@ -23,7 +23,7 @@ from torch import Tensor
 from bridge.comparison import PointValues
 from bridge.flow import FlowNetwork, as_points
 from studies import neural_pde
-from studies.lab.reporting import ROOT, Out, Seed, Smoke, at_least, console, one_line_errors, store, tracked
+from studies.lab.reporting import OUT, Out, Seed, Smoke, at_least, console, one_line_errors, store, tracked
 from studies.report import environment
 
 Array = NDArray[np.float64]
@@ -57,7 +57,7 @@ SMOKE = Config(
 )
 
 
-def main(seed: Seed = 0, out: Out = ROOT / "out" / "interactive", smoke: Smoke = False) -> None:
+def main(seed: Seed = 0, out: Out = OUT / "interactive", smoke: Smoke = False) -> None:
     """Train, solve and average; write interactive.json, and index.html from it."""
     with one_line_errors():
         at_least(0, seed=seed)

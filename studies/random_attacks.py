@@ -25,7 +25,7 @@ from netkit.attacks.expectation import expected, under_attack
 from netkit.intervals import mean_accuracy, paired_difference
 from netkit.models import EnResNet
 from netkit.suite import random_noise
-from studies.lab.reporting import ROOT, Out, Smoke, one_line_errors, show, store, tracked
+from studies.lab.reporting import OUT, Out, Smoke, one_line_errors, show, store, tracked
 
 # Parameters
 
@@ -50,7 +50,7 @@ SMOKE = Config((0,), epochs=1, num_images=10, num_draws=2, num_steps=2, many=2, 
 EPS, REFERENCE = PRESETS["digits"].eps, "IFGSM, mean gradient"
 
 
-def main(out: Out = ROOT / "out" / "random_attacks", smoke: Smoke = False) -> None:
+def main(out: Out = OUT / "random_attacks", smoke: Smoke = False) -> None:
     """Train on digits, attack in several ways, compare; write random_attacks.json and print it."""
     with one_line_errors():
         config = SMOKE if smoke else Config()

@@ -26,7 +26,7 @@ from netkit.training import TrainingLoss
 from studies.draw.smoothing import draw, report
 from studies.lab import records
 from studies.lab.networks import Network
-from studies.lab.reporting import ROOT, Out, Smoke, one_line_errors, store, tracked
+from studies.lab.reporting import OUT, Out, Smoke, one_line_errors, store, tracked
 from studies.lab.tasks import Scoring, Settings, tasks_for
 from studies.lab.work import do, load_data, trained_model
 
@@ -70,7 +70,7 @@ SMOKE = Config(
 _CURVE = [step / 50 for step in range(51)]
 
 
-def main(out: Out = ROOT / "out" / "smoothing", smoke: Smoke = False) -> None:
+def main(out: Out = OUT / "smoothing", smoke: Smoke = False) -> None:
     """Train on digits, certify and attack; write smoothing.json, draw and print it."""
     with one_line_errors():
         config = SMOKE if smoke else Config()

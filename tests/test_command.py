@@ -61,6 +61,14 @@ def answer(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, s
 # The command itself
 
 
+def test_a_locale_without_greek_letters_gets_the_help(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
+    command = [sys.executable, "-c", "import sys; from studies.cli import main; sys.exit(main(['--help']))"]
+    made = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert (made.returncode, made.stderr) == (0, b"")
+    assert b"one constant \\u03c3 in place" in made.stdout
+
+
 def test_help_imports_nothing_heavy(tmp_path):
     code = (
         "import sys, studies.cli; studies.cli.main(['--help']); "
@@ -331,7 +339,7 @@ def test_what_cannot_be_audited_is_named_in_one_line(words, message, audited, ca
 def test_audit_needs_a_network(audited, capsys):
     _, _, error = answer(capsys, "audit", "model.py:nothing", "--data", "d.npz")
     assert error == "error: model.py:nothing: expected a torch.nn.Module or a function that makes one, got NoneType\n"
-    for eps in ("x", "8/0"):
+    for eps in ("x", "8/0", "1e400", "1e999999999", "nan", f"1{'0' * 400}/1"):
         assert answer(capsys, "audit", "model.py", "--data", "d.npz", "--eps", eps)[0] == 2
 
 
@@ -357,3 +365,16 @@ def test_studies_run_in_an_empty_folder_and_leave_their_results_there(tmp_path):
     assert stamp["command"].endswith("fig4 --smoke") or stamp["command"] == "-c fig4 --smoke"
     assert {path for path in FOLDER.rglob("*") if "__pycache__" not in path.parts} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "out"]
+
+
+def test_every_study_writes_to_where_one_is(tmp_path: Path) -> None:
+    """Beside an installed copy there is no folder of one's own: it lies among the packages."""
+    code = (
+        "import importlib, inspect\nfrom pathlib import Path\nfrom studies import cli\n"
+        "for name in cli.STUDIES.keys() - {'certify'}:\n"
+        "    module = importlib.import_module(cli.STUDIES[name].module)\n"
+        "    for option, given in inspect.signature(getattr(module, 'main', print)).parameters.items():\n"
+        "        if option == 'out' and not Path(given.default).is_relative_to(Path.cwd()):\n"
+        "            print(name, given.default)\n"
+    )
+    assert run(cwd=tmp_path, code=code).stdout == ""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
+import json
 import os
 import pickle
+import shlex
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 from page_reader import Elements
+from PIL import Image
 from safetensors.torch import save_file
 from torchvision import datasets
 from typer.testing import CliRunner
@@ -33,6 +38,8 @@ from netkit.evaluate import stored_score
 from netkit.training import load_model
 from pdekit.equation.storage import Checkpoint
 from pdekit.equation.storage import CheckpointError as RestartError
+from studies.cli import CommandError
+from studies.cli.audit import with_weights
 from studies.lab.networks import Network
 from studies.lab.records import Records
 from studies.lab.reporting import InputError, read_object, read_objects
@@ -173,6 +180,46 @@ def test_an_array_of_more_than_its_bytes_is_refused(tmp_path: Path, fake_cifar: 
         data.load("cifar10", data=tmp_path / "c.npz")
 
 
+@pytest.mark.parametrize(
+    "hostile", [{"classes": ("<U0", 10**6)}, {"classes": ("|S1", 10**6)}, {"y_train": ("|u1", 10**6)}]
+)
+def test_an_array_of_small_entries_is_not_spread_out_before_it_fits(
+    hostile: dict[str, tuple[str, int]], tmp_path: Path, fake_cifar: Callable[..., Path]
+) -> None:
+    """A name takes 57 bytes of memory and a label eight, where a compressed file has a thousandth of a byte."""
+    whole = fake_cifar(tmp_path / "whole.npz", classes=None)
+    ((wrong, (descr, count)),) = hostile.items()
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": (count,)})
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(tmp_path / "c.npz", "w") as target:
+        for name in source.namelist():
+            if name != f"{wrong}.npy":
+                target.writestr(name, source.read(name))
+        target.writestr(f"{wrong}.npy", header.getvalue() + bytes(np.dtype(descr).itemsize * count))
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(DataError):
+            data.load("cifar10", data=tmp_path / "c.npz")
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_weights_that_would_swell_or_have_no_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plain, swollen = torch.nn.Linear(2, 2), tmp_path / "plain.pt", tmp_path / "swollen.pt"
+    torch.save({"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}, plain)
+    assert not with_weights(model, plain).weight.any()
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(swollen, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    torch.save({3: torch.zeros(1)}, plain)
+    with pytest.raises(CommandError, match=r"plain\.pt: expected a state_dict, tensors by their names"):
+        with_weights(model, plain)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("was read"))
+    with pytest.raises(CommandError, match=r"swollen\.pt: expected tensors as torch\.save writes them, got compressed"):
+        with_weights(model, swollen)
+
+
 def png(width: int, height: int) -> bytes:
     """A picture of that size by its header, and no pixels."""
 
@@ -191,6 +238,34 @@ def test_a_picture_of_any_number_of_pixels_is_refused(side: int, tmp_path: Path)
     with pytest.raises(DataError, match=r"cat/0\.png: expected a readable image, got DecompressionBomb") as raised:
         dataset(tmp_path, size=8)
     assert "\n" not in str(raised.value)
+
+
+def test_a_strip_that_would_grow_is_refused_unresized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strip of one pixel's width becomes as many times longer as it becomes wider."""
+    for kind in ("cat", "dog"):
+        (tmp_path / kind).mkdir()
+        Image.new("L", (1, 10**6)).save(tmp_path / kind / "0.png")
+    monkeypatch.setattr("torchvision.transforms.v2.functional.resize", lambda *_, **__: pytest.fail("was resized"))
+    with pytest.raises(DataError, match=r"cat/0\.png: expected at most 89,478,485 pixels to cover \(32, 32\), got"):
+        dataset(tmp_path, size=32)
+
+
+def test_postscript_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a language, which Pillow leaves to the interpreter `gs`, whatever the file is called."""
+    programs, ran = tmp_path / "programs", tmp_path / "ran"
+    programs.mkdir()
+    (programs / "gs").write_text(f"#!/bin/sh\ntouch {shlex.quote(str(ran))}\n")
+    (programs / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # to be looked for
+    for kind in ("cat", "dog"):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        (tmp_path / "photos" / kind / "0.png").write_bytes(
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+        )
+    with pytest.raises(DataError, match=r"cat/0\.png: expected a readable image, got UnidentifiedImageError"):
+        dataset(tmp_path / "photos")
+    assert not ran.exists()
 
 
 @pytest.mark.parametrize("hollow", ["field", "coordinate"])
@@ -249,6 +324,18 @@ def test_a_header_that_claims_to_be_longer_than_the_file_is_refused(tmp_path: Pa
     content = (tmp_path / "run").read_bytes()
     (tmp_path / "run").write_bytes(struct.pack("<Q", 2**63) + content[8:])
     with pytest.raises(CheckpointError, match="truncated or not a safetensors file"):
+        load_model(tmp_path / "run")
+
+
+def test_a_digest_of_no_characters_of_a_file_is_refused(tmp_path: Path) -> None:
+    """JSON may spell half a pair of UTF-16, which no bytes encode."""
+    header = json.dumps({"digest": "\ud800" * 64, "format": checkpoint.FORMAT, "kind": "training", "tree": {}})
+    save_file({"a": torch.zeros(3)}, tmp_path / "run", metadata={"itoflow": header.replace("\\ud800", "x")})
+    content = (tmp_path / "run").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    names = content[8 : 8 + size].replace(b"x" * 64, rb"\\ud800" * 64)
+    (tmp_path / "run").write_bytes(struct.pack("<Q", len(names)) + names + content[8 + size :])
+    with pytest.raises(CheckpointError, match="is damaged: it has no digest"):
         load_model(tmp_path / "run")
 
 

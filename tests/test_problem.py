@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+import pdekit
 from pdekit import (
     ConvectionDiffusion,
     FunctionVelocity,
@@ -264,3 +265,21 @@ def test_the_attributes_say_what_ran():
     np.testing.assert_array_equal(nothing.u[0], wave(np.arange(16)[:, None] / 16))
     adaptive = solve(problem, num_points=16, dt=0.1, times=[0.5], rtol=1e-6).attrs
     assert adaptive["dt"] * adaptive["num_steps"] == pytest.approx(0.5)
+
+
+def test_masked_values_are_not_taken_for_what_lies_under_them():
+    """Readers of files give land as a mask over any number."""
+    nodes = np.random.default_rng(0).uniform(size=(2, 8, 8))
+    masked, free = np.ma.masked_greater(nodes, 0.9), np.ma.array(nodes)
+    assert (ConvectionDiffusion(free, free[0], 0.1).velocity.values == nodes).all()
+    for name, make in {
+        "velocity": lambda: ConvectionDiffusion(masked, nodes[0], 0.1),
+        "terminal": lambda: ConvectionDiffusion(nodes, masked[0], 0.1),
+        "potential": lambda: ConvectionDiffusion(nodes, nodes[0], 0.1, potential=masked[0]),
+        "field, frame 0": lambda: pdekit.GridSeries([0.0, 1.0], [masked, nodes]),
+        "points": lambda: pdekit.feynman_kac(
+            ConvectionDiffusion(nodes, nodes[0], 0.1), np.ma.masked_greater(nodes[:, :, 0].T, 0.5), num_paths=4
+        ),
+    }.items():
+        with pytest.raises(ValueError, match=f"{name}: expected a value everywhere, got [0-9]+ masked of"):
+            make()

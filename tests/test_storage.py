@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import signal
 import subprocess
@@ -324,3 +326,40 @@ def test_a_compressed_restart_file_is_refused_unread(tmp_path):
     np.savez_compressed(tmp_path / "c.npz", meta=np.array("{}"), u=np.zeros(1000))
     with pytest.raises(CheckpointError, match="expected a checkpoint of solve"):
         Checkpoint(tmp_path / "c.npz", {}).load()
+
+
+def restarted(path, arrays, changes, meta=None):
+    """Solve on from the arrays of a restart file with some changed, None for absent."""
+    content = {name: value for name, value in (arrays | changes).items() if value is not None}
+    meta = meta or json.loads(str(arrays["meta"]))
+    meta["arrays"] = sorted(content.keys() - {"meta"})
+    np.savez(path, **content | {"meta": np.array(json.dumps(meta))})
+    return solve(problem(), num_points=16, dt=0.05, method="spectral_ab4", times=[0.0, 0.5, 1.0], checkpoint=path)
+
+
+def test_a_made_up_restart_file_is_refused_in_one_line(monkeypatch, tmp_path):
+    """Its checksums are right, its content is not that of a solve."""
+    path = tmp_path / "restart.npz"
+    cut_after(monkeypatch, 2)
+    options = {"num_points": 16, "dt": 0.05, "method": "spectral_ab4", "times": [0.0, 0.5, 1.0]}
+    with pytest.raises(Cut):
+        solve(problem(), checkpoint=path, checkpoint_seconds=0.0, **options)
+    monkeypatch.undo()
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    whole = restarted(path, arrays, {})
+    assert np.array_equal(whole.u, solve(problem(), **options).u)
+    frame = next(name for name in arrays if name.startswith("frame_"))
+    others = ["a", np.nan, 1.0, np.zeros(0), np.zeros((5, 5)), np.zeros(3, [("a", "f8")]), None]
+    changes = [{name: other if other is None else np.array(other)} for name in ("state", frame) for other in others]
+    for change in (*changes, {"grid": np.array(["a"])}, {"grid": None}, {"frame_x": np.zeros(3)}):
+        with pytest.raises(CheckpointError, match=r"expected .* of solve") as raised:
+            restarted(path, arrays, change)
+        assert "\n" not in str(raised.value)
+    for part, name in (("numbers", "s"), ("numbers", "next_frame"), ("description", "times")):
+        for other in ("x", None, [1, [2]], -3, 10**9, 10**400, math.nan):
+            meta = json.loads(str(arrays["meta"]))
+            meta[part][name] = other
+            with pytest.raises(CheckpointError, match=r"restart\.npz: (expected|made for)") as raised:
+                restarted(path, arrays, {}, meta)
+            assert "\n" not in str(raised.value)

@@ -55,6 +55,13 @@ def test_the_right_solution_passes(right, seed):
     assert "agrees with its paths at 24 points" in repr(outcome)
 
 
+def test_dimensions_are_known_by_their_names(right):
+    """Most files have x last."""
+    options = {"num_paths": 256, "solution_error": 1e-3}
+    turned = right.transpose("y", "x", "time")
+    assert np.array_equal(verify(RIGHT, turned, POINTS, **options).z, verify(RIGHT, right, POINTS, **options).z)
+
+
 def test_wrong_solutions_are_rejected(right):
     wrong = {
         "sigma 5% too large": solved(ConvectionDiffusion(flow, terminal, 0.105)),

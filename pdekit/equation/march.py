@@ -93,7 +93,8 @@ class March:
         began = time.perf_counter()
         state = method.start(terminal)
         if restart is not None and (stored := restart.load()) is not None:
-            state = self._restore(*stored, frames)
+            with restart.in_use():
+                state = self._restore(*stored, frames, like=state)
         record = self._record
         began -= record.seconds
         saved = time.monotonic()
@@ -158,11 +159,17 @@ class March:
         restart.save({"state": state} | grid | history | frames.arrays(), **numbers)
 
     def _restore(
-        self, arrays: dict[str, NDArray], numbers: dict[str, float], frames: MemoryFrames | FileFrames
+        self, arrays: dict[str, NDArray], numbers: dict[str, float], frames: MemoryFrames | FileFrames, *, like: NDArray
     ) -> NDArray:
+        """The state of a restart file, in the shape and type of `like`; its frames go into `frames`."""
         dt = numbers.pop("dt")
         grid = tuple(int(n) for n in arrays.pop("grid"))
         record = self._record = Record(**numbers)  # type: ignore[arg-type]
+        count, shape, end = len(self._setup.stops), self._setup.terminal.shape, self._problem.horizon
+        if numbers.keys() != asdict(record).keys() or not (0.0 <= record.s <= end * (1.0 + 1e-9)):
+            raise ValueError(f"numbers: expected s from 0 to {end:g} among {', '.join(asdict(record))}, got {numbers}")
+        if not 0 <= record.next_frame <= count:
+            raise ValueError(f"next_frame: expected 0 to {count}, got {record.next_frame}")
         steps = record.s / self._dt
         if not self._kind.adaptive and abs(steps - round(steps)) > 1e-6:
             raise CheckpointError(f"expected a dt that divides the time s = {record.s:g} reached, got {self._dt:g}")
@@ -173,7 +180,15 @@ class March:
             }
         if record.next_frame > 0:
             frames.restore(arrays)
+        if frames.indices() != {count - 1 - i for i in range(record.next_frame)}:
+            raise ValueError(
+                f"expected {record.next_frame} frames, the last of {count}, got {sorted(frames.indices())}"
+            )
+        if wrong := [k for k, v in arrays.items() if k.startswith("frame_") and (v.shape, v.dtype) != (shape, float)]:
+            raise ValueError(f"{wrong[0]}: expected shape {shape} of float64, got {arrays[wrong[0]].shape}")
         state = self._method.convert(arrays["state"])
+        if (state.shape, state.dtype) != (like.shape, like.dtype):
+            raise ValueError(f"state: expected {like.shape} of {like.dtype}, got {state.shape} of {state.dtype}")
         history = {k.removeprefix("history_"): v for k, v in arrays.items() if k.startswith("history_")}
         history = {k: self._method.convert(v) if v.ndim else v for k, v in history.items()}
         if self._kind.adaptive or dt == self._dt:

@@ -106,15 +106,33 @@ class Checkpoint:
                 if sorted(arrays) != meta["arrays"]:
                     raise ValueError(f"{sorted(arrays)} where {meta['arrays']} were stored")
                 found, numbers = dict(meta["description"]), dict(meta["numbers"])
+                if not all(np.isfinite([*numbers.values()])) or not all(np.isfinite(a).all() for a in arrays.values()):
+                    raise ValueError("values that are not finite, which save() never writes")
+                differing = [k for k, expected in self._description.items() if not _same(found.get(k), expected)]
         except Exception as error:
             raise CheckpointError(
                 f"{self.path}: expected a checkpoint of solve(), got a file that does not read"
             ) from error
-        for key, expected in self._description.items():
-            if not _same(found.get(key), expected):
-                was, now = (reprlib.repr(value) for value in (found.get(key), expected))
-                raise CheckpointError(f"{self.path}: made for {key} = {was}, not {now}")
+        for key in differing:
+            was, now = (reprlib.repr(value) for value in (found.get(key), self._description[key]))
+            raise CheckpointError(f"{self.path}: made for {key} = {was}, not {now}")
         return arrays, numbers
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Inside the block what `load` gave, whole but of any content, is used: where that fails, the file is at fault.
+
+        Raises `CheckpointError` in place of what an absent array, or one of another shape or type, raises.
+        """
+        try:
+            yield
+        except CheckpointError:
+            raise
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"{self.path}: expected the parts of a checkpoint of solve(), got {type(error).__name__}: {reason}"
+            ) from error
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -145,6 +163,10 @@ class MemoryFrames:
 
     def restore(self, arrays: Mapping[str, NDArray]) -> None:
         self._frames = {int(k.removeprefix("frame_")): v for k, v in arrays.items() if k.startswith("frame_")}
+
+    def indices(self) -> set[int]:
+        """Which there are."""
+        return {*self._frames}
 
     def finish(self, coords: Mapping[str, Any], attrs: Mapping[str, Any]) -> xr.Dataset:
         grid = tuple(len(coords[axis][1]) for axis in coords if axis in "xyz")
@@ -247,6 +269,10 @@ class FileFrames:
         self._written = {int(index) for index in arrays["frames_on_disk"]}
         for index in self._written:
             self._read(index)
+
+    def indices(self) -> set[int]:
+        """Which are on disk."""
+        return {*self._written}
 
     def finish(self, coords: Mapping[str, Any], attrs: Mapping[str, Any]) -> xr.Dataset:
         """Raises OSError where the file cannot be written; its frames stay, for a call that continues."""

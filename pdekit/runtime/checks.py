@@ -59,9 +59,19 @@ def _finite(value: object) -> bool:
     return real and abs(value) < math.inf  # type: ignore[arg-type]
 
 
+def present(name: str, values: ArrayLike) -> NDArray:
+    """Values as an array; those with a mask are refused, never taken for what lies under it."""
+    if isinstance(values, np.ma.MaskedArray) and (missing := int(np.ma.count_masked(values))):
+        raise ValueError(
+            f"{name}: expected a value everywhere, got {missing} masked of {values.size}; fill them, as with "
+            "values.filled(0.0)"
+        )
+    return np.asarray(values)
+
+
 def real_values(name: str, values: ArrayLike) -> NDArray[np.float64]:
     """Values as a new float64 array; complex ones are refused, never cut to their real part."""
-    found = np.asarray(values)
+    found = present(name, values)
     if found.dtype.kind not in "fiub":
         raise ValueError(f"{name}: expected real numbers, got dtype {found.dtype}")
     return np.array(found, dtype=np.float64)

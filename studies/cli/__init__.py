@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import io
 import os
 import sys
 import traceback
@@ -64,6 +65,9 @@ class CommandError(Exception):
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code, which is 2 wherever something was wrong with the question."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every locale has the Greek letters of the help
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = _answer(sys.argv[1:] if words is None else words)
         sys.stdout.flush()

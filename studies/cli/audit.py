@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,8 @@ def with_weights(model: nn.Module, path: Path) -> nn.Module:
             if "itoflow" in (file.metadata() or {}):
                 return load_weights(path, model)
     else:
+        if _is_compressed(path):
+            raise CommandError(f"{path}: expected tensors as torch.save writes them, got compressed ones, of any size")
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged archive makes pickle raise nearly anything
@@ -118,7 +121,18 @@ def with_weights(model: nn.Module, path: Path) -> nn.Module:
             ) from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(found, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()
+    ):
         raise CommandError(f"{path}: expected a state_dict, tensors by their names, got {type(found).__name__}")
     model.load_state_dict(dict(found))
     return model
+
+
+def _is_compressed(path: Path) -> bool:
+    """Whether it is an archive with any member that takes more memory than it has bytes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())
+    except zipfile.BadZipFile:  # torch's older format, or damaged
+        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import sys
 import traceback
 from collections.abc import Callable
@@ -38,11 +39,15 @@ def called(text: str, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def number(text: str) -> float:
-    """A number, also as a fraction: 8/255. Raises ValueError for anything else."""
+    """A finite number, also as a fraction: 8/255. Raises ValueError for anything else."""
     try:
-        return float(Fraction(text))
-    except ZeroDivisionError:
-        raise ValueError(f"expected a number, got {text}") from None
+        # a fraction has no exponent that it could be written out to
+        value = float(Fraction(text)) if "/" in text else float(text)
+    except (ZeroDivisionError, OverflowError):
+        value = math.inf
+    if not math.isfinite(value):
+        raise ValueError(f"expected a number, got {text}")
+    return value
 
 
 def _file(path: Path) -> ModuleType:
