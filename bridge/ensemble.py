@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Literal, get_args
 
 import scipy
@@ -190,6 +191,11 @@ def ensemble_estimate(
     not be, a model that is not random, whose answers depend on the rest of the batch where images would drop out of it,
     or whose output is the same for different noise.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}; torch.as_tensor makes one of an array")
+    for name, count in {"num_draws": num_draws, "batch_size": batch_size, "max_draws": max_draws}.items():
+        if not isinstance(count, Integral):
+            raise ValueError(f"{name}: expected a whole number, got {count!r}")
     if num_draws < 2 or batch_size < 1:
         raise ValueError(f"num_draws, batch_size: expected at least 2 and 1, got {num_draws} and {batch_size}")
     if not 0 < level < 1:
@@ -233,6 +239,8 @@ def ensemble_estimate(
                 alpha = 1 - level if stop_when_decided else None
                 parts.append(_fixed(draw, everyone, num_draws, alpha, level if bounded else None))
     mean, deviation, skewness, counts, decided, bets = (torch.cat(column) for column in zip(*parts, strict=True))
+    if bad := int((~mean.isfinite()).any(-1).sum()):
+        raise ValueError(f"model: expected finite outputs, got others for {bad} of {len(x)} images; is x finite?")
     draws, num_outputs = int(counts.sum()), mean.shape[1]
     if coefficient is None:
         cost += draws + shared.cost

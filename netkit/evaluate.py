@@ -436,6 +436,8 @@ def checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     x = checked_images(x)
     if x.dim() != 4:
         raise ValueError(f"x: expected floating-point images (N, C, H, W), got {x.dtype} {tuple(x.shape)}")
+    if not isinstance(y, Tensor):
+        raise TypeError(f"y: expected a torch.Tensor, got {type(y).__name__}; torch.as_tensor makes one of an array")
     if y.shape != x.shape[:1]:
         raise ValueError(f"y: expected one label for each of {len(x)} images, got shape {tuple(y.shape)}")
     if y.is_floating_point() or y.dtype == torch.bool or int(y.min()) < 0:

@@ -19,7 +19,7 @@ import typer
 from studies.certificate.rows import ROWS
 from studies.lab.promises import FAILS, HOLDS, run
 from studies.lab.reporting import (
-    ROOT,
+    OUT,
     InputError,
     Out,
     Seed,
@@ -50,7 +50,7 @@ Only = Annotated[str, typer.Option(help="only rows whose group or name has this 
 
 def main(
     seed: Seed = 0,
-    out: Out = ROOT / "out" / "certify",
+    out: Out = OUT / "certify",
     share: ShareOfCases = 1.0,
     only: Only = "",
     smoke: Smoke = False,

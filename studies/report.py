@@ -31,8 +31,9 @@ def main(
     results: Annotated[Path, typer.Option(help="folder of results")] = RESULTS,
     out: Annotated[Path, typer.Option(help="the page")] = OUT / "report.html",
     readme: Annotated[
-        Path | None, typer.Option(help="file whose block between the marks is rewritten; usual: this repository's")
-    ] = ROOT / "README.md" if IS_CLONE else None,
+        Path | None,
+        typer.Option(help="file whose block between the marks is rewritten; usual: this repository's, by its results"),
+    ] = None,
 ) -> None:
     """Write the page, and the headline figure and table in README.md.
 
@@ -41,6 +42,8 @@ def main(
     with one_line_errors(usage=(InputError,), failure=(OSError,)):
         if not results.is_dir():
             raise InputError(f"--results: expected a folder, got {results}")
+        if readme is None and IS_CLONE and results.resolve() == RESULTS:
+            readme = ROOT / "README.md"
         found = Results(results, out.parent)
         page = render(found)
         write_whole(out, page.encode())

@@ -18,6 +18,7 @@ from studies.certificate import damage
 from studies.certificate.equations import square_after
 from studies.lab import promises
 from studies.lab.promises import FAILS, HOLDS, TOO_FEW, Measured, Row, exact, mean, order, share, verdict
+from studies.lab.reporting import RESULTS
 
 
 def test_a_share_has_an_interval_that_covers_at_least_as_often_as_three_sigmas():
@@ -156,7 +157,7 @@ def test_bad_input_is_met_with_one_line(tmp_path, arguments, message):
 
 
 def test_the_stored_page_is_that_of_the_stored_numbers(tmp_path):
-    folder = certify.ROOT / "studies" / "results" / "certify"
+    folder = RESULTS / "certify"
     stored = json.loads((folder / "certify.json").read_text())
     certify.write_page(stored, tmp_path)
     shown, drawn = (Elements((place / "certify.html").read_text()).words for place in (folder, tmp_path))

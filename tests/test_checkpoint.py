@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from mutations import survivors
 
 from netkit import checkpoint, evaluate, models
 from netkit.checkpoint import CheckpointError
+from studies.certificate.mutations import survivors
 
 
 def leaves(tree: Any) -> Any:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mutations import survivors
 
 from netkit import data
+from studies.certificate.mutations import survivors
 
 Write = Callable[..., Path]
 

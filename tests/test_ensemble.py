@@ -422,6 +422,7 @@ def test_a_problem_of_pdekit_is_averaged_as_it_is():
         ({"control": "sometimes"}, "control: expected True, False or 'auto', got 'sometimes'"),
         ({"control": 1}, "control: expected True, False or 'auto', got 1"),
         ({"control": np.True_}, "control: expected True, False or 'auto', got np.True_"),
+        ({"num_draws": 2.5}, r"num_draws: expected a whole number, got 2\.5"),
         ({"target_error": 0.1, "max_draws": 1}, "max_draws: expected at least 2, got 1"),
         ({"control": True, "stop_when_decided": True}, "expected neither target_error nor control=True beside it"),
         ({"stop_when_decided": True, "output": values}, "stop_when_decided: expected probabilities from output"),
@@ -431,6 +432,15 @@ def test_a_problem_of_pdekit_is_averaged_as_it_is():
 def test_errors_say_what_was_expected(options, message):
     with pytest.raises(ValueError, match=message):
         ensemble_estimate(gaussian_logit(), 9 * torch.ones(3, 2), generator=seeded(), **options)
+
+
+def test_images_that_are_none_or_lead_nowhere_are_refused():
+    with pytest.raises(TypeError, match=r"x: expected a torch\.Tensor, got ndarray; torch\.as_tensor makes one"):
+        ensemble_estimate(gaussian_logit(), np.ones((3, 2)), generator=seeded())
+    x = torch.ones(3, 2)
+    x[1, 0] = np.nan
+    with pytest.raises(ValueError, match="model: expected finite outputs, got others for 1 of 3 images; is x finite"):
+        ensemble_estimate(gaussian_logit(), x, generator=seeded())
 
 
 def test_images_cannot_drop_out_of_a_batch_they_make_noise_for():

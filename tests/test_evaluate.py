@@ -473,3 +473,13 @@ def test_a_score_says_what_it_is_in_one_line() -> None:
     low, high = score.interval.low, score.interval.high
     assert repr(score) == f"Score: 75.0% right [{low:.1%}, {high:.1%}] at 95%, 40 images, 3 draws each"
     assert "draws" not in repr(evaluate.Score(predictions[:1], labels))
+
+
+def test_arrays_and_parts_of_draws_are_refused_with_the_cure() -> None:
+    x, y = torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(TypeError, match=r"x: expected a torch\.Tensor, got ndarray; torch\.as_tensor makes one"):
+        evaluate.accuracy(net(), x.numpy(), y)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"y: expected a torch\.Tensor, got list"):
+        evaluate.accuracy(net(), x, y.tolist())
+    with pytest.raises(ValueError, match=r"num_draws: expected a whole number, got 2\.5"):
+        evaluate.accuracy(net(), x, y, num_draws=2.5)

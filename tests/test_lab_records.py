@@ -258,3 +258,19 @@ def test_a_table_says_of_each_run_that_it_was_put_together_from_where_it_came() 
 )
 def test_a_stored_command_names_no_folder_of_a_machine(word: str, kept: str) -> None:
     assert without_folder(word) == kept
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "missing"),
+    [
+        ("trainings.jsonl", {"job": "a", "validation": 1, "weights": "x"}, "dataset of a training"),
+        ("scores.jsonl", {"job": "a", "attack": "nat", "trainings": {}}, "dataset of a score"),
+        ("scores.jsonl", {"job": 3, "attack": "nat", "trainings": {}}, "job of a score, got 3"),
+    ],
+)
+def test_a_line_without_what_readers_rely_on_is_named(
+    tmp_path: Path, file: str, line: dict[str, Any], missing: str
+) -> None:
+    (tmp_path / file).write_text(json.dumps(line) + "\n")
+    with pytest.raises(InputError, match=rf"{file}, line 1, is damaged: expected {missing}"):
+        records.read(tmp_path)

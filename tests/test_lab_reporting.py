@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mutations import survivors
 
+from studies.certificate.mutations import survivors
 from studies.lab.reporting import InputError, read_objects
 
 

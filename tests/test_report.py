@@ -16,6 +16,7 @@ import pytest
 from made_up_records import DIGITS, ROWS, STAMP, TINY, a_training
 from page_reader import Elements, in_section, points_of, texts
 
+from studies import report
 from studies.lab.networks import kind_of
 from studies.lab.records import Records
 from studies.lab.reporting import InputError
@@ -469,3 +470,14 @@ PROBE = """<script>addEventListener("load", () => {
 """Widths of the screen, of the page and of the page with all details open; the least contrast of a text with the page
 (WCAG 2, 1.4.3 asks for 4.5); texts of charts that reach out of their picture; pictures that are not shown; and the
 background before the theme's button is clicked, after it and after another click."""
+
+
+def test_a_page_of_other_results_leaves_readme_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "IS_CLONE", True)
+    (tmp_path / "README.md").write_text("mine\n" + "\n".join(MARKS) + "\n")
+    (tmp_path / "others").mkdir()
+    report.main(tmp_path / "others", tmp_path / "report.html", None)
+    assert (tmp_path / "README.md").read_text() == "mine\n" + "\n".join(MARKS) + "\n"
+    report.main(STORED, tmp_path / "report.html", None)
+    assert "CIFAR-10" in (tmp_path / "README.md").read_text()

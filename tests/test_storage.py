@@ -13,12 +13,12 @@ import time
 import numpy as np
 import pytest
 import xarray as xr
-from mutations import survivors
 
 import pdekit.equation.solver
 from pdekit import ConvectionDiffusion, solve
 from pdekit.equation.plan import UnstableError
 from pdekit.equation.storage import Checkpoint, CheckpointError, FileFrames
+from studies.certificate.mutations import survivors
 
 TAU = 2.0 * np.pi
 

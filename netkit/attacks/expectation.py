@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -154,6 +155,8 @@ def rounding(dtype: torch.dtype) -> float:
 
 def checked_images(x: Tensor, bounds: Bounds | None = PIXELS) -> Tensor:
     """x without gradient; clipped to the bounds where it is outside by no more than rounding."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}; torch.as_tensor makes one of an array")
     if x.dim() < 2 or not x.is_floating_point():
         raise ValueError(f"x: expected floating-point images (B, C, H, W), got {x.dtype} {tuple(x.shape)}")
     if len(x) == 0:
@@ -189,6 +192,8 @@ def checked_images_and_labels(x: Tensor, y: Tensor, bounds: Bounds | None = PIXE
 
 def check_counts(**counts: int) -> None:
     for name, count in counts.items():
+        if not isinstance(count, Integral):
+            raise ValueError(f"{name}: expected a whole number, got {count!r}")
         if count < 1:
             raise ValueError(f"{name}: expected at least 1, got {count}")
 

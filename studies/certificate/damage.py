@@ -7,8 +7,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import cache, partial
-from importlib.util import module_from_spec, spec_from_file_location
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +18,9 @@ from torch import Tensor
 from netkit import checkpoint, data
 from pdekit.equation.storage import Checkpoint, CheckpointError, FileFrames
 from studies.certificate.equations import Array
+from studies.certificate.mutations import mutations
 from studies.lab.promises import Measured, share
-from studies.lab.reporting import ROOT, InputError, read_objects
+from studies.lab.reporting import InputError, read_objects
 
 _SECONDS = 5  # after which a reader hangs
 _OUTCOMES = {
@@ -51,7 +51,7 @@ def failures(n: int, seed: int, reader: str) -> Measured:
 
 
 def _outcomes(reader: Reader, content: bytes, seed: int, first: int, n: int) -> Iterator[str]:
-    for damaged in itertools.islice(_mutations()(content, n, seed=seed), first, None):
+    for damaged in itertools.islice(mutations(content, n, seed=seed), first, None):
         reader.path.write_bytes(damaged)
         signal.alarm(_SECONDS)
         try:
@@ -82,17 +82,6 @@ def _in_children(n: int, outcomes: Callable[[int, int], Iterator[str]]) -> str:
         os.waitpid(child, 0)
         found += "x" * (len(found) < n)
     return found
-
-
-@cache
-def _mutations() -> Any:
-    """That of tests/mutations.py, which is no package: damage is defined in one place."""
-    spec = spec_from_file_location("mutations", ROOT / "tests" / "mutations.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.mutations
 
 
 def _equal(a: Any, b: Any) -> bool:

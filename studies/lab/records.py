@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,50 @@ _FILES = ("trainings.jsonl", "scores.jsonl", "outcomes.jsonl")
 _BEGUN = "merge.json"
 _BASE36 = "0123456789abcdefghijklmnopqrstuvwxyz"
 
+_NUMBER, _NONE = (int, float), type(None)
+_COMMON: dict[str, Any] = {
+    "job": str,
+    "dataset": str,
+    "network": str,
+    "seed": int,
+    "loss": str,
+    "setting": str,
+    "provenance": dict,
+}
+_FIELDS: dict[str, dict[str, Any]] = {
+    "training": _COMMON
+    | {
+        "lr": _NUMBER,
+        "peak_lr": _NUMBER,
+        "num_parameters": int,
+        "num_train": int,
+        "weights": str,
+        "validation": (*_NUMBER, _NONE),
+        "selected_epoch": int,
+        "history": list,
+        "member_weights": (dict, _NONE),
+    },
+    "score": _COMMON
+    | {
+        "attack": str,
+        "title": str,
+        "oracle": (str, _NONE),
+        "member_weights": str,
+        "eot_draws": int,
+        "num_draws": int,
+        "n": int,
+        "vote": _NUMBER,
+        "trainings": dict,
+    },
+    "outcome": {"job": str, "correct": (str, list)},
+}
+"""What readers rely on; `None` stands where there is no validation, no oracle, or no members."""
+_OF_TASKS = {
+    kind: {name: _FIELDS[kind][name] for name in names}
+    for kind, names in (("training", ("job", "validation", "weights")), ("score", ("job", "trainings")))
+}
+"""What tells whether a task is done."""
+
 
 # Of single tasks
 
@@ -47,7 +91,7 @@ def write(task: Task, record: Record) -> None:
 def of(task: Task) -> Record | None:
     """The record of a finished task, None while it is not; raises InputError for a damaged one."""
     path = record_path(task)
-    return _checked(path, [read_object(path)])[0] if path.exists() else None
+    return _checked(path, [read_object(path)], _OF_TASKS)[0] if path.exists() else None
 
 
 def best(network: Network, seed: int, trainings: Iterable[Training]) -> tuple[Training, Record]:
@@ -178,10 +222,11 @@ def _locked(folder: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _checked(path: Path, records: list[Record]) -> list[Record]:
-    # each kind of line has one of these
-    kinds = ({"job", "validation", "weights"}, {"job", "attack", "trainings"}, {"job", "correct"})
+def _checked(path: Path, records: list[Record], fields: Mapping[str, Mapping[str, Any]] = _FIELDS) -> list[Record]:
     for number, record in enumerate(records, 1):
-        if not any(names <= record.keys() for names in kinds):
-            raise InputError(f"{path}, line {number}, is damaged: expected a record, got {json.dumps(record)[:40]!r}")
+        kind = "score" if "trainings" in record else "outcome" if "correct" in record else "training"
+        for name, types in fields[kind].items():
+            if not isinstance(record.get(name), types):
+                got = json.dumps(record.get(name))[:40] if name in record else "none"
+                raise InputError(f"{path}, line {number}, is damaged: expected {name} of a {kind}, got {got}")
     return records
