@@ -77,6 +77,24 @@ def test_a_restarted_solve_ends_with_the_same_bits(monkeypatch, tmp_path, method
     assert [f.name for f in tmp_path.iterdir()] == (["u.nc"] if stream else [])
 
 
+@pytest.mark.parametrize(
+    ("num_points", "stream"), [(None, False), ((24, 20), False), ((24, 20), True)], ids=["own", "uneven", "stream"]
+)
+def test_a_solve_with_modes_of_its_own_continues(monkeypatch, tmp_path, num_points, stream):
+    """Its modes and frames may have other numbers than the equation's."""
+    settings = {"rtol": 1e-4, "num_points": num_points, "times": [1.0, 0.8, 0.35, 0.0]}
+    expected = solve(problem(), **settings)
+    files = {"checkpoint": tmp_path / "restart.npz", "checkpoint_seconds": 0.0}
+    if stream:
+        files["frames_to"] = tmp_path / "u.nc"
+    with monkeypatch.context() as patch:
+        cut_after(patch, 2)
+        with pytest.raises(Cut):
+            solve(problem(), **settings, **files)
+    with solve(problem(), **settings, **files) as resumed:
+        np.testing.assert_array_equal(resumed.u, expected.u)
+
+
 @pytest.mark.parametrize("method", ["spectral_rk4", "spectral_ab4", "semi_lagrangian"])
 def test_a_solve_can_continue_on_a_finer_grid(monkeypatch, tmp_path, method):
     settings = {"dt": 0.01, "method": method}

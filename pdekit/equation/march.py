@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,11 +162,12 @@ class March:
     def _restore(
         self, arrays: dict[str, NDArray], numbers: dict[str, float], frames: MemoryFrames | FileFrames, *, like: NDArray
     ) -> NDArray:
-        """The state of a restart file, in the shape and type of `like`; its frames go into `frames`."""
+        """The state of a restart file, in shape and type as `like`; its frames go into `frames`."""
         dt = numbers.pop("dt")
         grid = tuple(int(n) for n in arrays.pop("grid"))
         record = self._record = Record(**numbers)  # type: ignore[arg-type]
-        count, shape, end = len(self._setup.stops), self._setup.terminal.shape, self._problem.horizon
+        count, end = len(self._setup.stops), self._problem.horizon
+        shape = (*self._grid, *self._setup.terminal.shape[self._problem.dim :])
         if numbers.keys() != asdict(record).keys() or not (0.0 <= record.s <= end * (1.0 + 1e-9)):
             raise ValueError(f"numbers: expected s from 0 to {end:g} among {', '.join(asdict(record))}, got {numbers}")
         if not 0 <= record.next_frame <= count:
@@ -184,11 +186,11 @@ class March:
             raise ValueError(
                 f"expected {record.next_frame} frames, the last of {count}, got {sorted(frames.indices())}"
             )
-        if wrong := [k for k, v in arrays.items() if k.startswith("frame_") and (v.shape, v.dtype) != (shape, float)]:
-            raise ValueError(f"{wrong[0]}: expected shape {shape} of float64, got {arrays[wrong[0]].shape}")
+        for name, frame in arrays.items():
+            if name.startswith("frame_"):
+                self._check_fits(name, frame, shape, np.dtype(np.float64))
         state = self._method.convert(arrays["state"])
-        if (state.shape, state.dtype) != (like.shape, like.dtype):
-            raise ValueError(f"state: expected {like.shape} of {like.dtype}, got {state.shape} of {state.dtype}")
+        self._check_fits("state", state, like.shape, like.dtype)
         history = {k.removeprefix("history_"): v for k, v in arrays.items() if k.startswith("history_")}
         history = {k: self._method.convert(v) if v.ndim else v for k, v in history.items()}
         if self._kind.adaptive or dt == self._dt:
@@ -196,6 +198,12 @@ class March:
         elif not self._kind.spectral:
             raise CheckpointError(f"expected dt = {dt:g} as in the checkpoint, got {self._dt:g}")
         return state
+
+    def _check_fits(self, name: str, stored: NDArray, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """An adaptive method may hold as many modes as it needs, and hand out frames on a grid of its own."""
+        fits = stored.shape == shape or (self._kind.adaptive and stored.ndim == len(shape))
+        if not fits or stored.dtype != dtype:
+            raise ValueError(f"{name}: expected shape {shape} of {dtype}, got {stored.shape} of {stored.dtype}")
 
     def _unstable(self, s: float, size: float) -> UnstableError:
         speed, problem = self._setup.flow.speed, self._problem
