@@ -25,6 +25,7 @@ def network() -> EnResNet:
     return en_resnet(8, num_members=2, in_channels=1, width=4, noise_coef=1.0, noise_std="sample", seed=0).eval()
 
 
+@pytest.mark.slow
 def test_intervals_cover_a_mean_that_is_known_as_often_as_they_say() -> None:
     """Against a mean over so many draws that it may pass for the true one; a mean far away is not covered."""
     model, x = network(), torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -300,6 +300,7 @@ def test_the_solution_as_control_cuts_the_variance(hessian, reduction):
     assert np.abs(zscores(controlled, drift_solution(POINTS))).max() < 4
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pdekit.ResolutionWarning")  # a control need not be right
 def test_a_control_in_three_dimensions_keeps_its_variance_reduction_or_says_so(monkeypatch, caplog):
     """Second derivatives in memory for two tables reduced the variance 3 times; one a step does so 47 times."""

@@ -485,7 +485,7 @@ def wind(t: float, n: int = 12) -> np.ndarray:
 
 
 @pytest.mark.parametrize("interpolation", ["linear", "cubic"])
-@pytest.mark.parametrize("most", [2**28, 2**19])
+@pytest.mark.parametrize("most", [pytest.param(2**28, marks=pytest.mark.slow), 2**19])
 def test_node_values_at_times_give_the_paths_of_the_function_that_they_are(interpolation, most, monkeypatch):
     """Tables for all times at once, and for a few steps at a time, against two look-ups in NumPy."""
     monkeypatch.setattr("pdekit.paths.lookup._MOST_BYTES", most)

@@ -39,7 +39,7 @@ def processes():
 @pytest.mark.parametrize(
     "options",
     [
-        {"bias": True},
+        pytest.param({"bias": True}, marks=pytest.mark.slow),
         {"tolerance": Tolerance(atol=5e-3, max_paths=40_000)},
         {"sampling": Sampling(qmc=True, antithetic=True)},
         {"sampling": Sampling(extrapolate=True), "scheme": "euler"},

@@ -22,7 +22,7 @@ from studies.lab.tasks import Scoring, Settings, Weights, tasks_for
 from studies.lab.work import trained_model
 from studies.paper.tables import TABLES
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 FIGURES = {"fig5": fig5_training_curves.app, "fig6": fig6_adversarial_images.app}
 SMOKE = ["--smoke", "--workers", "1", "--device", "cpu", "--num-train", "64", "--num-test", "20"]
@@ -232,7 +232,6 @@ def test_autoattack_is_a_column_whose_blocks_are_small(runs: Any, tmp_path: Path
         assert {identity["batch_size"] for identity in identities} == {batch_size}
 
 
-@pytest.mark.slow
 def test_baselines_are_rows_on_request(runs: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(runs[0], out)

@@ -300,6 +300,7 @@ def test_the_equation_in_full_is_verified_and_each_part_of_it_matters(dim):
     assert ("the worst of 3" in repr(wrong)) == (dim == 2)
 
 
+@pytest.mark.slow
 def test_the_own_error_of_several_functions_is_each_of_theirs():
     problem = full(2)
     solution = solve(problem, num_points=(32, 36), method="spectral_rk4", dt=0.0125, times=np.linspace(0.0, 0.5, 11))
