@@ -189,7 +189,10 @@ def test_the_solution_of_another_equation_disagrees(problem, capsys):
         (["problem.py:anywhere"], "error: problem.py:anywhere: expected a problem on a box"),
         (["problem.py", "--num-points", "-3"], "error: num_points: expected a whole number of at least 8, got -3"),
         (["problem.py", "--points", "0"], "error: --points: expected at least 1, got 0"),
-        (["problem.py", "--solution", "absent.nc"], "error: [Errno 2]"),
+        (["problem.py", "--seed", "-1"], "error: --seed: expected at least 0, got -1"),
+        (["problem.py", "--solution", "absent.nc"], "error: --solution: expected a NetCDF-4 file, got absent.nc: "),
+        (["problem.py", "--solution", "problem.py"], "error: --solution: expected a NetCDF-4 file, got problem.py: "),
+        (["problem.py", "--solution", "."], "error: --solution: expected a NetCDF-4 file, got .: a folder"),
     ],
 )
 def test_a_wrong_question_is_answered_in_one_line(words, message, problem, capsys):

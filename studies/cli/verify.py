@@ -75,8 +75,12 @@ def _solution(problem: ConvectionDiffusion, options: argparse.Namespace) -> xr.D
         raise CommandError(f"--{next(iter(asked)).replace('_', '-')}: expected none with --solution, which is solved")
     import xarray as xr
 
-    with xr.open_dataset(options.solution, engine="h5netcdf", decode_timedelta=False) as stored:
-        return stored.load()
+    try:
+        with xr.open_dataset(options.solution, engine="h5netcdf", decode_timedelta=False) as stored:
+            return stored.load()
+    except (OSError, ValueError, RuntimeError) as error:
+        why = "a folder" if options.solution.is_dir() else " ".join(str(error).split())
+        raise CommandError(f"--solution: expected a NetCDF-4 file, got {options.solution}: {why}") from error
 
 
 def _paths(options: argparse.Namespace) -> dict[str, Any]:
@@ -89,8 +93,9 @@ def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 def _points(problem: ConvectionDiffusion, count: int, seed: int) -> np.ndarray:
     """Evenly distributed in the box."""
-    if count < 1:
-        raise CommandError(f"--points: expected at least 1, got {count}")
+    for name, value, least in (("points", count, 1), ("seed", seed, 0)):
+        if value < least:
+            raise CommandError(f"--{name}: expected at least {least}, got {value}")
     where = np.random.default_rng([seed, 1]).uniform(size=(count, problem.dim))
     return np.asarray(problem.origin) + where * np.asarray(problem.lengths)
 
