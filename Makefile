@@ -51,14 +51,16 @@ test-newest:  ## all tests but the slow ones with the newest releases that setup
 	rm -f .venv-newest/.tests
 	$(MAKE) test VENV=.venv-newest PINS="--upgrade --upgrade-strategy eager"
 
-# The tests of README and of the command are copied to where nothing else is, so that they see the wheel alone.
-test-wheel: dist  ## the wheel in .venv-wheel, and README and the command from an empty folder there
+# The tutorial, and the tests of README and of the command, are copied to where nothing else is, so that they see the wheel alone.
+test-wheel: dist  ## the wheel in .venv-wheel, and README, tutorial and command from an empty folder there
 	$(PYTHON) -m venv --clear .venv-wheel
 	.venv-wheel/bin/python -m pip install -qq --disable-pip-version-check $(PINS) pytest "$$(ls dist/*.whl)[studies]"
 	rm -rf build/empty && mkdir -p build/empty/tests
 	cp README.md build/empty
 	cp tests/test_readme.py tests/test_command.py build/empty/tests
+	cp docs/tutorial_source/*.py build/empty
 	cd build/empty && ../../.venv-wheel/bin/itoflow --version \
+		&& MPLBACKEND=agg PYTHONPATH= ../../.venv-wheel/bin/python ten_minutes.py \
 		&& PYTHONPATH= ../../.venv-wheel/bin/python -P -m pytest -c /dev/null --rootdir . -o markers=slow -p no:cacheprovider -q tests $(ARGS)
 
 dist: $(VENV)/.setuptools  ## the sdist and the wheel, the same bytes from the same commit
