@@ -81,6 +81,8 @@ def test_the_wheel_holds_every_package_and_its_data(unpacked):
         assert (unpacked / package / "py.typed").is_file()
     for data in ("paper/numbers.json", *(f"page/templates/{path.name}" for path in templates())):
         assert (unpacked / "studies" / data).read_bytes() == (ROOT / "studies" / data).read_bytes()
+    published = {path.name: path.read_bytes() for path in (ROOT / "netkit" / "published").iterdir()}
+    assert {path.name: path.read_bytes() for path in (unpacked / "netkit" / "published").iterdir()} == published
 
 
 def templates() -> Iterator[Path]:
@@ -93,8 +95,9 @@ def test_the_wheel_holds_nothing_else(built, unpacked):
     assert top == {*PACKAGES, info}
     assert (unpacked / info / "licenses" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     kinds = {path.suffix for path in unpacked.rglob("*") if path.is_file() and info not in path.parts}
-    assert kinds == {".py", ".typed", ".json", ".jsonl", ".png", ".html", ".css", ".js", ".md", ".mplstyle"}
-    assert built[1].stat().st_size < 2 * 2**20
+    data = {".json", ".jsonl", ".png", ".html", ".css", ".js", ".md", ".mplstyle", ".safetensors"}
+    assert kinds == {".py", ".typed", *data}
+    assert built[1].stat().st_size < 5 * 2**20
 
 
 def test_the_wheel_shows_the_same_report_as_the_repository(unpacked):
