@@ -60,7 +60,7 @@ test-wheel: dist  ## the wheel in .venv-wheel, and README, tutorial and command 
 	cp tests/test_readme.py tests/test_command.py build/empty/tests
 	cp docs/tutorial_source/*.py build/empty
 	cd build/empty && ../../.venv-wheel/bin/itoflow --version \
-		&& MPLBACKEND=agg PYTHONPATH= ../../.venv-wheel/bin/python ten_minutes.py \
+		&& MPLBACKEND=agg PYTHONPATH= timeout 600 ../../.venv-wheel/bin/python -X faulthandler ten_minutes.py \
 		&& PYTHONPATH= ../../.venv-wheel/bin/python -P -m pytest -c /dev/null --rootdir . -o markers=slow -p no:cacheprovider -q tests $(ARGS)
 
 dist: $(VENV)/.setuptools  ## the sdist and the wheel, the same bytes from the same commit
