@@ -26,7 +26,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral
 from typing import Literal, get_args
 
 import scipy
@@ -36,6 +35,7 @@ from torch import Tensor, nn
 from bridge.betting import LargestBets, MeanBets, draws_needed, interval
 from bridge.control import ControlledDraws, NoiseExpansion, draw_cost, expansion_cost, probe_control, probe_cost
 from bridge.draws import Draws, Output, batch_dependence
+from netkit.attacks.expectation import check_tensors, check_whole
 from netkit.models import evaluating
 from netkit.noise import noise_parts
 from netkit.randomness import is_random, repeatable
@@ -191,11 +191,8 @@ def ensemble_estimate(
     not be, a model that is not random, whose answers depend on the rest of the batch where images would drop out of it,
     or whose output is the same for different noise.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}; torch.as_tensor makes one of an array")
-    for name, count in {"num_draws": num_draws, "batch_size": batch_size, "max_draws": max_draws}.items():
-        if not isinstance(count, Integral):
-            raise ValueError(f"{name}: expected a whole number, got {count!r}")
+    check_tensors(x=x)
+    check_whole(num_draws=num_draws, batch_size=batch_size, max_draws=max_draws)
     if num_draws < 2 or batch_size < 1:
         raise ValueError(f"num_draws, batch_size: expected at least 2 and 1, got {num_draws} and {batch_size}")
     if not 0 < level < 1:

@@ -21,7 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from netkit import attacks, checkpoint, parallel
-from netkit.attacks.expectation import NotFiniteError, check_counts, checked_images, logits_of, rounding, unwrapped
+from netkit.attacks.expectation import (
+    NotFiniteError,
+    check_counts,
+    check_tensors,
+    checked_images,
+    logits_of,
+    rounding,
+    unwrapped,
+)
 from netkit.identity import VERSION, UnidentifiedError, describe, describe_model
 from netkit.intervals import Interval, clopper_pearson, wilson
 from netkit.models import evaluating
@@ -436,8 +444,7 @@ def checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     x = checked_images(x)
     if x.dim() != 4:
         raise ValueError(f"x: expected floating-point images (N, C, H, W), got {x.dtype} {tuple(x.shape)}")
-    if not isinstance(y, Tensor):
-        raise TypeError(f"y: expected a torch.Tensor, got {type(y).__name__}; torch.as_tensor makes one of an array")
+    check_tensors(y=y)
     if y.shape != x.shape[:1]:
         raise ValueError(f"y: expected one label for each of {len(x)} images, got shape {tuple(y.shape)}")
     if y.is_floating_point() or y.dtype == torch.bool or int(y.min()) < 0:

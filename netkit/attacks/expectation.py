@@ -155,8 +155,7 @@ def rounding(dtype: torch.dtype) -> float:
 
 def checked_images(x: Tensor, bounds: Bounds | None = PIXELS) -> Tensor:
     """x without gradient; clipped to the bounds where it is outside by no more than rounding."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}; torch.as_tensor makes one of an array")
+    check_tensors(x=x)
     if x.dim() < 2 or not x.is_floating_point():
         raise ValueError(f"x: expected floating-point images (B, C, H, W), got {x.dtype} {tuple(x.shape)}")
     if len(x) == 0:
@@ -190,10 +189,22 @@ def checked_images_and_labels(x: Tensor, y: Tensor, bounds: Bounds | None = PIXE
     return x, last + 1
 
 
-def check_counts(**counts: int) -> None:
+def check_tensors(**values: object) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            got = type(value).__name__
+            raise TypeError(f"{name}: expected a torch.Tensor, got {got}; torch.as_tensor makes one of an array")
+
+
+def check_whole(**counts: int) -> None:
     for name, count in counts.items():
         if not isinstance(count, Integral):
             raise ValueError(f"{name}: expected a whole number, got {count!r}")
+
+
+def check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        check_whole(**{name: count})
         if count < 1:
             raise ValueError(f"{name}: expected at least 1, got {count}")
 
