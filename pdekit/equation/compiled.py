@@ -61,10 +61,12 @@ class Compiled:
 
         spread(piece, count, items=self._columns.size)
 
-    def _other(self) -> NDArray:
+    def _lines_of(self, v_hat: NDArray, threads: int) -> NDArray:
+        """Another field's rows along the last axis, (1, rows, K+1), in columns of its own."""
         if self._single is None:
             self._single = np.zeros((1, *self._columns.shape[1:]), dtype=complex)
-        return self._single
+        self._to_columns(v_hat, self._none, self._between, self._single, threads)
+        return self._single.reshape(1, *self._flat.shape[1:])
 
     def evaluate(self, u_hat: NDArray, coefficients: NDArray, out: NDArray) -> None:
         rows = coefficients.reshape(len(coefficients), -1, self._grid[-1])
@@ -78,26 +80,22 @@ class Compiled:
         self._to_modes(self._first, self._none, self._between, out, threads)
 
     def transpose(self, v_hat: NDArray, coefficients: NDArray, out: NDArray) -> None:
-        threads, single = threads_for(self._size), self._other()
-        self._to_columns(v_hat, self._none, self._between, single, threads)
-        rows = coefficients.reshape(len(coefficients), -1, self._grid[-1])
-        lines = single.reshape(1, *self._flat.shape[1:])
+        threads = threads_for(self._size)
+        rows, lines = coefficients.reshape(len(coefficients), -1, self._grid[-1]), self._lines_of(v_hat, threads)
         self._by_rows(_transposed_rows, lines, self._flat, self._group, self._last, rows)
         self._to_modes(self._columns, self._factors, self._between, out, threads)
 
     def pair(self, u_hat: NDArray, v_hat: NDArray, weight: float, out: NDArray) -> None:
-        threads, single = threads_for(self._size), self._other()
+        threads = threads_for(self._size)
         self._to_columns(u_hat, self._factors, self._between, self._columns, threads)
-        self._to_columns(v_hat, self._none, self._between, single, threads)
-        lines = single.reshape(1, *self._flat.shape[1:])
+        lines = self._lines_of(v_hat, threads)
         into = out.reshape(len(out), -1, self._grid[-1])
         self._by_rows(_paired_rows, lines, self._flat, self._group, self._last, weight, into)
 
     def pull(self, u_hat: NDArray, v_hat: NDArray, coefficients: NDArray, by: NDArray, out: NDArray) -> None:
-        threads, single = threads_for(self._size), self._other()
+        threads = threads_for(self._size)
         self._to_columns(u_hat, self._factors, self._between, self._columns, threads)
-        self._to_columns(v_hat, self._none, self._between, single, threads)
-        lines = single.reshape(1, *self._flat.shape[1:])
+        lines = self._lines_of(v_hat, threads)
         rows, into = (nodes.reshape(len(nodes), -1, self._grid[-1]) for nodes in (coefficients, by))
         self._by_rows(_pulled_rows, lines, self._flat, self._group, self._last, rows, into)
         self._to_modes(self._columns, self._factors, self._between, out, threads)
