@@ -14,17 +14,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class _Terminal:
     """Standard error; one that is closed meanwhile takes what is written to it, not the work that is going on."""
 
+    def __init__(self) -> None:
+        self._stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+    @property
+    def rich_proxied_file(self) -> _Terminal:
+        """What rich writes to while it redirects standard error; it would go around this object."""
+        return self
+
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):
-            return sys.stderr.write(text)
+            return cast(int, self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
         with contextlib.suppress(OSError):
-            sys.stderr.flush()
+            self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stderr, name)
+        return getattr(self._stream, name)
 
 
 @contextlib.contextmanager

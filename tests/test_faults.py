@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import multiprocessing
 import os
@@ -243,6 +244,34 @@ def test_a_terminal_that_is_closed_takes_its_bar_and_not_the_work(work: Callable
     os.close(ours)
     os.waitpid(child, 0)
     assert (tmp_path / "done").exists()
+
+
+class ClosedTerminal(io.StringIO):
+    """Takes a number of writes, and is gone then."""
+
+    def __init__(self, writes: int) -> None:
+        super().__init__()
+        self.left = iter(range(writes))
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if next(self.left, None) is None:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("writes", [*range(5), 100])
+@pytest.mark.parametrize("work", [with_pdekit, with_netkit])
+def test_a_terminal_may_be_closed_at_any_write(
+    work: Callable[..., None], writes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = ClosedTerminal(writes)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    work(lambda: time.sleep(0.02))
+    assert sys.stderr is terminal  # the bar had put itself between
+    assert bool(terminal.getvalue()) == bool(writes)
 
 
 def command(body: str, **options: Any) -> subprocess.Popen[str]:
