@@ -51,6 +51,9 @@ test-newest:  ## all tests but the slow ones with the newest releases that setup
 	rm -f .venv-newest/.tests
 	$(MAKE) test VENV=.venv-newest PINS="--upgrade --upgrade-strategy eager"
 
+# torch's threads wait for each other at every layer of a small network, several times longer where cores are shared.
+test-wheel html: export OMP_NUM_THREADS ?= 1
+
 # The tutorial, and the tests of README and of the command, are copied to where nothing else is, so that they see the wheel alone.
 test-wheel: dist  ## the wheel in .venv-wheel, and README, tutorial and command from an empty folder there
 	$(PYTHON) -m venv --clear .venv-wheel

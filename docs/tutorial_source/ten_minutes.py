@@ -4,6 +4,7 @@ Ten minutes
 
 Solve an equation, sample its paths, set one against the other; train a noisy network, audit it, and look at a network
 as an equation of its own. All of it runs in about a minute on a laptop; kernels are compiled at their first call.
+Where others compute on the same cores, set ``OMP_NUM_THREADS=1`` before Python starts.
 """
 
 # %%
