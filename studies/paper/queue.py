@@ -59,7 +59,7 @@ SETTINGS = {
         "cifar10",
         "one-step-bf16",
         options={"epochs": 10, "num_test": 2_000},
-        rates={"ResNet20": 0.4},
+        rates={"ResNet20": 0.4, "En2ResNet20": 0.8, "Plain2ResNet20": 0.2},
     ),
     "cpu-full-rates": Setting(
         "CPU, full width, learning rates",
@@ -68,7 +68,7 @@ SETTINGS = {
         "For the choice of the learning rates of cpu-full.",
         "cifar10",
         "one-step-bf16",
-        options={"epochs": 3, "num_train": 15_000, "learning_rates": (0.2, 0.4, 0.8)},
+        options={"epochs": 3, "num_train": 15_000, "learning_rates": (0.1, 0.2, 0.4, 0.8, 1.6)},
     ),
     "cpu-narrow": Setting(
         "CPU, narrow networks",
