@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bridge.flow import FlowNetwork, ProblemNetwork, as_points
 from bridge.levels import coarsened
+from netkit.checks import check_counts
 from pdekit import ConvectionDiffusion, UnstableError, solve
 from pdekit.equation.refinement import change
 from pdekit.numerics.splines import spline_table
@@ -145,8 +146,7 @@ def compare(
     Raises ValueError for fewer than two draws or points that do not match the solution.
     """
     x = as_points(points, network)
-    if num_draws < 2:
-        raise ValueError(f"num_draws: expected at least 2, got {num_draws}")
+    check_counts(2, num_draws=num_draws)
     if x.shape[:-1] != solution.value.shape:
         raise ValueError(f"points: expected {len(solution.value)}, as the solution has, got {tuple(x.shape)}")
     order = [2 * position + half for position in network.order for half in (0, 1)]

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from bridge.betting import LargestBets, MeanBets, draws_needed, interval
 from bridge.control import ControlledDraws, NoiseExpansion, draw_cost, expansion_cost, probe_control, probe_cost
 from bridge.draws import Draws, Output, batch_dependence
-from netkit.attacks.expectation import check_tensors, check_whole
+from netkit.checks import check_tensors, check_whole
 from netkit.models import evaluating
 from netkit.noise import noise_parts
 from netkit.randomness import is_random, repeatable

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from bridge.box import Box
 from bridge.draws import noise_layers
+from netkit.checks import check_counts, check_sizes
 from netkit.noise import Noise, NoiseStream, NoisyModel, ResidualNoise
 from pdekit.field import node_points
 from pdekit.problem import ConvectionDiffusion
@@ -100,10 +101,8 @@ class NoisyFlow(NoisyModel):
     ) -> None:
         super().__init__()
         _check_velocity(velocity)
-        if num_blocks < 1:
-            raise ValueError(f"num_blocks: expected at least 1, got {num_blocks}")
-        if not 0.0 <= relative_sigma < math.inf:
-            raise ValueError(f"relative_sigma: expected a finite number >= 0, got {relative_sigma}")
+        check_counts(num_blocks=num_blocks)
+        check_sizes(relative_sigma=relative_sigma)
         if sigma and relative_sigma:
             raise ValueError(f"relative_sigma: expected 0 beside sigma = {sigma:g}, got {relative_sigma:g}")
         self.order = list(range(num_blocks)) if order is None else list(order)

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bridge.flow import FlowNetwork, as_points
+from netkit.checks import check_counts
 from pdekit.paths.multilevel import MultilevelEstimate, multilevel
 
 ALPHA, BETA, GAMMA = 1.0, 2.0, 1.0
@@ -28,7 +29,8 @@ def coarsened(increments: Tensor, factor: int) -> Tensor:
     Raises ValueError unless factor divides L.
     """
     steps = len(increments)
-    if factor < 1 or steps % factor:
+    check_counts(factor=factor)
+    if steps % factor:
         raise ValueError(f"factor: expected a divisor of the {steps} steps, got {factor}")
     if factor == 1:
         return increments
@@ -75,8 +77,7 @@ class DepthLevels:
         first_blocks: int = 2,
         label: int = 1,
     ) -> None:
-        if first_blocks < 1:
-            raise ValueError(f"first_blocks: expected at least 1, got {first_blocks}")
+        check_counts(first_blocks=first_blocks)
         if not network.noisy:
             raise ValueError(f"network: expected noise to sample, got sigma {network.sigma}")
         self.network, self.first_blocks, self.label, self._generator = network, first_blocks, label, generator

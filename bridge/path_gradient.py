@@ -30,6 +30,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from netkit.checks import check_counts
 from netkit.noise import ResidualNoise, noise_parts
 
 Noises = Literal["first", "all"]
@@ -53,8 +54,7 @@ class PathGradient(nn.Module):
 
     def __init__(self, model: nn.Module, num_pairs: int = 5, *, noises: Noises = "first") -> None:
         super().__init__()
-        if num_pairs < 1:
-            raise ValueError(f"num_pairs: expected at least 1, got {num_pairs}")
+        check_counts(num_pairs=num_pairs)
         if noises not in get_args(Noises):
             raise ValueError(f"noises: expected one of {get_args(Noises)}, got {noises!r}")
         for layer in _layers(model):

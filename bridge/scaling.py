@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from bridge.draws import looking
+from netkit.checks import check_counts, check_positive, check_sizes
 from netkit.injection import InjectedSum
 from netkit.models import evaluating
 from netkit.noise import InjectedNoise, Noise, NoiseKind, ResidualNoise, noise_parts
@@ -37,34 +38,37 @@ def sigma_of(noise_coef: float, *, feature_std: float, num_blocks: int) -> float
 
     noise_coef: a; feature_std: s, of x + F(x); num_blocks: L. Raises ValueError for negative numbers or no blocks.
     """
-    _check(num_blocks=num_blocks, noise_coef=noise_coef, feature_std=feature_std)
+    check_counts(num_blocks=num_blocks)
+    check_sizes(noise_coef=noise_coef, feature_std=feature_std)
     return noise_coef * feature_std * math.sqrt(num_blocks)
 
 
 def noise_coef_of(sigma: float, *, feature_std: float, num_blocks: int) -> float:
     """a = σ / (s √L). Raises ValueError for negative numbers, no blocks or features that do not vary."""
-    _check(num_blocks=num_blocks, sigma=sigma)
-    _check_positive(feature_std=feature_std)
+    check_counts(num_blocks=num_blocks)
+    check_sizes(sigma=sigma)
+    check_positive(feature_std=feature_std)
     return sigma / (feature_std * math.sqrt(num_blocks))
 
 
 def feature_std_of(sigma: float, *, noise_coef: float, num_blocks: int) -> float:
     """s = σ / (a √L): the features for which both noises agree. Raises ValueError as `noise_coef_of`."""
-    _check(num_blocks=num_blocks, sigma=sigma)
-    _check_positive(noise_coef=noise_coef)
+    check_counts(num_blocks=num_blocks)
+    check_sizes(sigma=sigma)
+    check_positive(noise_coef=noise_coef)
     return sigma / (noise_coef * math.sqrt(num_blocks))
 
 
 def num_blocks_of(sigma: float, *, noise_coef: float, feature_std: float) -> float:
     """L = (σ / (a s))²: the depth, rarely whole, at which both noises agree. Raises ValueError as `noise_coef_of`."""
-    _check(num_blocks=1, sigma=sigma)
-    _check_positive(noise_coef=noise_coef, feature_std=feature_std)
+    check_sizes(sigma=sigma)
+    check_positive(noise_coef=noise_coef, feature_std=feature_std)
     return (sigma / (noise_coef * feature_std)) ** 2
 
 
 def time_step(num_blocks: int) -> float:
     """Δt = 1/L. Raises ValueError for no blocks."""
-    _check(num_blocks=num_blocks)
+    check_counts(num_blocks=num_blocks)
     return 1.0 / num_blocks
 
 
@@ -210,17 +214,3 @@ def _own_layer(owner: InjectedSum) -> Iterator[ResidualNoise]:
 
 def _noise_layers(module: nn.Module) -> list[tuple[str, ResidualNoise]]:
     return [(name, child) for name, child in module.named_children() if isinstance(child, ResidualNoise)]
-
-
-def _check(*, num_blocks: int, **numbers: float) -> None:
-    if num_blocks < 1:
-        raise ValueError(f"num_blocks: expected at least 1, got {num_blocks}")
-    for name, number in numbers.items():
-        if not 0 <= number < math.inf:
-            raise ValueError(f"{name}: expected a finite number >= 0, got {number}")
-
-
-def _check_positive(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not 0 < number < math.inf:
-            raise ValueError(f"{name}: expected a positive number, got {number}")

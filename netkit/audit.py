@@ -7,7 +7,6 @@ print(report)
 from __future__ import annotations
 
 import dataclasses
-import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from netkit import attacks
-from netkit.attacks.expectation import check_counts
 from netkit.calibration import Calibration, calibration
+from netkit.checks import check_counts, check_positive, check_whole
 from netkit.evaluate import Attack, Score, checked, worst_case
 from netkit.findings import Finding, Row, judge, look_at
 from netkit.intervals import Interval
@@ -176,11 +175,12 @@ def audit(
     if eot_draws is not None:
         if not eot_draws:
             raise ValueError("eot_draws: expected at least one number, got none")
-        check_counts(eot_draws=min(eot_draws))
+        for draws in eot_draws:
+            check_counts(eot_draws=draws)
+    check_whole(num_draws=num_draws)
     if num_draws < 2:
         raise ValueError(f"num_draws: expected at least 2, since one half picks an attack, got {num_draws}")
-    if not 0 < eps < math.inf:
-        raise ValueError(f"eps: expected a finite number > 0, got {eps}")
+    check_positive(eps=eps)
     if norm not in get_args(attacks.Norm):
         raise ValueError(f"norm: expected one of {get_args(attacks.Norm)}, got {norm!r}")
     if budget not in get_args(Budget):

@@ -14,7 +14,8 @@ import scipy
 import torch
 from torch import Tensor, nn
 
-from netkit.attacks.expectation import NotFiniteError, check_counts, logits_of
+from netkit.attacks.expectation import NotFiniteError, logits_of
+from netkit.checks import check_counts
 from netkit.evaluate import checked
 from netkit.intervals import Interval, wilson
 from netkit.models import evaluating

@@ -21,15 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from netkit import attacks, checkpoint, parallel
-from netkit.attacks.expectation import (
-    NotFiniteError,
-    check_counts,
-    check_tensors,
-    checked_images,
-    logits_of,
-    rounding,
-    unwrapped,
-)
+from netkit.attacks.expectation import NotFiniteError, checked_images, logits_of, rounding, unwrapped
+from netkit.checks import check_counts, check_tensors
 from netkit.identity import VERSION, UnidentifiedError, describe, describe_model
 from netkit.intervals import Interval, clopper_pearson, wilson
 from netkit.models import evaluating

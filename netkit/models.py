@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from netkit.checks import check_counts, check_seed, check_whole
 from netkit.noise import (
     COEF,
     Noise,
@@ -116,6 +117,7 @@ class ResNet(nn.Module):
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        check_whole(depth=depth)
         if depth < 8 or depth % 6 not in (2, 4):
             raise ValueError(f"depth: expected 6n + 2 or 6n + 4 with n >= 1, got {depth}")
         counts = {
@@ -124,9 +126,7 @@ class ResNet(nn.Module):
             "num_classes": num_classes,
             "in_channels": in_channels,
         }
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{name}: expected at least 1, got {count}")
+        check_counts(**counts)
         if normalize is not None and len(normalize[0]) != in_channels:
             raise ValueError(f"normalize: expected a mean for each of {in_channels} channels, got {len(normalize[0])}")
         noise = Noise("off") if noise is None else noise
@@ -313,8 +313,7 @@ def en_resnet(
 
     Raises ValueError for other values than these.
     """
-    if num_members < 1:
-        raise ValueError(f"num_members: expected at least 1, got {num_members}")
+    check_counts(num_members=num_members)
     generator, noise_seed = _generator_and_noise_seed(seed)
     seeds = torch.randint(2**63 - 1, (num_members,), generator=generator).tolist()
     members = [
@@ -352,8 +351,7 @@ def equal_size_resnet(depth: int = 20, *, num_members: int, width: int = 16, **o
 
     It has the same depth, and the width whose number of parameters is nearest. Options as for `resnet`.
     """
-    if num_members < 1:
-        raise ValueError(f"num_members: expected at least 1, got {num_members}")
+    check_counts(num_members=num_members)
     target = num_members * _size_on_paper(depth, width, options)
     wide = width
     while _size_on_paper(depth, wide + 1, options) <= target:
@@ -454,7 +452,7 @@ def _generator_and_noise_seed(seed: int | None) -> tuple[torch.Generator, int]:
     if seed is None:
         generator.seed()
     else:
-        generator.manual_seed(seed)
+        generator.manual_seed(check_seed(seed))
     return generator, int(torch.randint(2**63 - 1, (), generator=generator))
 
 

@@ -23,6 +23,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from netkit.checks import check_seed, check_sizes
+
 NoiseKind = Literal["gaussian", "two_point", "trainable", "off"]
 NoiseStd = Literal["batch", "sample", "constant"]
 
@@ -53,15 +55,14 @@ class Noise:
             raise ValueError(f"noise: expected one of {get_args(NoiseKind)}, got {self.kind!r}")
         if self.std not in get_args(NoiseStd):
             raise ValueError(f"noise_std: expected one of {get_args(NoiseStd)}, got {self.std!r}")
-        if not 0 <= self.noise_coef < math.inf:
-            raise ValueError(f"noise_coef: expected a finite number >= 0, got {self.noise_coef}")
+        check_sizes(noise_coef=self.noise_coef)
         if (self.sigma is not None) != (self.std == "constant"):
             raise ValueError(
                 f"sigma: expected a value exactly when noise_std is 'constant', "
                 f"got sigma={self.sigma} with noise_std={self.std!r}"
             )
-        if self.sigma is not None and not 0 <= self.sigma < math.inf:
-            raise ValueError(f"sigma: expected a finite number >= 0, got {self.sigma}")
+        if self.sigma is not None:
+            check_sizes(sigma=self.sigma)
         if self.kind == "trainable" and self.std == "constant":
             raise ValueError("noise_std: expected 'batch' or 'sample' with noise='trainable', got 'constant'")
 
@@ -74,7 +75,7 @@ class NoiseStream:
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        self.seed = torch.Generator().seed() if seed is None else seed
+        self.seed = torch.Generator().seed() if seed is None else check_seed(seed)
         self.scale = 1.0
         self._generator: torch.Generator | None = None
         self._is_own = True
@@ -153,8 +154,7 @@ class NoiseStream:
     @contextmanager
     def scaled(self, scale: float) -> Iterator[None]:
         """Multiply all noise by `scale` inside the block. Raises ValueError unless it is finite and >= 0."""
-        if not 0 <= scale < math.inf:
-            raise ValueError(f"scale: expected a finite number >= 0, got {scale}")
+        check_sizes(scale=scale)
         before = self.scale
         self.scale = scale
         try:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from netkit.checks import answer, check_seed
 from netkit.models import evaluating
 from netkit.noise import NoiseControls, noise_parts
 
@@ -21,7 +22,7 @@ _PROBE_PASSES = 100
 
 def derived_seed(seed: int, purpose: str, *counters: int | str) -> int:
     """An independent 63-bit seed for every (seed, purpose, counters); the same on every machine."""
-    digest = hashlib.blake2b(repr((seed, purpose, *counters)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(repr((check_seed(seed), purpose, *counters)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
@@ -105,7 +106,7 @@ def is_random(model: nn.Module, x: Tensor) -> bool:
     if any(isinstance(part, NoiseControls) and part.stream.has_given_draws for part in noise_parts(model)):
         images = x  # which the draws are for
     with evaluating(model), torch.no_grad(), repeatable((model,), x.device, 0, "probe"):
-        first = model(images)
+        first = answer(model, images)
         scale = float(first.abs().max().nan_to_num(posinf=0.0))
         return not all(
             torch.allclose(model(images), first, rtol=1e-4, atol=1e-6 * scale, equal_nan=True)

@@ -13,7 +13,6 @@ over the batch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,8 @@ import scipy
 import torch
 from torch import Tensor, nn
 
-from netkit.attacks.expectation import NotFiniteError, check_counts, checked_images, logits_of
+from netkit.attacks.expectation import NotFiniteError, checked_images, logits_of
+from netkit.checks import check_counts, check_positive, check_sizes
 from netkit.injection import input_noise_off, input_sigma
 from netkit.intervals import Interval, clopper_pearson
 from netkit.models import evaluating
@@ -83,8 +83,7 @@ class Certificate:
             raise ValueError(f"y: expected one label for each of {self.n} images, got shape {tuple(y.shape)}")
         found = []
         for radius in [radii] if isinstance(radii, int | float) else radii:
-            if not 0 <= radius < math.inf:
-                raise ValueError(f"radii: expected finite numbers >= 0, got {radius}")
+            check_sizes(radii=radius)
             right = (self.prediction == y.cpu()) & (self.radius >= radius)
             count = int(right.sum())
             interval = clopper_pearson(count, self.n, confidence=confidence)
@@ -138,8 +137,7 @@ def certify(
         raise ValueError(f"confidence: expected a number from 1/2 to below 1, got {confidence}")
     if sigma is None and (sigma := input_sigma(model)) is None:
         raise ValueError("sigma: expected a number, as the model has no noise on its input, got None")
-    if not 0 < sigma < math.inf:
-        raise ValueError(f"sigma: expected a positive, finite number, got {sigma}")
+    check_positive(sigma=sigma)
     if any(isinstance(part, NoiseControls) and part.stream.is_fixed for part in noise_parts(model)):
         raise ValueError("model: expected noise that each draw has anew, got one inside fixed_noise(...)")
     chosen, hits = [], []

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from netkit.checks import check_seed
 from netkit.data import DataError, Dataset, Split
 
 _PARTS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
@@ -312,7 +313,7 @@ def _with_missing_parts(
 ) -> dict[str, Split]:
     """Cut the test and validation parts that are missing from the training part, class by class."""
     missing = [part for part in ("test", "val") if part not in splits]
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(check_seed(seed))
     x, y = splits["train"].x, splits["train"].y
     cut: dict[str, list[np.ndarray]] = {part: [] for part in ("train", *missing)}
     for label in np.unique(y.numpy()) if missing else ():

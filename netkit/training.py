@@ -26,6 +26,7 @@ from torch.nn import functional
 from netkit import attacks, checkpoint, evaluate, parallel, step_graph
 from netkit.attacks.expectation import checked_images_and_labels, logits_of, under_attack, without_reading
 from netkit.checkpoint import CheckpointError
+from netkit.checks import check_counts, check_flags, is_real
 from netkit.data import Dataset, Split, augment
 from netkit.identity import UnidentifiedError, architecture, describe, is_buildable, without_addresses
 from netkit.metrics import Callback, EpochRecord, StepRecord
@@ -43,8 +44,8 @@ Schedule = Callable[[int, int], float]
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 """The groups of `parameter_groups` -> an optimiser of these, such as torch.optim.AdamW."""
 
-_LEAST = {"epochs": 1, "batch_size": 1, "num_steps": 1, "validate_every": 1, "val_num_steps": 2}
-"""The least of each count; one step of attack shows too little in validation."""
+_LEAST = {"epochs": 1, "batch_size": 1, "num_steps": 1, "validate_every": 1, "val_num_steps": 2, "seed": 0}
+"""The least of each whole number; one step of attack shows too little in validation."""
 
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "lr": (lambda value: 0 < value < math.inf, "a positive, finite number"),
@@ -129,21 +130,16 @@ class TrainConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name in ("nesterov", "reset_momentum", "clamp_start", "hold_out", "channels_last"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
-        for name in (*_LEAST, "seed"):
-            if not isinstance(getattr(self, name), int) or isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}: expected a whole number, got {getattr(self, name)!r}")
+            check_flags(**{name: getattr(self, name)})
         for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+            check_counts(least, **{name: getattr(self, name)})
         for name, (is_inside, expected) in _RANGES.items():
-            if not _is_number(value := getattr(self, name)) or not is_inside(value):
+            if not is_real(value := getattr(self, name)) or not is_inside(value):
                 raise ValueError(f"{name}: expected {expected}, got {value!r}")
         if isinstance(self.milestones, str) or not isinstance(self.milestones, Iterable):
             raise ValueError(f"milestones: expected shares of the epochs, got {self.milestones!r}")
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        if not all(_is_number(share) and 0 <= share <= 1 for share in self.milestones):
+        if not all(is_real(share) and 0 <= share <= 1 for share in self.milestones):
             raise ValueError(f"milestones: expected shares of the epochs, from 0 to 1, got {self.milestones!r}")
         if not self.hold_out and self.select != "last":
             raise ValueError(f"select: expected 'last' without a held-out validation part, got {self.select!r}")
@@ -176,10 +172,6 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
         return config.lr * config.lr_drop**drops
     done = (step + 1) / (config.epochs * steps_per_epoch + 1)
     return config.lr * (done / config.warmup if done < config.warmup else (1 - done) / (1 - config.warmup))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 from torch import Tensor
 
+from netkit.checks import check_counts
 from netkit.models import Average, EnResNet, evaluating
 from netkit.randomness import noise_from
 
@@ -155,8 +156,7 @@ def member_logits(model: EnResNet, x: Tensor, *, num_draws: int = 1, generator: 
 
     Of a model that averages probabilities, logarithms of each member's mean probabilities.
     """
-    if num_draws < 1:
-        raise ValueError(f"num_draws: expected at least 1, got {num_draws}")
+    check_counts(num_draws=num_draws)
     with torch.no_grad(), evaluating(model), noise_from(generator, model):
         if model.average == "logits":
             return sum((model.member_logits(x) for _ in range(num_draws)), torch.zeros(())) / num_draws

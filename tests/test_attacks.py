@@ -651,7 +651,7 @@ def attack_with(**changes):
         (lambda: attack_with(num_restarts=0), "num_restarts: expected at least 1, got 0"),
         (lambda: attack_with(num_restarts=2, judging_draws=0), "judging_draws: expected at least 1, got 0"),
         (lambda: attack_with(x=images(4, 4) + 2e-6), "got values from 2e-06 to 1, outside by 2e-06"),
-        (lambda: attack_with(step_size=-1.0), "step_size: expected finite lengths >= 0, got -1.0 to -1.0"),
+        (lambda: attack_with(step_size=-1.0), "step_size: expected a finite number >= 0, got -1.0"),
         (lambda: attack_with(norm="l1"), "norm: expected one of .* got 'l1'"),
         (lambda: attack_with(batch_norm="off"), "batch_norm: expected one of .* got 'off'"),
         (lambda: attack_with(x=images(4, 4) * 255), r"expected images within \[0, 1\], got values from 0 to 255"),

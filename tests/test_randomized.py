@@ -214,7 +214,7 @@ def test_a_random_model_is_taken_apart_into_the_draws_that_are_asked_for(monkeyp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"step_size": -1.0}, "step_size: expected a finite length >= 0, got -1.0"),
+        ({"step_size": -1.0}, "step_size: expected a finite number >= 0, got -1.0"),
         ({"num_draws": 0}, "num_draws: expected at least 1, got 0"),
         ({"num_targets": 0}, "num_targets: expected at least 1"),
         ({"norm": "l1"}, "norm: expected one of"),

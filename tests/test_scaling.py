@@ -40,7 +40,7 @@ def test_the_effective_sigma_adds_variances():
     [
         (lambda: sigma_of(-0.1, feature_std=1, num_blocks=3), "noise_coef: expected a finite number >= 0, got -0.1"),
         (lambda: sigma_of(0.1, feature_std=1, num_blocks=0), "num_blocks: expected at least 1, got 0"),
-        (lambda: noise_coef_of(0.1, feature_std=0, num_blocks=3), "feature_std: expected a positive number, got 0"),
+        (lambda: noise_coef_of(0.1, feature_std=0, num_blocks=3), "feature_std: expected a finite number > 0, got 0"),
         (lambda: effective_sigma(torch.ones(2, 2)), r"sigmas: expected shape \(L,\)"),
         (lambda: measure_noise(torch.nn.Linear(2, 2), torch.ones(3, 2)), "expected one with noise layers, got Linear"),
     ],

@@ -138,7 +138,7 @@ def test_certified_accuracy_counts_right_answers_within_the_radius() -> None:
     (wrong,) = found.certified_accuracy(1 - y, 0.0)
     assert wrong.mean == 0
     assert wrong.interval.high > 0
-    with pytest.raises(ValueError, match="radii: expected finite numbers >= 0, got -1"):
+    with pytest.raises(ValueError, match="radii: expected a finite number >= 0, got -1"):
         found.certified_accuracy(y, -1)
     with pytest.raises(ValueError, match="y: expected one label for each of 40 images"):
         found.certified_accuracy(y[:3], 0.1)
@@ -188,7 +188,7 @@ def test_wrong_input_gets_one_line() -> None:
     model, x = resnet(8, width=4, in_channels=1, seed=0), images(2)
     for options, message in (
         ({}, "sigma: expected a number, as the model has no noise on its input, got None"),
-        ({"sigma": 0.0}, "sigma: expected a positive, finite number, got 0"),
+        ({"sigma": 0.0}, "sigma: expected a finite number > 0, got 0"),
         ({"sigma": 0.1, "num_draws": 0}, "num_draws: expected at least 1, got 0"),
         ({"sigma": 0.1, "confidence": 1.0}, r"confidence: expected a number from 1/2 to below 1, got 1\.0"),
     ):

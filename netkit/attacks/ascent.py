@@ -12,7 +12,6 @@ from netkit.attacks.expectation import (
     PIXELS,
     BatchNormMode,
     Bounds,
-    check_counts,
     check_finite,
     checked_images_and_labels,
     expected,
@@ -22,6 +21,7 @@ from netkit.attacks.expectation import (
     per_image,
     under_attack,
 )
+from netkit.checks import check_counts, check_flags, check_sizes
 
 Norm = Literal["linf", "l2"]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -132,10 +132,13 @@ def pgd(
     """
     x, num_labels = checked_images_and_labels(x, y, bounds)
     check_counts(num_steps=num_steps, num_restarts=num_restarts)
+    check_flags(random_start=random_start, clamp_start=clamp_start)
     ball = ball_around(norm, x, eps, bounds)
     sizes = [step_size(step) if callable(step_size) else step_size for step in range(num_steps)]
-    if not all(0 <= size < math.inf for size in sizes):
-        raise ValueError(f"step_size: expected finite lengths >= 0, got {min(sizes)} to {max(sizes)}")
+    for size in sizes:
+        check_sizes(step_size=size)
+    if not callable(loss):
+        raise ValueError(f"loss: expected a function (logits, y) -> the loss of each image, got {loss!r}")
     if random_start:
         generator = generator_on(x.device, generator)
 
@@ -215,8 +218,7 @@ class _L2Ball:
 
 
 def ball_around(norm: Norm, x: Tensor, eps: float, bounds: Bounds | None) -> Ball:
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"eps: expected a finite number >= 0, got {eps}")
+    check_sizes(eps=eps)
     if norm == "linf":
         return _LinfBall(x, eps, bounds)
     if norm == "l2":
@@ -246,6 +248,8 @@ def generator_on(device: torch.device, generator: torch.Generator | None) -> tor
     if generator is None:
         generator = torch.Generator(device)
         generator.seed()
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator: expected a torch.Generator, got {generator!r}")
     if generator.device.type != device.type:
         raise ValueError(f"generator: expected one on {device}, got one on {generator.device}")
     return generator

@@ -9,18 +9,18 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from netkit.attacks.ascent import Norm
+from netkit.attacks.ascent import Norm, generator_on
 from netkit.attacks.expectation import (
     JUDGING_DRAWS,
     BatchNormMode,
     ExpectationOverTransformation,
-    check_counts,
     checked_images_and_labels,
     logits_of,
     per_image,
     under_attack,
     unwrapped,
 )
+from netkit.checks import check_counts, check_positive
 from netkit.randomness import is_random, seeded_globally
 
 AutoAttackVersion = Literal["standard", "plus", "rand"]
@@ -80,8 +80,7 @@ def auto_attack(
         raise ValueError(f"parts: expected some of {get_args(AutoAttackPart)}, got {list(parts)}")
     if norm not in _NORMS:
         raise ValueError(f"norm: expected one of {tuple(_NORMS)}, got {norm!r}")
-    if not 0 < eps < float("inf"):
-        raise ValueError(f"eps: expected a finite number > 0, got {eps}")
+    check_positive(eps=eps)
     check_counts(num_steps=num_steps, num_queries=num_queries, eot_draws=eot_draws, batch_size=batch_size)
     x, num_labels = checked_images_and_labels(x, y)
     if isinstance(model, ExpectationOverTransformation):
@@ -96,9 +95,7 @@ def auto_attack(
             f"got {version!r} and {parts}: an image that one draw was wrong on would come back clean"
         )
     library = _library()
-    source = torch.Generator(x.device) if generator is None else generator
-    if generator is None:
-        source.seed()
+    source = generator_on(x.device, generator)
     seed = int(torch.randint(2**31, (), generator=source, device=source.device))
     with _trace_kept(), seeded_globally(seed), under_attack(model, batch_norm):
         with torch.no_grad():

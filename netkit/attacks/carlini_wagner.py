@@ -13,7 +13,6 @@ from netkit.attacks.ascent import margin
 from netkit.attacks.expectation import (
     BatchNormMode,
     Objective,
-    check_counts,
     check_finite,
     checked_images_and_labels,
     expected,
@@ -24,6 +23,7 @@ from netkit.attacks.expectation import (
     rounding,
     under_attack,
 )
+from netkit.checks import check_counts, check_sizes
 
 CWVariant = Literal["paper", "l2", "authors"]
 
@@ -78,9 +78,7 @@ def cw(
     check_counts(num_steps=num_steps, num_searches=num_searches)
     learning_rate = (0.01 if variant == "l2" else 6e-4) if learning_rate is None else learning_rate
     c = (1.0 if variant == "l2" else 10.0) if c is None else c
-    for name, value in {"learning_rate": learning_rate, "c": c, "kappa": kappa}.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+    check_sizes(learning_rate=learning_rate, c=c, kappa=kappa)
     if target is not None:
         num_labels = max(num_labels, checked_images_and_labels(x, target)[1])
     if variant == "authors" and (target is not None or num_searches != 1):

@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from numbers import Integral
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from netkit.checks import answer, check_counts, check_tensors
 from netkit.frozen import frozen
 from netkit.randomness import is_random
 
@@ -56,8 +56,7 @@ class ExpectationOverTransformation(nn.Module):
 
     def __init__(self, model: nn.Module, num_draws: int = 5) -> None:
         super().__init__()
-        if num_draws < 1:
-            raise ValueError(f"num_draws: expected at least 1, got {num_draws}")
+        check_counts(num_draws=num_draws)
         self.model = model
         self.num_draws = num_draws
         self.training = model.training
@@ -110,7 +109,7 @@ def judged(model: nn.Module, point: Tensor, measure: Callable[[nn.Module, Tensor
 
 
 def logits_of(net: nn.Module, x: Tensor, num_labels: int) -> Tensor:
-    logits: Tensor = net(x)
+    logits = answer(net, x)
     if not isinstance(logits, Tensor):
         raise ValueError(f"model: expected logits, got {type(logits).__name__}: wrap it in a module that returns them")
     if logits.dim() != 2 or len(logits) != len(x):
@@ -178,6 +177,7 @@ def checked_images(x: Tensor, bounds: Bounds | None = PIXELS) -> Tensor:
 
 def checked_images_and_labels(x: Tensor, y: Tensor, bounds: Bounds | None = PIXELS) -> tuple[Tensor, int]:
     """`checked_images`, and the number of classes that the labels need."""
+    check_tensors(y=y)
     x = checked_images(x, bounds)
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
         raise ValueError(f"y: expected int64 labels of shape ({len(x)},), got {y.dtype} {tuple(y.shape)}")
@@ -187,26 +187,6 @@ def checked_images_and_labels(x: Tensor, y: Tensor, bounds: Bounds | None = PIXE
     if first < 0:
         raise ValueError(f"y: expected labels >= 0, got {first}")
     return x, last + 1
-
-
-def check_tensors(**values: object) -> None:
-    for name, value in values.items():
-        if not isinstance(value, Tensor):
-            got = type(value).__name__
-            raise TypeError(f"{name}: expected a torch.Tensor, got {got}; torch.as_tensor makes one of an array")
-
-
-def check_whole(**counts: int) -> None:
-    for name, count in counts.items():
-        if not isinstance(count, Integral):
-            raise ValueError(f"{name}: expected a whole number, got {count!r}")
-
-
-def check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        check_whole(**{name: count})
-        if count < 1:
-            raise ValueError(f"{name}: expected at least 1, got {count}")
 
 
 class NotFiniteError(ValueError):

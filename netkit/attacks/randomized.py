@@ -46,7 +46,6 @@ from netkit.attacks.expectation import (
     PIXELS,
     BatchNormMode,
     ExpectationOverTransformation,
-    check_counts,
     check_finite,
     checked_images_and_labels,
     logits_of,
@@ -55,6 +54,7 @@ from netkit.attacks.expectation import (
     unwrapped,
 )
 from netkit.attacks.surrogates import frozen_noise
+from netkit.checks import check_counts, check_sizes
 from netkit.randomness import is_random
 
 _BEHIND = 0.05
@@ -102,8 +102,7 @@ def arc(
     check_counts(num_steps=num_steps, num_targets=num_targets)
     ball = ball_around(norm, x, eps, PIXELS)
     size = eps / 4 if step_size is None else step_size
-    if not 0 <= size < math.inf:
-        raise ValueError(f"step_size: expected a finite length >= 0, got {size}")
+    check_sizes(step_size=size)
     generator = generator_on(x.device, generator)
     net = unwrapped(model)
     shares = _shares(members, probabilities)
@@ -238,6 +237,7 @@ def _shares(members: Sequence[nn.Module] | None, probabilities: Sequence[float] 
         raise ValueError("members: expected at least one, got none")
     if probabilities is None:
         return None
+    check_sizes(**{f"probabilities[{k}]": probability for k, probability in enumerate(probabilities)})
     shares = [float(probability) for probability in probabilities]
     if members is None or len(shares) != len(members):
         raise ValueError(f"probabilities: expected one for each of {len(members or ())} members, got {shares}")
