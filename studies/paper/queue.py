@@ -55,7 +55,10 @@ SETTINGS = {
     "cpu-full": Setting(
         "CPU, full width",
         "ResNet20 and its ensembles of the paper's width on all of CIFAR-10, a one-step attack in training, 10 epochs.",
-        "The paper's networks and images, trained for 10 epochs in place of 200 and against one step in place of ten.",
+        "The paper's networks and images, trained for 10 epochs in place of 200 and against one step in place of ten, "
+        "from which the distance to its numbers comes. Others' ResNet20 of this size, 160 epochs on clean images and "
+        "against seven steps: natural 83.8, FGSM 46.6, PGD of seven steps 39.1 (He, Rakin and Fan, 2019, Parametric "
+        "Noise Injection).",
         "cifar10",
         "one-step-bf16",
         options={"epochs": 10, "num_test": 2_000},
