@@ -292,6 +292,7 @@ def command(body: str, **options: Any) -> subprocess.Popen[str]:
         ("raise MemoryError", 1, "error: not enough memory: Python had none left; fewer workers, or less at a time"),
         ("import numpy; numpy.ones(2**50)", 1, "error: not enough memory: Unable to allocate"),
         ("raise RuntimeError('[x] can\\'t allocate memory: 9 bytes\\nmore')", 1, "error: not enough memory: [x]"),
+        ("raise ValueError('a\\nb.png: expected an image')", 2, "error: a b.png: expected an image"),
         ("raise RuntimeError('a bug')", 1, "Traceback"),
         ("raise OSError(28, 'No space left on device', 'file')", 1, "error: [Errno 28] No space left on device"),
     ],

@@ -301,7 +301,7 @@ def lack_of_memory(error: BaseException) -> str | None:
 
 def _end(line: str, code: int) -> None:
     with suppress(OSError):  # a terminal that is gone
-        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(line)
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(" ".join(line.splitlines()))
     raise SystemExit(code) from None
 
 
