@@ -18,6 +18,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
@@ -86,6 +87,16 @@ def describe(value: Any, _inside: frozenset[int] = frozenset()) -> str:
         fields = [f"{field.name}={within(getattr(value, field.name))}" for field in dataclasses.fields(value)]
         return f"{_class(type(value), _inside)}({', '.join(fields)})"
     raise UnidentifiedError(f"an object of {type(value).__module__}.{type(value).__qualname__} may hide anything")
+
+
+def describe_what_shows(value: Any) -> str:
+    """`describe`; of a lambda what its code shows, of what may hide anything its name alone."""
+    with suppress(UnidentifiedError):
+        return describe(value)
+    if isinstance(value, FunctionType):
+        with suppress(UnidentifiedError):
+            return f"{value.__module__}.{value.__qualname__}#{_digest(_code_of(value, frozenset()).encode())}"
+    return without_addresses(value)
 
 
 def describe_model(model: nn.Module, *, tensors_only: bool = False) -> str:

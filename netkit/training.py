@@ -28,7 +28,7 @@ from netkit.attacks.expectation import checked_images_and_labels, logits_of, und
 from netkit.checkpoint import CheckpointError
 from netkit.checks import check_counts, check_flags, is_real
 from netkit.data import Dataset, Split, augment
-from netkit.identity import UnidentifiedError, architecture, describe, is_buildable, without_addresses
+from netkit.identity import architecture, describe_what_shows, is_buildable
 from netkit.metrics import Callback, EpochRecord, StepRecord
 from netkit.models import EnResNet, build, evaluating, networks_of
 from netkit.noise import trained_coefs
@@ -227,15 +227,8 @@ class _Functions:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Descriptions of those that are given; what hides something, as a lambda, is known by its name alone."""
-        described = {}
-        for name, value in vars(self).items():
-            if value is not None:
-                try:
-                    described[name] = describe(value)
-                except UnidentifiedError:
-                    described[name] = without_addresses(value)
-        return described
+        """Descriptions of those that are given."""
+        return {name: describe_what_shows(value) for name, value in vars(self).items() if value is not None}
 
 
 def train(

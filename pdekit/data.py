@@ -158,7 +158,7 @@ def _arrays(data: Any, variables: str | Sequence[str] | None) -> list[xr.DataArr
     import xarray as xr  # with pandas half of the package's import
 
     if isinstance(data, str | os.PathLike):
-        _check_size(data)
+        check_size(data)
         data = xr.open_dataset(data, cache=False, decode_timedelta=False)
     if isinstance(data, xr.DataArray):
         if variables is not None:
@@ -181,10 +181,10 @@ def _arrays(data: Any, variables: str | Sequence[str] | None) -> list[xr.DataArr
     return arrays
 
 
-def _check_size(path: str | os.PathLike[str]) -> None:
+def check_size(path: str | os.PathLike[str], *, by_frame: bool = True) -> None:
     """Raise ValueError for an HDF5 file that claims to hold far more than it has: a shape costs a few bytes there.
 
-    Coordinates are read whole, fields frame by frame.
+    by_frame: whether fields are read frame by frame; coordinates are read whole.
     """
     import h5py
 
@@ -195,7 +195,7 @@ def _check_size(path: str | os.PathLike[str]) -> None:
     def check(name: str, found: Any) -> None:
         if not isinstance(found, h5py.Dataset) or found.shape is None:
             return
-        at_once = math.prod(found.shape[1:] if found.ndim > 1 else found.shape) * found.dtype.itemsize
+        at_once = math.prod(found.shape[1:] if by_frame and found.ndim > 1 else found.shape) * found.dtype.itemsize
         if at_once > most:
             raise ValueError(
                 f"{path}: {name}: expected at most {most:.3g} bytes at a time in a file of "

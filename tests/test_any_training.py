@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 import types
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,21 @@ def test_a_run_with_other_functions_is_another_run(digits: data.Dataset, tmp_pat
     train(plain_net(), digits, config, path=tmp_path / "plain")
     with pytest.raises(CheckpointError, match="schedule="):
         train(plain_net(), digits, config, path=tmp_path / "plain", schedule=cosine)
+
+
+def decaying(rate: float) -> Callable[[int, int], float]:
+    return lambda done, total: rate**done
+
+
+def test_two_lambdas_are_told_apart_by_their_code_and_what_they_close_over(
+    digits: data.Dataset, tmp_path: Path
+) -> None:
+    config, path = dataclasses.replace(SHORT, epochs=1), tmp_path / "run"
+    train(plain_net(), digits, config, path=path, schedule=decaying(0.5))
+    assert train(plain_net(), digits, config, path=path, schedule=decaying(0.5)).history
+    for other in (decaying(0.6), lambda done, total: 1.0):
+        with pytest.raises(CheckpointError, match="belongs to another set of functions: schedule="):
+            train(plain_net(), digits, config, path=path, schedule=other)
 
 
 def test_a_schedule_of_ones_own_is_extended_where_its_past_is_the_same(digits: data.Dataset, tmp_path: Path) -> None:

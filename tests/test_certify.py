@@ -112,6 +112,25 @@ def test_readers_that_misread_end_or_hang_are_counted(monkeypatch):
     assert found.value == pytest.approx(1 - refused / 200)
 
 
+def test_a_reader_that_refuses_everything_proves_nothing(monkeypatch):
+    def refuse():
+        raise ValueError("no file at all")
+
+    def reader(folder):
+        (folder / "file").write_bytes(b"content")
+        return damage.Reader(folder / "file", refuse, lambda found: True, ValueError)
+
+    monkeypatch.setitem(damage.READERS, "made up", reader)
+    with pytest.raises(ValueError, match="no file at all"):
+        damage.failures(10, 0, "made up")
+
+
+@pytest.mark.parametrize("name", damage.READERS)
+def test_each_reader_reads_its_file_before_it_is_damaged(name, tmp_path):
+    reader = damage.READERS[name](tmp_path)
+    assert reader.same(reader.read())
+
+
 FAST = ("Clopper", "certificate", "mean accuracy", "records", "density, mass")
 
 

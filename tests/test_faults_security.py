@@ -283,6 +283,14 @@ def test_a_file_of_kilobytes_that_claims_terabytes_is_refused(hollow: str, tmp_p
     assert "\n" not in str(raised.value)
 
 
+def test_a_solution_that_is_read_whole_may_not_claim_much_in_all(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "u.nc", "w") as file:
+        file.create_dataset("u", (10**9, 1000), "f8", chunks=(1, 1000))
+    pdekit.data.check_size(tmp_path / "u.nc")  # a frame is small
+    with pytest.raises(ValueError, match=r"u\.nc: u: expected at most 1\.07e\+09 bytes at a time"):
+        pdekit.data.check_size(tmp_path / "u.nc", by_frame=False)
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, '{"a": ' + "1" * 100_000 + "}", '{"a": 1e999999'])
 def test_json_of_any_depth_or_length_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text(text)

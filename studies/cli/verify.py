@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pdekit import ConvectionDiffusion, UnstableError, solve, verify
+from pdekit.data import check_size
 from studies.cli import CommandError
 from studies.cli.targets import called, target
 
@@ -76,6 +77,7 @@ def _solution(problem: ConvectionDiffusion, options: argparse.Namespace) -> xr.D
     import xarray as xr
 
     try:
+        check_size(options.solution, by_frame=False)
         with xr.open_dataset(options.solution, engine="h5netcdf", decode_timedelta=False) as stored:
             return stored.load()
     except (OSError, ValueError, RuntimeError) as error:
