@@ -28,9 +28,8 @@ solution = solve(problem, num_points=96, rtol=1e-6)
 print(dict(solution.sizes), "method:", solution.method, "error at most", f"{solution.error_estimate:.1e}")
 
 # %%
-# With a tolerance ``solve`` takes as many Fourier modes and as long steps as it needs and, as this equation stands still,
-# states a bound of its error.
-# The result is an ``xarray.Dataset``; its attributes say how it was made.
+# With a tolerance ``solve`` takes as many Fourier modes and as long steps as it needs, and states a bound of its error,
+# as this equation stands still. The result is an ``xarray.Dataset``; its attributes say how it was made.
 
 import matplotlib.pyplot as plt
 
