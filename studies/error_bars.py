@@ -30,11 +30,11 @@ from studies.noise_scale import Array, against_constant, decisions, draws
 
 @dataclass(frozen=True)
 class Config:
-    num_images: int = 100
+    num_images: int = 60
     num_measured: int = 500  # training images that σ is measured on
-    reference_draws: int = 1000
+    reference_draws: int = 500
     num_draws: tuple[int, ...] = (10, 50)
-    repeats: int = 20
+    repeats: int = 10
     errors: tuple[float, ...] = (0.05, 0.01)
     level: float = 0.95
     seed: int = 0
