@@ -58,16 +58,16 @@ def check_seed(seed: int) -> int:
 def check_sizes(**numbers: float) -> None:
     """Finite real numbers of at least 0."""
     for name, number in numbers.items():
-        if not is_real(number) or not 0 <= number < math.inf:
+        if not _is_real(number) or not 0 <= number < math.inf:
             raise ValueError(f"{name}: expected a finite number >= 0, got {number!r}")
 
 
 def check_positive(**numbers: float) -> None:
     for name, number in numbers.items():
-        if not is_real(number) or not 0 < number < math.inf:
+        if not _is_real(number) or not 0 < number < math.inf:
             raise ValueError(f"{name}: expected a finite number > 0, got {number!r}")
 
 
-def is_real(value: object) -> bool:
+def _is_real(value: object) -> bool:
     """Whether it is a real number; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -552,6 +553,8 @@ def test_a_network_whose_gradient_is_not_finite_has_diverged(digits: data.Datase
         ({"eps": -0.1}, "eps: expected a number above 0 and at most 1, as pixels are from 0 to 1, got -0.1"),
         ({"eps": 8}, "eps: expected a number above 0 and at most 1, as pixels are from 0 to 1, got 8"),
         ({"lr": float("nan")}, "lr: expected a positive, finite number, got nan"),
+        ({"epochs": np.int64(1)}, r"epochs: expected a whole number, got np\.int64\(1\)"),
+        ({"lr": np.float32(0.1)}, r"lr: expected a positive, finite number, got np\.float32"),
         ({"lr": "0.1"}, "lr: expected a positive, finite number, got '0.1'"),
         ({"lr_drop": 0}, "lr_drop: expected a number above 0 and at most 1, got 0"),
         ({"warmup": -0.1}, "warmup: expected a share of the steps, from 0 to 1, got -0.1"),
