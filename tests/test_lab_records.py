@@ -237,6 +237,63 @@ def test_what_another_treatment_of_noise_changes_is_paired_with_the_usual() -> N
     assert (difference["difference"], difference["n"], difference["num_seeds"]) == (pytest.approx(0.2), 10, 3)
 
 
+ATTACKED = Table(
+    "table2", "Attacked", (Row("ResNet20"), Row("En2ResNet20")), attacks=("nat", "fgsm", "ifgsm20", assemble.WORST)
+)
+
+
+def worst_cases(lines: list[Record]) -> dict[str, tuple[int, int, float]]:
+    """By network, seeds and images of the worst case, and accuracy in it."""
+    found = assemble.table(ATTACKED, ATTACKED.rows, Records([], lines), WHERE)
+    cells = {row["model"]: row["cells"].get("worst") for row in found["rows"]}
+    return {model: (cell["num_seeds"], cell["n"], cell["mean"]) for model, cell in cells.items() if cell}
+
+
+def test_without_noise_the_worst_case_has_the_images_that_no_attack_broke() -> None:
+    rng = np.random.default_rng(0)
+    right = {attack: rng.integers(0, 2, (3, 40)) for attack in ("nat", "fgsm", "ifgsm20")}
+    lines = [
+        a_score("ResNet20", seed, attack, each[: 40 if attack == "nat" else 30].tolist(), num_draws=1)
+        for attack, by_seed in right.items()
+        for seed, each in enumerate(by_seed)
+    ]
+    both = (right["fgsm"] & right["ifgsm20"])[:, :30]  # clean images are no attack
+    assert worst_cases(lines) == {"ResNet20": (3, 30, pytest.approx(both.mean(), abs=1e-12))}
+
+
+def test_with_noise_the_worst_case_is_that_of_the_better_attack_on_each_image() -> None:
+    rng = np.random.default_rng(1)
+    shares = rng.permutation([0.9] * 500 + [0.1] * 500)
+    lines = [
+        a_score("En2ResNet20", 0, attack, rng.binomial(10, each).tolist(), num_draws=10)
+        for attack, each in (("nat", 0 * shares), ("fgsm", shares), ("ifgsm20", 1 - shares))
+    ]
+    ((*_, mean),) = worst_cases(lines).values()
+    # half of the draws pick, so that luck is not taken for harm: the least of both shares alone would be below 0.1
+    assert mean == pytest.approx(0.1, abs=4 * np.sqrt(0.1 * 0.9 / 10_000))
+    alike = [
+        a_score("En2ResNet20", 0, a, rng.binomial(10, 0.5, 1000).tolist(), num_draws=10) for a in ("fgsm", "ifgsm20")
+    ]
+    ((*_, mean),) = worst_cases(alike).values()
+    assert mean == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("change", [{"trainings": {"other": "w"}}, {"num_draws": 20}, {"seed": 1}])
+def test_there_is_no_worst_case_over_several_networks_or_draws_or_of_one_attack(change: dict[str, Any]) -> None:
+    lines = [a_score("ResNet20", 0, attack, [5] * 20, num_draws=10) for attack in ("fgsm", "ifgsm20")]
+    assert worst_cases(lines) == {"ResNet20": (1, 20, 0.5)}
+    assert worst_cases([lines[0], lines[1] | change]) == {}
+    assert worst_cases(lines[:1]) == {}
+
+
+def test_a_row_without_an_attack_of_the_table_has_no_worst_case() -> None:
+    lines = [
+        a_score(name, 0, a, [5] * 20, num_draws=10) for name in ("ResNet20", "En2ResNet20") for a in ("fgsm", "ifgsm20")
+    ]
+    assert list(worst_cases(lines)) == ["ResNet20", "En2ResNet20"]
+    assert list(worst_cases(lines[:-1])) == ["ResNet20"]
+
+
 def test_a_table_says_of_each_run_that_it_was_put_together_from_where_it_came() -> None:
     first = STAMP | {"command": "table2.py --out /home/me/one --lr 0.1", "created": "2026-01-02"}
     again = first | {"config": {"seed": 1}, "created": "2026-01-01"}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from netkit.evaluate import Score, worst_case
 from netkit.intervals import mean_accuracy, paired_difference
 from studies.lab.attacks import ATTACKS
 from studies.lab.declared import Claim, Row, Table
@@ -21,6 +22,8 @@ Fields = dict[str, Any]
 BySeed = Mapping[int, Record]
 PARTS = {"accuracy": "training, attacked", "val_robust": "validation, attacked", "val_natural": "validation, clean"}
 """The curves of a training's history, and what they show."""
+WORST = "worst"
+"""Among the attacks of a table: for each image the worst of the others, in rows that have them all."""
 Scores = Mapping[str, Mapping[str, BySeed]]
 """By label of the row, attack and seed."""
 
@@ -43,6 +46,10 @@ def table(declared: Table, rows: Sequence[Row], records: Records, where: Where) 
     of them are the beginning of more.
     """
     found = {row.label: scores_of(row, declared, records, where) for row in rows}
+    if WORST in declared.attacks:
+        known = {attack for row in found.values() for attack in row}
+        harmful = [attack for attack in declared.attacks if attack != "nat" and attack in known]
+        found = {label: row | _worst_of(row, harmful) for label, row in found.items()}
     by_attack = {attack: line for row in found.values() for attack, by_seed in row.items() for line in by_seed.values()}
     titles = {attack: line["title"] for attack, line in by_attack.items()}
     columns = {attack: _short(titles[attack]) for attack in declared.attacks if attack in titles}
@@ -80,7 +87,7 @@ def _ways_with_noise(row: Row, found: Mapping[str, BySeed], where: Where) -> Fie
     usual = found.get("ifgsm20", {})
     differences = {}
     for attack, by_seed in found.items():
-        if ATTACKS[attack].is_about_noise and (seeds := sorted(usual.keys() & by_seed.keys())):
+        if attack != WORST and ATTACKS[attack].is_about_noise and (seeds := sorted(usual.keys() & by_seed.keys())):
             differences[attack] = compare([by_seed[seed] for seed in seeds], [usual[seed] for seed in seeds])
     if not differences:
         return None
@@ -105,6 +112,41 @@ def scores_of(row: Row, declared: Table, records: Records, where: Where) -> dict
 def _tells(line: Record) -> tuple[int, int, int, str]:
     """The order of scorings of one network and attack: the one on most images counts, then the one of most draws."""
     return line["n"], line["eot_draws"], line["num_draws"], line["job"]
+
+
+def _worst_of(found: Mapping[str, BySeed], attacks: Sequence[str]) -> dict[str, dict[int, Record]]:
+    """The worst case of a row over several attacks, by seeds whose network was scored under all of them."""
+    by_attack = [found.get(attack, {}) for attack in attacks]
+    if len(by_attack) < 2:
+        return {}
+    worst: dict[int, Record] = {}
+    for seed in sorted(set.intersection(*map(set, by_attack))):
+        lines = [by_seed[seed] for by_seed in by_attack]
+        if all(line[name] == lines[0][name] for line in lines for name in ("trainings", "num_draws")):
+            worst[seed] = _worst_line(lines)
+    return {WORST: worst} if worst else {}
+
+
+def _worst_line(lines: Sequence[Record]) -> Record:
+    """The record of the worst case of several attacks on one network, on the images that all have.
+
+    Records count the draws that were right, and `netkit.evaluate.worst_case` lets some draws pick the attack that
+    others score. Draws are alike, so which of them were right is drawn here. A vote needs their answers: there is none.
+    """
+    n, generator = min(line["n"] for line in lines), torch.Generator().manual_seed(0)
+    scores = []
+    for line in lines:
+        right = right_answers(line)[:n]
+        order = torch.rand(line["num_draws"], n, generator=generator).argsort(0)
+        scores.append(Score((order < (right * line["num_draws"]).round()).long(), torch.ones(n, dtype=torch.int64)))
+    return lines[0] | {
+        "attack": WORST,
+        "title": f"worst case ({', '.join(line['title'] for line in lines)})",
+        "eot_draws": max(line["eot_draws"] for line in lines),
+        "n": n,
+        "vote": None,
+        "correct": worst_case(scores).predictions.sum(0).tolist(),
+    }
 
 
 def _row(declared: Table, row: Row, found: Mapping[str, BySeed], records: Records, where: Where) -> Fields:
@@ -153,7 +195,7 @@ def _cell(lines: Sequence[Record]) -> Fields:
     interval = mean_accuracy(correct)
     return {
         "mean": float(torch.stack(correct).mean()),
-        "vote": sum(line["vote"] for line in lines) / len(lines),
+        "vote": None if lines[0]["vote"] is None else sum(line["vote"] for line in lines) / len(lines),
         "interval": [interval.low, interval.high],
         "confidence": interval.confidence,
         "n": n,

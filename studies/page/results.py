@@ -130,7 +130,10 @@ def _with_all(declared: Table, found: Records, where: assemble.Where) -> Table |
     return replace(
         declared,
         rows=(*declared.rows, *map(Row, sorted(others))),
-        attacks=tuple(name for name, row in ATTACKS.items() if name in attacks and not row.is_about_noise),
+        attacks=(
+            *(name for name, row in ATTACKS.items() if name in attacks and not row.is_about_noise),
+            assemble.WORST,
+        ),
     )
 
 
