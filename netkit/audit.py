@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from netkit import attacks
 from netkit.calibration import Calibration, calibration
-from netkit.checks import check_counts, check_positive, check_whole
+from netkit.checks import check_counts, check_positive, check_seed, check_whole, plain
 from netkit.evaluate import Attack, Score, checked, worst_case
 from netkit.findings import Finding, Row, judge, look_at
 from netkit.intervals import Interval
@@ -177,10 +177,12 @@ def audit(
             raise ValueError("eot_draws: expected at least one number, got none")
         for draws in eot_draws:
             check_counts(eot_draws=draws)
+        eot_draws = [int(draws) for draws in eot_draws]
     check_whole(num_draws=num_draws)
     if num_draws < 2:
         raise ValueError(f"num_draws: expected at least 2, since one half picks an attack, got {num_draws}")
     check_positive(eps=eps)
+    eps, seed = plain(eps), check_seed(seed)
     if norm not in get_args(attacks.Norm):
         raise ValueError(f"norm: expected one of {get_args(attacks.Norm)}, got {norm!r}")
     if budget not in get_args(Budget):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -45,6 +46,13 @@ def check_counts(least: int = 1, /, **counts: int) -> None:
     for name, count in counts.items():
         if count < least:
             raise ValueError(f"{name}: expected at least {least}, got {count}")
+
+
+def plain(number: Any) -> int | float:
+    """The same as a number of Python's own, which JSON stores, and torch takes for one of no particular precision."""
+    if type(number) in (int, float):
+        return number
+    return int(number) if isinstance(number, Integral) else float(number)
 
 
 def check_seed(seed: int) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from netkit import attacks, checkpoint, parallel
 from netkit.attacks.expectation import NotFiniteError, checked_images, logits_of, rounding, unwrapped
-from netkit.checks import check_counts, check_tensors
+from netkit.checks import check_counts, check_seed, check_tensors
 from netkit.identity import VERSION, UnidentifiedError, describe, describe_model
 from netkit.intervals import Interval, clopper_pearson, wilson
 from netkit.models import evaluating
@@ -203,6 +203,7 @@ def robust_accuracy(
     """
     x, y = checked(x, y)
     check_counts(eot_draws=eot_draws, num_draws=num_draws, batch_size=batch_size)
+    eot_draws, num_draws, batch_size, seed = int(eot_draws), int(num_draws), int(batch_size), check_seed(seed)
     if divided and store is not None:
         raise ValueError(f"store: expected none for a divided evaluation, got {store}")
     attacked = model if oracle is None else oracle

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from netkit.checks import check_counts, check_seed, check_whole
+from netkit.checks import check_counts, check_seed, check_whole, plain
 from netkit.noise import (
     COEF,
     Noise,
@@ -129,14 +129,16 @@ class ResNet(nn.Module):
         check_counts(**counts)
         if normalize is not None and len(normalize[0]) != in_channels:
             raise ValueError(f"normalize: expected a mean for each of {in_channels} channels, got {len(normalize[0])}")
+        if normalize is not None:
+            normalize = [plain(value) for value in normalize[0]], [plain(value) for value in normalize[1]]
         noise = Noise("off") if noise is None else noise
         generator, noise_seed = _generator_and_noise_seed(seed)
         self.config: dict[str, Any] = {
             "type": "ResNet",
-            "depth": depth,
-            **counts,
+            "depth": plain(depth),
+            **{name: plain(count) for name, count in counts.items()},
             "noise": asdict(noise),
-            "normalize": None if normalize is None else [list(normalize[0]), list(normalize[1])],
+            "normalize": None if normalize is None else list(normalize),
         }
         self.in_channels, self.num_classes = in_channels, num_classes
         blocks_per_stage = (depth - 2) // 6

@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from netkit.checks import check_seed, check_sizes
+from netkit.checks import check_seed, check_sizes, plain
 
 NoiseKind = Literal["gaussian", "two_point", "trainable", "off"]
 NoiseStd = Literal["batch", "sample", "constant"]
@@ -56,6 +56,7 @@ class Noise:
         if self.std not in get_args(NoiseStd):
             raise ValueError(f"noise_std: expected one of {get_args(NoiseStd)}, got {self.std!r}")
         check_sizes(noise_coef=self.noise_coef)
+        object.__setattr__(self, "noise_coef", plain(self.noise_coef))
         if (self.sigma is not None) != (self.std == "constant"):
             raise ValueError(
                 f"sigma: expected a value exactly when noise_std is 'constant', "
@@ -63,6 +64,7 @@ class Noise:
             )
         if self.sigma is not None:
             check_sizes(sigma=self.sigma)
+            object.__setattr__(self, "sigma", plain(self.sigma))
         if self.kind == "trainable" and self.std == "constant":
             raise ValueError("noise_std: expected 'batch' or 'sample' with noise='trainable', got 'constant'")
 

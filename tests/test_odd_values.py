@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
@@ -13,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from bridge import ensemble_estimate
-from netkit import attacks, audit, calibration, certify, evaluate, inject_noise
+from netkit import attacks, audit, calibration, certify, en_resnet, evaluate, inject_noise
 from netkit.attacks import ExpectationOverTransformation
-from netkit.models import equal_size_resnet, resnet
+from netkit.models import build, equal_size_resnet, resnet
 from netkit.randomness import derived_seed
 
 COUNTS: list[Any] = [0, -1, 2.5, math.nan, math.inf, "3", True]
@@ -113,6 +116,47 @@ def test_numbers_of_numpy_are_numbers() -> None:
     for eps in (np.float32(0.03), np.float64(0.03)):
         assert attack_with(attacks.ifgsm, eps=eps, num_steps=np.int64(2)).shape == data()[0].shape
     assert derived_seed(np.int64(3), "test") == derived_seed(3, "test")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"depth": np.int64(8), "width": np.int32(4), "in_channels": np.int64(1), "num_members": np.int64(2)},
+        {"noise_coef": np.float32(0.25)},
+        {"noise_std": "constant", "sigma": np.float32(0.25)},
+        {"normalize": (np.array([0.25], np.float32), np.array([0.5]))},
+        {"normalize": (torch.tensor([0.25]), torch.tensor([0.5]))},
+    ],
+)
+def test_a_network_of_numpys_numbers_is_that_of_the_same_numbers_and_can_be_stored(options: dict[str, Any]) -> None:
+    def own(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(part.tolist() for part in value)
+        return value.item() if isinstance(value, np.generic) else value
+
+    usual = {"depth": 8, "width": 4, "in_channels": 1, "seed": 0}
+    theirs, ours = en_resnet(**(usual | options)), en_resnet(**(usual | {n: own(v) for n, v in options.items()}))
+    config = json.dumps(theirs.config)
+    assert config == json.dumps(ours.config)
+    again = build(json.loads(config))
+    again.load_state_dict(theirs.state_dict())
+    x, _ = data()
+    with again.fixed_noise(0), theirs.fixed_noise(0):
+        assert torch.equal(again(x), theirs(x))
+
+
+def test_an_evaluation_of_numpys_numbers_is_stored_and_found_again(tmp_path: Path) -> None:
+    def score(kind: type) -> evaluate.Score:
+        attack = partial(attacks.ifgsm, eps=0.25, step_size=0.125, num_steps=1)
+        counts = {"eot_draws": kind(2), "num_draws": kind(3), "batch_size": kind(2), "seed": kind(4)}
+        return evaluate.robust_accuracy(model, *data(), attack, **counts, store=tmp_path / "score.safetensors")
+
+    model = inject_noise(network(), seed=0)
+    first = score(np.int64)
+    assert torch.equal(score(int).predictions, first.predictions)
+    numbers = {"eps": np.float32(0.25), "seed": np.int64(0), "eot_draws": [np.int64(1)], "num_draws": np.int64(2)}
+    report = audit(model, *data(), budget="quick", **numbers).summary()
+    assert json.loads(json.dumps(report)) == report
 
 
 @pytest.mark.parametrize("value", COUNTS)
