@@ -99,6 +99,7 @@ def test_numbers_are_those_of_the_files(page, everything):
         for row in table["rows"]:
             for cell in row["cells"].values():
                 assert f"<b>{100 * cell['mean']:.1f}</b>" in section
+        assert "<td>6.2 " in section  # minutes: five epochs of 75 s
         shown = Counter(re.findall(r"<b>(holds|does not hold|undecided)</b>", section))
         assert shown == Counter(verdict["verdict"] for verdict in table["verdicts"])
     assert "nan" not in words.lower().split()
