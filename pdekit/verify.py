@@ -18,6 +18,7 @@ from pdekit.equation.refinement import change
 from pdekit.equation.resolution import ResolutionWarning
 from pdekit.equation.solver import solve
 from pdekit.numerics.splines import spline_table
+from pdekit.paths.control import by_axes
 from pdekit.paths.estimate import BiasWarning, Estimate
 from pdekit.paths.sampler import Rng, feynman_kac
 from pdekit.problem import ConvectionDiffusion
@@ -277,12 +278,10 @@ def _checked(problem: ConvectionDiffusion, solution: xr.Dataset) -> xr.Dataset:
         )
     if u.dtype.kind not in "fiu" or not np.isfinite(u.values).all():
         raise ValueError(f"verify: expected finite real values u, got dtype {u.dtype}, {_bad(u.values)} not finite")
-    if set(space) == set("xyz"[: problem.dim]):  # files often have x last; other names are told apart by their order
-        space = sorted(space, key=str)
-    solution = solution.transpose("time", *space, ...).sortby("time")
+    solution = by_axes(solution)
     if abs(float(solution.time.values[0])) > 1e-12 or (np.diff(solution.time.values) <= 0).any():
         raise ValueError(f"verify: expected different times, with a frame at t = 0, got {u.time.values}")
-    for name, a, length in zip(space, problem.origin, problem.lengths, strict=True):
+    for name, a, length in zip(solution.u.dims[1 : 1 + problem.dim], problem.origin, problem.lengths, strict=True):
         count = u.sizes[name]
         spacing = length / count
         if name in u.coords and not np.allclose(

@@ -339,6 +339,19 @@ def test_a_wrong_solution_as_control_is_unbiased(hessian):
     assert np.abs(zscores(estimate, drift_solution(POINTS))).max() < 4
 
 
+def test_a_control_has_its_axes_by_their_names():
+    solution, options = drift_dataset(num_points=32, frames=5), {"num_paths": 500, "num_steps": 8}
+    usual = feynman_kac(drift_problem(), POINTS, control=solution, rng=0, **options)
+    for axes in (("time", "y", "x"), ("y", "x", "time")):
+        turned = solution.transpose(*axes).isel(time=slice(None, None, -1))
+        again = feynman_kac(drift_problem(), POINTS, control=turned, rng=0, **options)
+        np.testing.assert_array_equal(again.mean, usual.mean)
+    other = solution.rename(x="v", y="u_")  # names that say nothing count in their order
+    np.testing.assert_array_equal(
+        feynman_kac(drift_problem(), POINTS, control=other, rng=0, **options).mean, usual.mean
+    )
+
+
 def test_control_works_for_plain_callables_alike():
     slow = ConvectionDiffusion(lambda x, t: np.broadcast_to([0.3, -0.2], x.shape), wave, 0.1, dim=2)
     options = {"num_paths": 500, "num_steps": 8, "control": drift_dataset()}

@@ -62,14 +62,14 @@ class Control:
 
     @classmethod
     def from_solution(cls, solution: xr.Dataset, *, hessian: bool = False) -> Control:
-        """From what `solve` returns: `u` with dimensions ("time", space ...[, "field"]).
+        """From what `solve` returns: `u` over "time", space and perhaps "field"; axes as of `by_axes`.
 
         Raises ValueError where `u` is missing or has other dimensions, and as the class does.
         """
-        if "u" not in solution or solution["u"].dims[:1] != ("time",) or solution["u"].ndim < 2:
+        if "u" not in solution or not set(solution["u"].dims) - {"field"} > {"time"}:
             got = dict(solution["u"].sizes) if "u" in solution else f"variables {list(solution.data_vars)}"
             raise ValueError(f"control: expected a dataset with u over time and space, got {got}")
-        solution = solution.sortby("time")
+        solution = by_axes(solution)
         return cls(solution["time"].values, solution["u"].values, hessian, solution["u"].dims[-1] == "field")
 
     @property
@@ -125,6 +125,17 @@ class Control:
             return self.u[0]
         w = np.clip((t - self.times[k]) / (self.times[k + 1] - self.times[k]), 0.0, 1.0)
         return (1.0 - w) * self.u[k] + w * self.u[k + 1]
+
+
+def by_axes(solution: xr.Dataset) -> xr.Dataset:
+    """A solution with time first, increasing, then space, then fields.
+
+    Files often have x last, so x, y and z are known by name; other axes count in their order.
+    """
+    space = [str(name) for name in solution["u"].dims if name not in ("time", "field")]
+    if set(space) == set("xyz"[: len(space)]):
+        space.sort()
+    return solution.transpose("time", *space, ...).sortby("time")
 
 
 def _by_field(u: NDArray[np.float64], dim: int) -> NDArray[np.float64]:
