@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,11 +36,15 @@ attack that takes `generator` is given one. The model may be an `ExpectationOver
 
 @dataclass(frozen=True, repr=False)
 class Score:
-    """The answers of a model: `predictions` (num_draws, n) and true `labels` (n,), both int64 on the CPU."""
+    """The answers of a model: `predictions` (num_draws, n) and true `labels` (n,), both int64 on the CPU.
+
+    seconds: that an evaluation took, all runs that continued it together; None where that is not known.
+    """
 
     predictions: Tensor
     labels: Tensor
     confidence: float = 0.95
+    seconds: float | None = None
 
     @property
     def n(self) -> int:
@@ -219,6 +224,7 @@ def robust_accuracy(
     num_draws = num_draws if varies else 1
     ball = _ball_of(attack, eps, norm)
     blocks: dict[str, Tensor] = {}
+    seconds: float | None = None if divided else 0.0
     identity: dict[str, Any] = {}
     if store is not None:
         try:
@@ -227,7 +233,7 @@ def robust_accuracy(
                 "batch_size": batch_size,
                 "seed": seed,
             }
-            blocks = _stored_blocks(store, identity)
+            blocks, seconds = _stored_blocks(store, identity)
         except UnidentifiedError as error:
             warnings.warn(f"{store}: nothing is stored, as {error}; key=... would name it", stacklevel=2)
             store = None
@@ -237,17 +243,19 @@ def robust_accuracy(
         for number, start in list(enumerate(starts))[rank::world]:
             if str(number) not in blocks:
                 part = slice(start, start + batch_size)
+                begun = time.perf_counter()
                 blocks[str(number)] = _score_block(
                     model, attacked, x[part], y[part], attack, num_draws, ball, (seed, number)
                 )
+                seconds = None if seconds is None else seconds + time.perf_counter() - begun
                 if store is not None:
                     tree = {"identity": identity, "labels": y, "num_blocks": len(starts), "blocks": blocks}
-                    checkpoint.save(store, tree, kind="evaluation")
+                    checkpoint.save(store, tree | {"seconds": seconds}, kind="evaluation")
             if on_block is not None:
                 on_block(number + 1, len(starts))
     if divided:
         blocks = {name: block for part in parallel.gathered(blocks) for name, block in part.items()}
-    return _joined(blocks, y)
+    return _joined(blocks, y, seconds)
 
 
 def stored_score(store: Path) -> Score | None:
@@ -259,7 +267,9 @@ def stored_score(store: Path) -> Score | None:
         return None
     tree = checkpoint.load(store, kind="evaluation")
     with checkpoint.contents_of(store):
-        return _joined(tree["blocks"], tree["labels"]) if len(tree["blocks"]) == tree["num_blocks"] else None
+        if len(tree["blocks"]) < tree["num_blocks"]:
+            return None
+        return _joined(tree["blocks"], tree["labels"], tree.get("seconds"))
 
 
 def transfer(oracle: nn.Module, target: nn.Module, x: Tensor, y: Tensor, attack: Attack, **options: Any) -> Score:
@@ -408,9 +418,9 @@ def _identity(
     }
 
 
-def _joined(blocks: Mapping[str, Tensor], y: Tensor) -> Score:
+def _joined(blocks: Mapping[str, Tensor], y: Tensor, seconds: float | None) -> Score:
     predictions = torch.cat([blocks[str(number)] for number in range(len(blocks))], dim=1)
-    return Score(predictions.long(), y.cpu())
+    return Score(predictions.long(), y.cpu(), seconds=seconds)
 
 
 def perturbed(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -420,13 +430,14 @@ def perturbed(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, generator:
     return attack(model, x, y)
 
 
-def _stored_blocks(store: Path, identity: Mapping[str, Any]) -> dict[str, Tensor]:
+def _stored_blocks(store: Path, identity: Mapping[str, Any]) -> tuple[dict[str, Tensor], float | None]:
+    """The blocks that are done, and the seconds that they took."""
     if not store.exists():
-        return {}
+        return {}, 0.0
     tree = checkpoint.load(store, kind="evaluation")
     with checkpoint.contents_of(store):
         checkpoint.require(store, "evaluation", tree["identity"], identity)
-        return dict(tree["blocks"])
+        return dict(tree["blocks"]), tree.get("seconds")
 
 
 def no_attack(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None) -> Tensor:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -174,7 +176,11 @@ def test_scoring_repeats_itself_and_leaves_the_model_as_it_was() -> None:
     assert not torch.equal(other.predictions, first.predictions)
 
 
-def test_an_interrupted_evaluation_continues_to_the_same_result(tmp_path: Path) -> None:
+def test_an_interrupted_evaluation_continues_to_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(perf_counter=itertools.count().__next__)  # by which each block takes a second
+    monkeypatch.setattr(evaluate, "time", clock)
     model, (x, y) = net(), images()
     attacked: list[int] = []
 
@@ -206,6 +212,7 @@ def test_an_interrupted_evaluation_continues_to_the_same_result(tmp_path: Path) 
     assert stored is not None
     assert torch.equal(stored.predictions, whole.predictions)
     assert torch.equal(stored.labels, y)
+    assert (whole.seconds, parts.seconds, stored.seconds) == (4, 4, 4)
 
 
 def test_a_store_of_another_evaluation_is_refused(tmp_path: Path) -> None:

@@ -145,6 +145,7 @@ def _worst_line(lines: Sequence[Record]) -> Record:
         "eot_draws": max(line["eot_draws"] for line in lines),
         "n": n,
         "vote": None,
+        "seconds": None,
         "correct": worst_case(scores).predictions.sum(0).tolist(),
     }
 
@@ -193,6 +194,7 @@ def _cell(lines: Sequence[Record]) -> Fields:
     n = min(line["n"] for line in lines)
     correct = [right_answers(line)[:n] for line in lines]
     interval = mean_accuracy(correct)
+    seconds = [line["seconds"] for line in lines if line.get("seconds") is not None]  # older records lack them
     return {
         "mean": float(torch.stack(correct).mean()),
         "vote": None if lines[0]["vote"] is None else sum(line["vote"] for line in lines) / len(lines),
@@ -202,6 +204,7 @@ def _cell(lines: Sequence[Record]) -> Fields:
         "num_draws": lines[0]["num_draws"],
         "eot_draws": lines[0]["eot_draws"],
         "num_seeds": len(lines),
+        "seconds": sum(seconds) / len(lines) if len(seconds) == len(lines) else None,
     }
 
 

@@ -148,6 +148,7 @@ def _score(task: Scoring, report: Report) -> str:
         "n": score.n,
         "num_draws": score.num_draws,
         "vote": score.vote,
+        "seconds": score.seconds,
         "correct": (score.predictions == score.labels).sum(0).tolist(),
         "trainings": {training.path.stem: stored["weights"] for training, stored in records.chosen(task)},
         "provenance": stamp,
