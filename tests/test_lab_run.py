@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from made_up_records import less_where_and_when
 
 from netkit import checkpoint
 from netkit.training import load_model
@@ -48,13 +49,7 @@ def run_all(tasks: list[Task], executor: Executor | None = None, **options: Any)
 
 
 def results(tasks: list[Task]) -> list[dict[str, Any]]:
-    """Their records, less what tells where and when."""
-    found = [json.loads(json.dumps(records.of(task))) for task in tasks]
-    for record in found:
-        del record["provenance"]
-        for epoch in record.get("history", []):
-            del epoch["seconds"]
-    return found
+    return less_where_and_when([json.loads(json.dumps(records.of(task))) for task in tasks])
 
 
 def left_over(out: Path) -> list[str]:
