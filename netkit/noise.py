@@ -485,7 +485,9 @@ class _AddScaledNoise(torch.autograd.Function):
         num_rows = len(std)
         rows, noisy_rows, xi_rows = (_rows(tensor, noisy, num_rows) for tensor in (grad, noisy, xi))
         dot = torch.dot if num_rows == 1 else torch.linalg.vecdot  # vecdot makes a tensor of products first
-        slope = ctx.noise_coef * dot(rows, xi_rows).unsqueeze(-1).to(std.dtype)
+        # a CPU multiplies bfloat16 one number after the other here, and rounds the sum to it
+        width = std.dtype if rows.is_cpu else rows.dtype
+        slope = ctx.noise_coef * dot(rows.to(width), xi_rows.to(width)).unsqueeze(-1).to(std.dtype)
         if grad_std is not None:
             slope = slope + grad_std
         factor = slope / ((ctx.count - 1) * std.masked_fill(std == 0, math.inf))
