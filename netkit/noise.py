@@ -462,9 +462,10 @@ class _AddScaledNoise(torch.autograd.Function):
         wide = torch.promote_types(x.dtype, torch.float32)
         rows = _rows(x, x, num_rows)
         mean = rows.mean(-1, keepdim=True, dtype=wide)
-        norm = torch.linalg.vector_norm(rows.sub_(mean), dim=-1, keepdim=True, dtype=wide)
+        centre = mean.to(x.dtype)  # an operation on two types copies to the wider one, which takes far longer
+        norm = _norm(rows.sub_(centre), wide)
         std = norm / math.sqrt(rows.shape[-1] - 1)
-        rows.addcmul_(_rows(xi, x, num_rows), (noise_coef * std).to(x.dtype)).add_(mean)
+        rows.addcmul_(_rows(xi, x, num_rows), (noise_coef * std).to(x.dtype)).add_(centre)
         return x, mean, std
 
     @staticmethod
@@ -484,10 +485,7 @@ class _AddScaledNoise(torch.autograd.Function):
         grad = torch.zeros_like(noisy) if grad is None else grad
         num_rows = len(std)
         rows, noisy_rows, xi_rows = (_rows(tensor, noisy, num_rows) for tensor in (grad, noisy, xi))
-        dot = torch.dot if num_rows == 1 else torch.linalg.vecdot  # vecdot makes a tensor of products first
-        # a CPU multiplies bfloat16 one number after the other here, and rounds the sum to it
-        width = std.dtype if rows.is_cpu else rows.dtype
-        slope = ctx.noise_coef * dot(rows.to(width), xi_rows.to(width)).unsqueeze(-1).to(std.dtype)
+        slope = ctx.noise_coef * _dot(rows, xi_rows).unsqueeze(-1).to(std.dtype)
         if grad_std is not None:
             slope = slope + grad_std
         factor = slope / ((ctx.count - 1) * std.masked_fill(std == 0, math.inf))
@@ -495,13 +493,38 @@ class _AddScaledNoise(torch.autograd.Function):
         if grad_mean is not None:
             shift = shift + grad_mean / ctx.count
         result = torch.addcmul(rows, noisy_rows, factor.to(grad.dtype))
-        result.addcmul_(xi_rows, (-ctx.noise_coef * factor * std).to(grad.dtype)).add_(shift)
+        result.addcmul_(xi_rows, (-ctx.noise_coef * factor * std).to(grad.dtype)).add_(shift.to(grad.dtype))
         return _from_storage_order(result, noisy), None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, tuple[None, None, None]]:
         """For what lies inside a vmap and is not mapped over: all else comes as plain operations."""
         return _AddScaledNoise.apply(*inputs), (None, None, None)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of products of rows (num_rows, M) or of one row (M,)."""
+    if a.dim() > 1:
+        return torch.linalg.vecdot(a, b)  # makes a tensor of products first
+    return _dot_in_pieces(a, b) if _is_slow(a) else torch.dot(a, b)
+
+
+def _norm(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """The lengths (num_rows, 1) of rows, or (1,) of one."""
+    if _is_slow(rows):
+        return _dot_in_pieces(rows, rows).sqrt().unsqueeze(-1)
+    return torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=dtype)
+
+
+def _is_slow(row: Tensor) -> bool:
+    """Whether it is one row in half precision on a CPU, where torch multiplies number by number, or copies it all."""
+    return row.dim() == 1 and row.is_cpu and row.dtype in (torch.bfloat16, torch.float16)
+
+
+def _dot_in_pieces(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of products in single precision, piece by piece, so that the caches hold the copies."""
+    pieces = zip(a.split(_PIECE), b.split(_PIECE), strict=True)
+    return torch.stack([torch.dot(one.float(), other.float()) for one, other in pieces]).sum()
 
 
 def _rows(x: Tensor, like: Tensor, num_rows: int) -> Tensor:
@@ -530,6 +553,7 @@ def _draw_two_point(like: Tensor, generator: torch.Generator) -> Tensor:
     return _from_storage_order(flat.to(like.dtype), like)
 
 
+_PIECE = 2**16
 _ONE_AS_INT32 = 0x3F800000
 _DRAW = {"gaussian": _draw_gaussian, "two_point": _draw_two_point, "trainable": _draw_gaussian}
 

@@ -166,6 +166,22 @@ def test_scaled_noise_measures_std_in_single_precision_for_half_precision_images
     torch.testing.assert_close(added, 2 * x.float().std(), rtol=0.005, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mean", [0.0, 4.0])
+def test_scaled_noise_in_half_precision_is_that_of_double_precision_but_for_rounding(mean, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, xi, upstream = (torch.randn(40, 16, 16, 16, generator=generator).to(dtype) for _ in range(3))
+    x, upstream = (x + mean).requires_grad_(), upstream + xi  # so that the gradient through std matters
+    exact = x.detach().double().requires_grad_()
+    expected = exact + 0.7 * exact.std() * xi.double()
+    result = add_scaled_noise(x, xi, noise_coef=0.7)
+    gradients = torch.autograd.grad(result, x, upstream)[0], torch.autograd.grad(expected, exact, upstream.double())[0]
+    for found, wanted in ((result, expected), gradients):
+        error = (found.double() - wanted).abs()
+        assert (error <= 4 * torch.finfo(dtype).eps * (wanted.abs() + mean + 1)).all()
+    assert (gradients[1] - upstream.double()).abs().max() > 100 * torch.finfo(dtype).eps
+
+
 def test_scaled_noise_needs_two_entries():
     with pytest.raises(ValueError, match=r"expected at least two entries .* got \(3, 1\)"):
         add_scaled_noise(torch.ones(3, 1), torch.ones(3, 1), noise_coef=0.1, std="sample")
