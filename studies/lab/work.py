@@ -116,19 +116,23 @@ def _score(task: Scoring, report: Report) -> str:
     attack = evaluate.no_attack
     if row.make is not None:
         attack = row.make(settings.strength, task.num_steps, task.eot_draws)
+    x = dataset.images(dataset.test.x)
+    if x.is_cpu:  # where convolutions of these networks, and so attacks, are a third faster with the channels last
+        x = x.contiguous(memory_format=torch.channels_last)
     if task.path.exists():
         begun = checkpoint.load(task.path, kind="evaluation")["identity"]
         ours = {
             "model": describe_model(target),
             "oracle": oracle and describe_model(oracle),
             "batch_size": row.batch_size,
+            "layout": list(x.stride()),
         }
         if any(begun.get(name) != value for name, value in ours.items()):
-            task.path.unlink()  # begun with a network that was trained anew since, or in other blocks
+            task.path.unlink()  # begun with a network that was trained anew since, or with other blocks of images
     stamp = provenance({}, device=device_title(settings.device))
     score = evaluate.robust_accuracy(
         target,
-        dataset.images(dataset.test.x),
+        x,
         dataset.test.y,
         attack,
         eot_draws=task.eot_draws,
