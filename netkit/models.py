@@ -127,9 +127,10 @@ class ResNet(nn.Module):
             "in_channels": in_channels,
         }
         check_counts(**counts)
-        if normalize is not None and len(normalize[0]) != in_channels:
-            raise ValueError(f"normalize: expected a mean for each of {in_channels} channels, got {len(normalize[0])}")
         if normalize is not None:
+            if len(normalize[0]) != in_channels:
+                got = len(normalize[0])
+                raise ValueError(f"normalize: expected a mean for each of {in_channels} channels, got {got}")
             normalize = [plain(value) for value in normalize[0]], [plain(value) for value in normalize[1]]
         noise = Noise("off") if noise is None else noise
         generator, noise_seed = _generator_and_noise_seed(seed)

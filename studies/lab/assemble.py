@@ -136,9 +136,9 @@ def _worst_line(lines: Sequence[Record]) -> Record:
     n, generator = min(line["n"] for line in lines), torch.Generator().manual_seed(0)
     scores = []
     for line in lines:
-        right = right_answers(line)[:n]
         order = torch.rand(line["num_draws"], n, generator=generator).argsort(0)
-        scores.append(Score((order < (right * line["num_draws"]).round()).long(), torch.ones(n, dtype=torch.int64)))
+        is_right = order < torch.tensor(line["correct"][:n])
+        scores.append(Score(is_right.long(), torch.ones(n, dtype=torch.int64)))
     return lines[0] | {
         "attack": WORST,
         "title": f"worst case ({', '.join(line['title'] for line in lines)})",
