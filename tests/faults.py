@@ -157,7 +157,7 @@ def records_done(path: Path) -> float:
 
 def table(path: Path) -> Any:
     stored = records.read(path / "results")
-    return less_where_and_when(list(stored.scores)), [line["weights"] for line in stored.trainings]
+    return less_where_and_when(stored.scores), [line["weights"] for line in stored.trainings]
 
 
 WORKS = (

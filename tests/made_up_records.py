@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -95,13 +96,13 @@ def digits(*, seeds: int = 3, n: int = 60) -> Records:
     return Records(list(trainings.values()), list(scores.values()))
 
 
-def less_where_and_when(found: list[Record]) -> list[Record]:
-    """What equal tasks have in common wherever they are done."""
-    for record in found:
-        del record["provenance"]
-        for timed in (record, *record.get("history", [])):
-            timed.pop("seconds", None)
-    return found
+def less_where_and_when(found: Any) -> Any:
+    """What equal tasks have in common wherever they are done, at any depth of what JSON holds."""
+
+    def less(tree: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in tree.items() if name not in {"provenance", "stamps", "seconds"}}
+
+    return json.loads(json.dumps(found), object_hook=less)
 
 
 def write(folder: Path, *several: Records) -> Path:

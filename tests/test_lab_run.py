@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import math
 import os
 import shutil
@@ -49,7 +48,7 @@ def run_all(tasks: list[Task], executor: Executor | None = None, **options: Any)
 
 
 def results(tasks: list[Task]) -> list[dict[str, Any]]:
-    return less_where_and_when([json.loads(json.dumps(records.of(task))) for task in tasks])
+    return less_where_and_when([records.of(task) for task in tasks])
 
 
 def left_over(out: Path) -> list[str]:
