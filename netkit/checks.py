@@ -48,6 +48,11 @@ def check_counts(least: int = 1, /, **counts: int) -> None:
             raise ValueError(f"{name}: expected at least {least}, got {count}")
 
 
+def is_real(value: object) -> bool:
+    """Whether it is a real number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def plain(number: Any) -> int | float:
     """The same as a number of Python's own, which JSON stores, and torch takes for one of no particular precision."""
     if type(number) in (int, float):
@@ -66,16 +71,11 @@ def check_seed(seed: int) -> int:
 def check_sizes(**numbers: float) -> None:
     """Finite real numbers of at least 0."""
     for name, number in numbers.items():
-        if not _is_real(number) or not 0 <= number < math.inf:
+        if not is_real(number) or not 0 <= number < math.inf:
             raise ValueError(f"{name}: expected a finite number >= 0, got {number!r}")
 
 
 def check_positive(**numbers: float) -> None:
     for name, number in numbers.items():
-        if not _is_real(number) or not 0 < number < math.inf:
+        if not is_real(number) or not 0 < number < math.inf:
             raise ValueError(f"{name}: expected a finite number > 0, got {number!r}")
-
-
-def _is_real(value: object) -> bool:
-    """Whether it is a real number; True and False are none."""
-    return isinstance(value, Real) and not isinstance(value, bool)

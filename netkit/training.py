@@ -26,7 +26,7 @@ from torch.nn import functional
 from netkit import attacks, checkpoint, evaluate, parallel, step_graph
 from netkit.attacks.expectation import checked_images_and_labels, logits_of, under_attack, without_reading
 from netkit.checkpoint import CheckpointError
-from netkit.checks import check_counts, check_flags
+from netkit.checks import check_counts, check_flags, is_real, plain
 from netkit.data import Dataset, Split, augment
 from netkit.identity import architecture, describe_what_shows, is_buildable
 from netkit.metrics import Callback, EpochRecord, StepRecord
@@ -132,17 +132,18 @@ class TrainConfig:
         for name in ("nesterov", "reset_momentum", "clamp_start", "hold_out", "channels_last"):
             check_flags(**{name: getattr(self, name)})
         for name, least in _LEAST.items():
-            if not _is_plain(value := getattr(self, name), int):
-                raise ValueError(f"{name}: expected a whole number, got {value!r}")
-            check_counts(least, **{name: value})
+            check_counts(least, **{name: getattr(self, name)})
         for name, (is_inside, expected) in _RANGES.items():
-            if not _is_plain(value := getattr(self, name), int, float) or not is_inside(value):
+            if not is_real(value := getattr(self, name)) or not is_inside(value):
                 raise ValueError(f"{name}: expected {expected}, got {value!r}")
         if isinstance(self.milestones, str) or not isinstance(self.milestones, Iterable):
             raise ValueError(f"milestones: expected shares of the epochs, got {self.milestones!r}")
-        object.__setattr__(self, "milestones", tuple(self.milestones))
-        if not all(_is_plain(share, int, float) and 0 <= share <= 1 for share in self.milestones):
-            raise ValueError(f"milestones: expected shares of the epochs, from 0 to 1, got {self.milestones!r}")
+        milestones = tuple(self.milestones)
+        if not all(is_real(share) and 0 <= share <= 1 for share in milestones):
+            raise ValueError(f"milestones: expected shares of the epochs, from 0 to 1, got {milestones!r}")
+        for name in (*_LEAST, *_RANGES):
+            object.__setattr__(self, name, plain(getattr(self, name)))
+        object.__setattr__(self, "milestones", tuple(plain(share) for share in milestones))
         if not self.hold_out and self.select != "last":
             raise ValueError(f"select: expected 'last' without a held-out validation part, got {self.select!r}")
 
@@ -174,11 +175,6 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
         return config.lr * config.lr_drop**drops
     done = (step + 1) / (config.epochs * steps_per_epoch + 1)
     return config.lr * (done / config.warmup if done < config.warmup else (1 - done) / (1 - config.warmup))
-
-
-def _is_plain(value: Any, *kinds: type) -> bool:
-    """Whether it is a number of Python's own, as the configuration is stored as JSON."""
-    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
