@@ -4,6 +4,7 @@ import math
 import warnings
 from functools import partial
 from types import ModuleType
+from typing import get_args
 
 import pytest
 import torch
@@ -621,12 +622,22 @@ def test_batch_norm_mode_is_a_choice():
     assert torch.equal(running_mean_after("keep", training=False)[1], by_statistics)
 
 
-def test_results_carry_no_gradient_and_keep_their_layout():
+@pytest.mark.parametrize(
+    "attack",
+    [
+        partial(attacks.fgsm, eps=EPS),
+        partial(attacks.pgd, eps=EPS, step_size=STEP, num_steps=2),
+        partial(attacks.pgd, eps=EPS, step_size=STEP, num_steps=2, norm="l2", num_restarts=2),
+        *(partial(attacks.cw, num_steps=2, variant=variant) for variant in get_args(attacks.CWVariant)),
+        partial(attacks.arc, eps=EPS, step_size=STEP, num_steps=2),
+    ],
+)
+def test_results_carry_no_gradient_and_keep_their_layout(attack):
     model, y = network(torch.float32).to(memory_format=torch.channels_last), labels()
     x = images(dtype=torch.float32).contiguous(memory_format=torch.channels_last).requires_grad_()
-    for x_adv in (attacks.pgd(model, x, y, eps=EPS, step_size=STEP, num_steps=2), attacks.cw(model, x, y, num_steps=2)):
-        assert not x_adv.requires_grad
-        assert x_adv.is_contiguous(memory_format=torch.channels_last)
+    x_adv = attack(model, x, y)
+    assert not x_adv.requires_grad
+    assert x_adv.is_contiguous(memory_format=torch.channels_last)
 
 
 # Wrong input

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from netkit import attacks, data, en_resnet
 from netkit.attacks import auto_attack
+from netkit.attacks.expectation import rounding
 from netkit.evaluate import robust_accuracy
 from netkit.identity import describe
 from studies.lab.attacks import ATTACKS, Strength
@@ -188,6 +189,36 @@ def test_without_a_generator_no_global_generator_is_touched(fitted: tuple[nn.Mod
     auto_attack(model, x[:4], y[:4], eps=0.1, parts=["apgd-ce"], num_steps=2)
     assert torch.equal(torch.rand(3), expected)
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
+
+
+@pytest.mark.parametrize("of_weights", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("random", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_images_may_lie_in_memory_as_they_like(
+    dtype: torch.dtype, random: bool, of_weights: torch.memory_format
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+    model.to(dtype, memory_format=of_weights)
+    x = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
+    y = model(x).argmax(1)
+    y[0] = (y[0] + 1) % 10
+
+    def attacked(images: Tensor) -> Tensor:
+        options: dict[str, Any] = {"eps": 0.2, "random": random, "num_steps": 5, "num_queries": 20, "eot_draws": 2}
+        return auto_attack(model, images, y, **options, generator=torch.Generator().manual_seed(2))
+
+    usual, other = attacked(x), attacked(x.contiguous(memory_format=torch.channels_last))
+    assert usual.is_contiguous()
+    assert other.is_contiguous(memory_format=torch.channels_last)
+    for x_adv in (usual, other):
+        assert x_adv.dtype == dtype
+        assert float((x_adv - x).abs().max()) <= 0.2 + rounding(dtype)
+        assert random or torch.equal(x_adv[0], x[0])
+        assert int((model(x_adv).argmax(1) == y).sum()) < 6
+    if dtype is torch.float64:  # in which layouts differ by so little that no sign of a gradient turns
+        torch.testing.assert_close(other, usual, rtol=0, atol=1e-6)
 
 
 def test_a_debuggers_trace_survives(fitted: tuple[nn.Module, Tensor, Tensor]) -> None:

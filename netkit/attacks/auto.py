@@ -51,8 +51,9 @@ def auto_attack(
     """Several parameter-free attacks one after the other, each on the images that are still classified correctly.
 
     Images that the model gets wrong at once, or that no attack changes its mind on, come back as they were; a random
-    model gets every image back attacked. The distance to x is at most eps up to rounding. The library logs its own
-    doubts (a dynamic model, vanishing gradients) to the logger "auto-attack".
+    model gets every image back attacked. The distance to x is at most eps up to rounding; the library computes in
+    float32, whatever the type of images and model. It logs its own doubts (a dynamic model, vanishing gradients) to the
+    logger "auto-attack".
 
     version: `"standard"` is APGD-CE, targeted APGD-DLR, targeted FAB and Square; `"plus"` adds restarts and the
         untargeted forms; `"rand"`, for random models, is APGD-CE and APGD-DLR on gradients averaged over `eot_draws`
@@ -94,7 +95,7 @@ def auto_attack(
             f"version, parts: expected 'rand' and some of {sorted(_RANDOM_PARTS)} for a model that answers at random, "
             f"got {version!r} and {parts}: an image that one draw was wrong on would come back clean"
         )
-    library = _library()
+    library, layout = _library(), _layout_of(x)
     source = generator_on(x.device, generator)
     seed = int(torch.randint(2**31, (), generator=source, device=source.device))
     with _trace_kept(), seeded_globally(seed), under_attack(model, batch_norm):
@@ -102,7 +103,8 @@ def auto_attack(
             num_classes = logits_of(model, x[:1], num_labels).shape[1]
         if num_classes < 4:
             raise ValueError(f"model: expected at least 4 classes, got {num_classes}")
-        attack = library.AutoAttack(model, norm=_NORMS[norm], eps=eps, seed=seed, version=version, device=x.device)
+        called, images = _Adapter(model, x.dtype, layout), x.to(torch.float32, memory_format=torch.contiguous_format)
+        attack = library.AutoAttack(called, norm=_NORMS[norm], eps=eps, seed=seed, version=version, device=x.device)
         for gradient_attack in (attack.apgd, attack.apgd_targeted, attack.fab):
             gradient_attack.n_iter = num_steps
         for targeted in (attack.apgd_targeted, attack.fab):
@@ -112,14 +114,45 @@ def auto_attack(
             attack.apgd.eot_iter = attack.apgd_targeted.eot_iter = eot_draws if random else 1
         if parts is not None:
             attack.attacks_to_run = list(parts)
-        x_adv: Tensor = attack.run_standard_evaluation(x, y, batch_size=batch_size)[0]
+        x_adv: Tensor = attack.run_standard_evaluation(images, y, batch_size=batch_size)[0]
         if random:
             torch.random.manual_seed(seed)  # the library does so only where it has something to attack
-            points = [*_highest_losses(attack, x, y, batch_size)]
-            was_left = (x_adv == x).flatten(1).all(1)
-            points.append(torch.where(per_image(was_left, x), points[0], x_adv))
-            x_adv = _most_often_wrong(model, points, y, max(eot_draws, JUDGING_DRAWS), batch_size)
-    return x_adv.detach().clamp(0, 1)
+            points = [*_highest_losses(attack, images, y, batch_size)]
+            was_left = (x_adv == images).flatten(1).all(1)
+            points.append(torch.where(per_image(was_left, images), points[0], x_adv))
+            x_adv = _most_often_wrong(called, points, y, max(eot_draws, JUDGING_DRAWS), batch_size)
+    x_adv = torch.where(x_adv == images, x, x_adv.detach().to(x.dtype))  # pixels left alone keep all their digits
+    return x_adv.clamp(0, 1).contiguous(memory_format=layout)
+
+
+class _Adapter(nn.Module):
+    """The model for the library, whose images and gradients are float32 and lie in memory as usual."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, layout: torch.memory_format) -> None:
+        super().__init__()
+        self.model, self.dtype, self.layout = model, dtype, layout
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(_Adapted.apply(x, self.dtype, self.layout))
+        return logits.float()
+
+
+class _Adapted(torch.autograd.Function):
+    """Images as the model takes them, and their gradient as the library does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
+        ctx.dtype = x.dtype
+        return x.to(dtype, memory_format=layout)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0].to(ctx.dtype, memory_format=torch.contiguous_format), None, None
+
+
+def _layout_of(x: Tensor) -> torch.memory_format:
+    is_channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_channels_last else torch.contiguous_format
 
 
 def _highest_losses(attack: Any, x: Tensor, y: Tensor, batch_size: int) -> Iterator[Tensor]:
@@ -128,7 +161,7 @@ def _highest_losses(attack: Any, x: Tensor, y: Tensor, batch_size: int) -> Itera
         if part in attack.attacks_to_run:
             attack.apgd.loss = part.removeprefix("apgd-")
             batches = zip(x.split(batch_size), y.split(batch_size), strict=True)
-            yield torch.cat([attack.apgd.perturb(*batch, best_loss=True).to(x.dtype) for batch in batches])
+            yield torch.cat([attack.apgd.perturb(*batch, best_loss=True) for batch in batches])
 
 
 @torch.no_grad()
