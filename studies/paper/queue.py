@@ -157,10 +157,10 @@ ON_REQUEST = (
     *(Stage("cpu-full", _FIRST, ("nat", "fgsm", "ifgsm20"), (seed,)) for seed in range(3)),
     Stage("cpu-full-rates", _THEN, (), (0,)),
     Stage("cpu-full", _FIRST, ("cw", "autoattack"), options=_FEWEST),
-    Stage("cpu-full", _FIRST, ("pgd20", "transfer")),
+    Stage("cpu-full", _FIRST, ("ifgsm20-eot1", "transfer", "pgd20")),
     *(Stage("cpu-full", _THEN, ("nat", "fgsm", "ifgsm20"), (seed,)) for seed in range(3)),
     Stage("cpu-full", _THEN, ("cw", "autoattack"), options=_FEWEST),
-    Stage("cpu-full", _THEN, ("pgd20", "transfer")),
+    Stage("cpu-full", _THEN, ("ifgsm20-eot1", "transfer", "pgd20")),
     Stage("digits", ("ResNet8", "En2ResNet8"), (*WHITE_BOX, *MODERN), (0, 1)),
 )
 """Settings that are not part of the queue, and run only where they are named."""
