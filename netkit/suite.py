@@ -200,7 +200,7 @@ def random_noise(
     """x plus noise of length eps in a random direction, of a corner of the ball for `"linf"`, clipped to [0, 1]."""
     if norm == "linf":
         signs = torch.randint(0, 2, x.shape, generator=generator, device=x.device)
-        return (x + eps * (2 * signs - 1)).clamp(0, 1)
+        return (x + eps * (2 * signs - 1).to(x)).clamp(0, 1)
     direction = torch.empty_like(x).normal_(generator=generator)
     length = torch.linalg.vector_norm(direction.flatten(1), dim=1)
     return (x + direction * per_image(eps / length, x)).clamp(0, 1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from netkit import Audit, attacks, audit, data, inject_noise
 from netkit.checkpoint import CheckpointError
 from netkit.evaluate import Score, worst_case
 from netkit.findings import Kind, Look, Row, judge
+from netkit.suite import random_noise
 
 EPS = 0.1
 
@@ -533,6 +535,21 @@ def test_the_sweep_ends_where_more_draws_do_not_help(noisy: nn.Module, test_imag
     names = [row.name for row in report.rows if row.kind == "sweep"]
     assert names == ["ifgsm-1", "ifgsm-5"]
     assert row_of(report, "margin").eot_draws == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_networks_of_any_precision_are_audited(
+    noisy: nn.Module, test_images: tuple[Tensor, Tensor], dtype: torch.dtype, norm: attacks.Norm
+) -> None:
+    x, y = (part[:60] for part in test_images)
+    report = audit(copy.deepcopy(noisy).to(dtype), x.to(dtype), y, eps=EPS, norm=norm, num_draws=4, budget="quick")
+    assert row_of(report, "clean").score.mean > 0.8
+    middle = torch.full((3, 1, 8, 8), 0.5, dtype=dtype)
+    moved = random_noise(noisy, middle, y[:3], eps=EPS, norm=norm, generator=torch.Generator().manual_seed(0)) - middle
+    assert moved.dtype == dtype
+    length = torch.linalg.vector_norm(moved.flatten(1).double(), math.inf if norm == "linf" else 2, dim=1)
+    torch.testing.assert_close(length, torch.full_like(length, EPS), rtol=10 * torch.finfo(dtype).eps, atol=0)
 
 
 def test_a_report_repeats_itself_and_leaves_the_model_as_it_was(
