@@ -389,7 +389,6 @@ def test_a_run_interrupted_in_validation_ends_with_the_same_bits(
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 SCRIPT = """
 import sys
-from fractions import Fraction
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import torch
