@@ -133,21 +133,10 @@ class _Adapter(nn.Module):
         self.model, self.dtype, self.layout = model, dtype, layout
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.model(_Adapted.apply(x, self.dtype, self.layout))
+        if x.requires_grad:
+            x.register_hook(torch.Tensor.contiguous)  # the gradient, which lies as the images of the model do
+        logits: Tensor = self.model(x.to(self.dtype, memory_format=self.layout))
         return logits.float()
-
-
-class _Adapted(torch.autograd.Function):
-    """Images as the model takes them, and their gradient as the library does."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
-        ctx.dtype = x.dtype
-        return x.to(dtype, memory_format=layout)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return gradients[0].to(ctx.dtype, memory_format=torch.contiguous_format), None, None
 
 
 def _layout_of(x: Tensor) -> torch.memory_format:
