@@ -429,7 +429,7 @@ def add_scaled_noise(
     num_rows = x.shape[0] if std == "sample" else 1
     if x.numel() < 2 * num_rows:
         raise ValueError(f"x: expected at least two entries to take a standard deviation of, got {tuple(x.shape)}")
-    if not x.is_contiguous() and not _is_channels_last(x):
+    if not x.is_contiguous() and not is_channels_last(x):
         x = x.contiguous()
     if _is_traced(x, xi) or (isinstance(noise_coef, Tensor) and noise_coef.requires_grad):
         return _add_scaled_noise(x, xi, noise_coef, std)
@@ -532,7 +532,7 @@ def _rows(x: Tensor, like: Tensor, num_rows: int) -> Tensor:
 
     One row is (M,): torch is twice as fast at multiplying that by one number.
     """
-    x = x.permute(0, 2, 3, 1) if _is_channels_last(like) else x
+    x = x.permute(0, 2, 3, 1) if is_channels_last(like) else x
     return x.reshape(-1) if num_rows == 1 else x.reshape(num_rows, -1)
 
 
@@ -558,12 +558,12 @@ _ONE_AS_INT32 = 0x3F800000
 _DRAW = {"gaussian": _draw_gaussian, "two_point": _draw_two_point, "trainable": _draw_gaussian}
 
 
-def _is_channels_last(x: Tensor) -> bool:
+def is_channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _from_storage_order(flat: Tensor, like: Tensor) -> Tensor:
-    if not _is_channels_last(like):
+    if not is_channels_last(like):
         return flat.view(like.shape)
     batch, channels, height, width = like.shape
     return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -21,6 +21,7 @@ from netkit.attacks.expectation import (
     unwrapped,
 )
 from netkit.checks import check_counts, check_positive
+from netkit.noise import is_channels_last
 from netkit.randomness import is_random, seeded_globally
 
 AutoAttackVersion = Literal["standard", "plus", "rand"]
@@ -95,7 +96,7 @@ def auto_attack(
             f"version, parts: expected 'rand' and some of {sorted(_RANDOM_PARTS)} for a model that answers at random, "
             f"got {version!r} and {parts}: an image that one draw was wrong on would come back clean"
         )
-    library, layout = _library(), _layout_of(x)
+    library, layout = _library(), torch.channels_last if is_channels_last(x) else torch.contiguous_format
     source = generator_on(x.device, generator)
     seed = int(torch.randint(2**31, (), generator=source, device=source.device))
     with _trace_kept(), seeded_globally(seed), under_attack(model, batch_norm):
@@ -137,11 +138,6 @@ class _Adapter(nn.Module):
             x.register_hook(torch.Tensor.contiguous)  # the gradient, which lies as the images of the model do
         logits: Tensor = self.model(x.to(self.dtype, memory_format=self.layout))
         return logits.float()
-
-
-def _layout_of(x: Tensor) -> torch.memory_format:
-    is_channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if is_channels_last else torch.contiguous_format
 
 
 def _highest_losses(attack: Any, x: Tensor, y: Tensor, batch_size: int) -> Iterator[Tensor]:
